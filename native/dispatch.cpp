@@ -1,0 +1,7 @@
+#include "native.h"
+
+namespace accel {
+
+int init_dispatch(PyObject*) { return 0; }
+
+}  // namespace accel

@@ -1,0 +1,7 @@
+#include "native.h"
+
+namespace accel {
+
+int init_executor(PyObject*) { return 0; }
+
+}  // namespace accel

@@ -1,0 +1,1 @@
+"""accel: a tracing JIT for unmodified PyTorch programs."""

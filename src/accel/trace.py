@@ -1,0 +1,253 @@
+"""The plain data that recording hands to compiling: tensor metadata, operations, segment graphs.
+
+In: what the recorder saw. Out: dataclasses with a JSON form (no pickle), and an
+`torch.fx.GraphModule` for backends and readers. Invariant: `from_json(to_json(g)) == g`,
+and two equal graphs have equal `key()`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.fx as fx
+
+
+@dataclass(frozen=True)
+class TensorMeta:
+    """Everything a kernel may rely on about one tensor.
+
+    Units: `sizes`, `strides` and `storage_offset` count elements.
+    """
+
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: str  # "float32": the attribute's name in torch
+    device: str = "cpu"
+    storage_offset: int = 0
+
+    @staticmethod
+    def of(tensor: torch.Tensor) -> TensorMeta:
+        return TensorMeta(
+            tuple(tensor.size()),
+            tuple(tensor.stride()),
+            str(tensor.dtype).removeprefix("torch."),
+            str(tensor.device),
+            tensor.storage_offset(),
+        )
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A use of the value named `name` (a graph input or an earlier operation)."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One recorded torch operation.
+
+    `kind` is "call_function" (then `target` is an importable dotted name, e.g.
+    "torch.nn.functional.gelu", "_operator.add") or "call_method" (a Tensor method's name).
+    `args` and `kwargs` nest tuples, lists, dicts, slices, `Ref`s and constants.
+    """
+
+    name: str
+    kind: str
+    target: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    location: str = ""  # "file:line" in the user's program, for reports
+
+
+@dataclass
+class SegmentGraph:
+    """A straight-line graph over tensors: the unit of compilation.
+
+    `outputs` name values in the order the plan returns them; `output_metas` are
+    what eager returned for them (a plan must reproduce sizes, strides and dtypes).
+    `speculations` pair the name of a one-element value with the truth value that
+    the rest of the graph assumes; they are checked before anything is committed.
+    In-place operations may appear; those that reach an input are the commit step.
+    """
+
+    inputs: list[tuple[str, TensorMeta]]
+    operations: list[Operation]
+    outputs: list[str]
+    output_metas: list[TensorMeta]
+    speculations: list[tuple[str, bool]] = field(default_factory=list)
+
+    def key(self) -> str:
+        """Content hash: equal graphs, equal keys (source locations do not count)."""
+        data = self.to_json()
+        for operation in data["operations"]:
+            operation.pop("location")
+        text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "inputs": [[name, _meta_to_json(meta)] for name, meta in self.inputs],
+            "operations": [
+                {
+                    "name": o.name,
+                    "kind": o.kind,
+                    "target": o.target,
+                    "args": encode(o.args),
+                    "kwargs": encode(o.kwargs),
+                    "location": o.location,
+                }
+                for o in self.operations
+            ],
+            "outputs": list(self.outputs),
+            "output_metas": [_meta_to_json(m) for m in self.output_metas],
+            "speculations": [list(s) for s in self.speculations],
+        }
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> SegmentGraph:
+        return SegmentGraph(
+            [(name, _meta_from_json(meta)) for name, meta in data["inputs"]],
+            [
+                Operation(
+                    o["name"],
+                    o["kind"],
+                    o["target"],
+                    decode(o["args"]),
+                    decode(o["kwargs"]),
+                    o["location"],
+                )
+                for o in data["operations"]
+            ],
+            list(data["outputs"]),
+            [_meta_from_json(m) for m in data["output_metas"]],
+            [(name, expected) for name, expected in data["speculations"]],
+        )
+
+    def to_fx(self) -> fx.GraphModule:
+        """The same graph for backends and readers: outputs, then speculated values, as a tuple."""
+        graph = fx.Graph()
+        values: dict[str, fx.Node] = {}
+        for name, _ in self.inputs:
+            values[name] = graph.placeholder(name)
+
+        def load(value: Any) -> Any:
+            return map_values(value, lambda ref: values[ref.name])
+
+        for o in self.operations:
+            target = resolve(o.target) if o.kind == "call_function" else o.target
+            node = graph.create_node(o.kind, target, load(o.args), load(o.kwargs), name=o.name)
+            values[o.name] = node
+        names = [*self.outputs, *(name for name, _ in self.speculations)]
+        graph.output(tuple(values[name] for name in names))
+        return fx.GraphModule(torch.nn.Module(), graph)
+
+
+def resolve(dotted: str) -> Any:
+    """The object a dotted name means; the longest importable prefix is the module.
+
+    Errors: LookupError when no such object exists.
+    """
+    parts = dotted.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        try:
+            value: Any = importlib.import_module(".".join(parts[:cut]))
+        except ImportError:
+            continue
+        try:
+            for part in parts[cut:]:
+                value = getattr(value, part)
+        except AttributeError:
+            break
+        return value
+    raise LookupError(f"no importable object is called {dotted!r}")
+
+
+def map_values(value: Any, on_ref: Any) -> Any:
+    """`value` with every `Ref` in its nest replaced by `on_ref(ref)`."""
+    kind = type(value)
+    if kind is Ref:
+        return on_ref(value)
+    if kind is tuple or kind is list:
+        return kind(map_values(v, on_ref) for v in value)
+    if kind is dict:
+        return {k: map_values(v, on_ref) for k, v in value.items()}
+    if kind is slice:
+        return slice(*(map_values(v, on_ref) for v in (value.start, value.stop, value.step)))
+    return value
+
+
+def encode(value: Any) -> Any:
+    """JSON form of a nest of constants and `Ref`s; exact for floats.
+
+    Errors: TypeError for a value that has no serialised form.
+    """
+    kind = type(value)
+    if value is None or kind in (bool, int, str):
+        return value
+    if kind is float:
+        return {"f": value.hex() if math.isfinite(value) else repr(value)}
+    if kind is complex:
+        return {"c": [encode(value.real), encode(value.imag)]}
+    if kind is Ref:
+        return {"ref": value.name}
+    if kind is tuple or kind is torch.Size:
+        return {"t": [encode(v) for v in value]}
+    if kind is list:
+        return [encode(v) for v in value]
+    if kind is dict:
+        return {"d": [[encode(k), encode(v)] for k, v in value.items()]}
+    if kind is slice:
+        return {"slice": [encode(v) for v in (value.start, value.stop, value.step)]}
+    if value is Ellipsis:
+        return {"torch": "..."}
+    if kind in (torch.dtype, torch.layout, torch.memory_format):
+        return {"torch": str(value).removeprefix("torch.")}
+    if kind is torch.device:
+        return {"device": str(value)}
+    raise TypeError(f"a {kind.__name__} has no serialised form: {value!r}")
+
+
+def decode(data: Any) -> Any:
+    """Inverse of `encode`."""
+    if type(data) is list:
+        return [decode(v) for v in data]
+    if type(data) is not dict:
+        return data
+    ((tag, body),) = data.items()
+    if tag == "f":
+        return float.fromhex(body) if body not in ("nan", "inf", "-inf") else float(body)
+    if tag == "c":
+        return complex(decode(body[0]), decode(body[1]))
+    if tag == "ref":
+        return Ref(body)
+    if tag == "t":
+        return tuple(decode(v) for v in body)
+    if tag == "d":
+        return {decode(k): decode(v) for k, v in body}
+    if tag == "slice":
+        return slice(*(decode(v) for v in body))
+    if tag == "torch":
+        return Ellipsis if body == "..." else getattr(torch, body)
+    if tag == "device":
+        return torch.device(body)
+    raise ValueError(f"unknown tag {tag!r} in a serialised graph")
+
+
+def _meta_to_json(meta: TensorMeta) -> list[Any]:
+    return [list(meta.sizes), list(meta.strides), meta.dtype, meta.device, meta.storage_offset]
+
+
+def _meta_from_json(data: list[Any]) -> TensorMeta:
+    sizes, strides, dtype, device, offset = data
+    return TensorMeta(tuple(sizes), tuple(strides), dtype, device, offset)
