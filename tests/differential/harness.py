@@ -31,6 +31,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Protocol
 
 import numpy
@@ -149,16 +150,13 @@ class Session:
         missing = object()
         if isinstance(owner, dict) or owner is os.environ:
             before = owner.get(name, missing)
-            owner[name] = value
-            undo: Callable[[], Any] = lambda: owner.pop(name, None)  # noqa: E731
-            if before is not missing:
-                undo = lambda: owner.__setitem__(name, before)  # noqa: E731
+            assign, remove = owner.__setitem__, owner.__delitem__
         else:
-            before = inspect.getattr_static(owner, name, missing)
-            setattr(owner, name, value)
-            undo = lambda: delattr(owner, name)  # noqa: E731
-            if before is not missing and (name in vars(owner) or not isinstance(owner, type)):
-                undo = lambda: setattr(owner, name, before)  # noqa: E731
+            own = isinstance(owner, type)  # an inherited attribute is not the class' own
+            before = vars(owner).get(name, missing) if own else getattr(owner, name, missing)
+            assign, remove = partial(setattr, owner), partial(delattr, owner)
+        assign(name, value)
+        undo = partial(remove, name) if before is missing else partial(assign, name, before)
         self._cleanups.callback(undo)
 
     def finally_(self, undo: Callable[[], Any]) -> None:
@@ -213,7 +211,9 @@ class Session:
         self._engine.wait()
         outcome["printed"] = [stdout.getvalue(), stderr.getvalue()]
         outcome["warnings"] = [
-            [w.category.__name__, str(w.message), os.path.basename(w.filename)] for w in caught
+            [w.category.__name__, str(w.message), os.path.basename(w.filename)]
+            for w in caught
+            if "torch.jit" not in str(w.message)  # issued when torch imports something lazily
         ]
         outcome["rng"] = rng_state()
         outcome["references"] = {

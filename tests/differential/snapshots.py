@@ -120,8 +120,8 @@ class Describer:
             described["storage"] = self._storages.setdefault(storage._cdata, len(self._storages))
             described["storage_bytes"] = storage.nbytes()
             described["storage_resizable"] = storage.resizable()
-            with torch.no_grad():
-                described["values"] = Values(tensor.detach().clone())
+            with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+                described["values"] = Values(tensor.as_subclass(torch.Tensor).detach().clone())
         return described
 
 
