@@ -1,1 +1,74 @@
-"""accel: a tracing JIT for unmodified PyTorch programs."""
+"""accel: a tracing JIT for unmodified PyTorch programs.
+
+`accel.optimize(model)`, `accel.enable("package")`, or `python -m accel run script.py`.
+The functions are loaded at first use, so that `accel.rewriter` needs no torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_API = (
+    "counters",
+    "disable",
+    "enable",
+    "explain",
+    "is_available",
+    "optimize",
+    "reset",
+    "wait",
+)
+_ERRORS = ("AccelError", "CompileError", "ConfigError", "GraphBreakError", "UnknownBackendError")
+
+if TYPE_CHECKING:
+    from accel.api import (
+        counters,
+        disable,
+        enable,
+        explain,
+        is_available,
+        optimize,
+        reset,
+        wait,
+    )
+    from accel.errors import (
+        AccelError,
+        CompileError,
+        ConfigError,
+        GraphBreakError,
+        UnknownBackendError,
+    )
+
+
+def __getattr__(name: str) -> Any:
+    if name in _API:
+        from accel import api
+
+        value = getattr(api, name)
+    elif name in _ERRORS:
+        from accel import errors
+
+        value = getattr(errors, name)
+    else:
+        raise AttributeError(f"module 'accel' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+__all__ = [
+    "AccelError",
+    "CompileError",
+    "ConfigError",
+    "GraphBreakError",
+    "UnknownBackendError",
+    "counters",
+    "disable",
+    "enable",
+    "explain",
+    "is_available",
+    "optimize",
+    "reset",
+    "wait",
+]

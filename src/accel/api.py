@@ -1,0 +1,171 @@
+"""The public functions: what `import accel` offers.
+
+In: the user's functions, modules, package names. Out: the same objects, armed; counters,
+explanations. Invariant: without a working native module every function here still returns,
+and programs run eagerly.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable
+from typing import Any, overload
+
+from accel import config as _config
+from accel import log, runtime
+
+_ROW = "accel runs eagerly: {}"
+
+
+def _driver() -> Any:
+    """The driver, or None (said once) where the native module cannot be used."""
+    if not runtime.available:
+        log.notice_once(_ROW.format(runtime.reason))
+        return None
+    from accel import driver
+
+    return driver.current or driver.start(_config.load())
+
+
+def _is_backend(candidate: Any) -> bool:
+    """True for `(gm: fx.GraphModule, example_inputs)`, the field's backend signature."""
+    if isinstance(candidate, str):
+        return True
+    if not inspect.isfunction(candidate):
+        return False
+    names = [p.name for p in inspect.signature(candidate).parameters.values()]
+    return len(names) >= 2 and names[0] in ("gm", "graph_module", "graph") and (
+        names[1] in ("example_inputs", "inputs", "args", "sample_inputs")
+    )
+
+
+def optimize(
+    target: Any = None,
+    *,
+    backend: str | Callable[..., Any] | None = None,
+    dynamic: bool | None = None,
+    fullgraph: bool = False,
+) -> Any:
+    """Makes a function or module a root that is recorded at its first call.
+
+    Use it as `optimize(f)`, `@optimize`, `@optimize("eager")`, `optimize(my_backend)(model)`
+    or `optimize(backend=..., fullgraph=...)(model)`. The target comes back as the same object.
+    A backend is a name or `(gm: torch.fx.GraphModule, example_inputs) -> callable`.
+
+    Errors: TypeError for what can be no root (a generator, a class, a builtin);
+    UnknownBackendError for a backend name that nobody registered.
+    """
+    if target is not None and _is_backend(target) and backend is None:
+        target, backend = None, target
+    if isinstance(backend, str):
+        _check_backend(backend)
+    if target is None:
+        return functools.partial(_arm, backend=backend, dynamic=dynamic, fullgraph=fullgraph)
+    return _arm(target, backend=backend, dynamic=dynamic, fullgraph=fullgraph)
+
+
+def _check_backend(name: str) -> None:
+    from accel.compile import backends
+
+    backends.check_name(name)
+
+
+def _arm(
+    target: Any, *, backend: Any = None, dynamic: bool | None = None, fullgraph: bool = False
+) -> Any:
+    import torch
+
+    driver = _driver()
+    if isinstance(target, torch.nn.Module):
+        root = driver.root_of_module(target) if driver else None
+    else:
+        function = target.__func__ if isinstance(target, types.MethodType) else target
+        if not isinstance(function, types.FunctionType):
+            raise TypeError(
+                f"accel.optimize() takes a function, a method or an nn.Module, not {target!r}"
+            )
+        root = driver.root_of_function(function) if driver else None
+    if root is not None:
+        root.forced = True
+        root.fullgraph = fullgraph
+        root.backend = backend
+        root.entry.threshold = 1
+        root.entry.state = "armed" if root.variants else "count"
+    return target
+
+
+@overload
+def enable(name: str) -> None: ...
+@overload
+def enable(name: types.ModuleType) -> None: ...
+def enable(name: str | types.ModuleType) -> None:
+    """Makes the functions of a package roots: modules to come, and those imported already.
+
+    Errors: TypeError when `name` is neither a name nor a module.
+    """
+    name = name.__name__ if isinstance(name, types.ModuleType) else name
+    if not isinstance(name, str):
+        raise TypeError(f"accel.enable() takes a package's name or module, not {name!r}")
+    driver = _driver()
+    if driver is not None:
+        driver.enable_package(name)
+
+
+def disable(target: Any) -> Any:
+    """Undoes `enable` or `optimize`; a function or module runs eagerly from now on.
+
+    A function or module is returned, so that this works as a decorator too.
+    """
+    driver = _driver()
+    if driver is not None:
+        driver.disable(target)
+    return target
+
+
+def reset() -> None:
+    """Forgets every recording and variant; roots are recorded anew."""
+    driver = _driver()
+    if driver is not None:
+        driver.reset()
+
+
+def wait(timeout_s: float | None = None) -> bool:
+    """Until compilation is idle. False when `timeout_s` seconds ran out first."""
+    driver = _driver()
+    return True if driver is None else driver.wait(timeout_s)
+
+
+def counters() -> dict[str, float]:
+    """What happened so far, as plain numbers; see docs/glossary.md for the words."""
+    driver = _driver()
+    if driver is None:
+        from accel.counters import Counters
+
+        return Counters().snapshot()
+    return driver.read_counters()  # type: ignore[no-any-return]
+
+
+def explain(target: Any) -> Callable[..., Any]:
+    """`explain(f)(*args)`: calls `f` once, recorded, and tells graph, guards and breaks."""
+    from accel import explanation
+
+    return explanation.explain(target, _driver())
+
+
+def is_available() -> bool:
+    """True when accel can record and compile in this process."""
+    return bool(runtime.available)
+
+
+__all__ = [
+    "counters",
+    "disable",
+    "enable",
+    "explain",
+    "is_available",
+    "optimize",
+    "reset",
+    "wait",
+]

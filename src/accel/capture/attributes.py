@@ -1,0 +1,354 @@
+"""Attribute reads and writes: which steps of CPython's lookup read outside state.
+
+In: `attr`, `setattr`, `delattr` events. Out: guards on instance dicts, slots and classes.
+Invariant: follows `object.__getattribute__` (CPython 3.11-3.13, Objects/object.c
+`_PyObject_GenericGetAttrWithDict`); wherever Python code would run, it does run, in a
+frame that the shim redirects to a twin.
+"""
+
+from __future__ import annotations
+
+import collections
+import types
+from typing import Any
+
+import torch
+
+from accel import runtime
+from accel.capture.state import RecorderState
+from accel.capture.steps import FOLD, NATIVE, Answer, Void
+from accel.capture.torch_calls import (
+    METADATA_ATTRIBUTES,
+    REFUSED_METHODS,
+    VIEW_ATTRIBUTES,
+)
+from accel.capture.values import (
+    BUILTIN_CONTAINERS,
+    BUILTIN_ITERATORS,
+    CONSTANT_TYPES,
+    FUNCTION_TYPES,
+    PLAIN_TENSORS,
+    TRANSIENT_TYPES,
+    class_lookup,
+    is_static,
+)
+
+_ABSENT = object()
+_MODULE_DICTS = ("_parameters", "_buffers", "_modules")
+_OBJECT_GETATTRIBUTE = object.__getattribute__
+# Builtin types that name object's own attribute lookup again in their slots.
+_GENERIC_GETATTRIBUTES = frozenset(
+    c.__dict__["__getattribute__"]
+    for c in (object, dict, list, tuple, set, frozenset, int, float, str, bytes, BaseException,
+              collections.OrderedDict, collections.deque)
+    if "__getattribute__" in c.__dict__
+)
+_MODULE_GETATTR = torch.nn.Module.__getattr__
+_DESCRIPTORS_OF_C = FUNCTION_TYPES - {types.FunctionType, types.BuiltinFunctionType}
+
+
+class AttributeEvents(RecorderState):
+    """Handlers of attribute access."""
+
+    def attr(self, obj: Any, name: str) -> Answer:
+        kind = type(obj)
+        if kind in PLAIN_TENSORS:
+            return self._tensor_attr(obj, name)
+        if kind in CONSTANT_TYPES or kind in BUILTIN_ITERATORS:
+            return None
+        if issubclass(kind, types.ModuleType):
+            return self._module_attr(obj, name)
+        if issubclass(kind, type):
+            return self._class_attr(obj, name)
+        if kind in BUILTIN_CONTAINERS or kind is super:
+            if kind is super:
+                return (NATIVE, getattr, (obj, name), None, self._after_super, name)
+            return None
+        if kind in FUNCTION_TYPES or kind in TRANSIENT_TYPES:
+            return self._function_attr(obj, name)
+        if issubclass(kind, BaseException):
+            return None
+        if id(obj) in self.frozen:
+            return (FOLD, getattr, (obj, name), None, self.adopt_frozen, None)
+        known = id(obj) in self.known
+        if not known and id(obj) not in self.fresh:
+            raise Void("unknown_value", f"attribute {name!r} of a {kind.__name__}")
+        if class_lookup(kind, "__getattribute__") not in _GENERIC_GETATTRIBUTES:
+            return (NATIVE, getattr, (obj, name), None, self.checked, f"attribute {name!r}")
+        return self.generic_attr(obj, name)
+
+    def _after_super(self, value: Any, name: Any) -> Answer:
+        if type(value) not in (types.MethodType, *FUNCTION_TYPES):
+            self.check_value(value, f"super().{name}")
+        return None
+
+    def generic_attr(self, obj: Any, name: str) -> Answer:
+        """object.__getattribute__ (and __getattr__ after it) on a Python instance."""
+        kind = type(obj)
+        source = self.source_of(obj)
+        found = class_lookup(kind, name, _ABSENT)
+        self.guards.add_class_attribute(
+            kind, name, runtime.native.MISSING if found is _ABSENT else found
+        )
+        plain = (NATIVE, getattr, (obj, name), None, self.checked, f"attribute {name!r}")
+        if found is not _ABSENT:
+            descriptor = type(found)
+            if _has(descriptor, "__set__") or _has(descriptor, "__delete__"):
+                return self._data_descriptor(obj, name, found, source, plain)
+        try:
+            attributes = _OBJECT_GETATTRIBUTE(obj, "__dict__")
+        except AttributeError:
+            attributes = None
+        if attributes is not None:
+            value = dict.get(attributes, name, _ABSENT)
+            if value is not _ABSENT:
+                if source is None:
+                    self.check_value(value, f"attribute {name!r}")
+                elif (id(obj), name) not in self.written:
+                    self.track(value, source.child("dict").child("dict_item", name))
+                return (value,)
+            if source is not None and (id(obj), name) not in self.written:
+                self.guards.add(source.child("dict"), "DICT_ABSENT", name)
+        if found is not _ABSENT:
+            return self._class_value(kind, name, found, plain)
+        return self._missing(obj, name, source, attributes, plain)
+
+    def _data_descriptor(
+        self, obj: Any, name: str, found: Any, source: Any, plain: Answer
+    ) -> Answer:
+        descriptor = type(found)
+        if descriptor is types.MemberDescriptorType:
+            if source is None or (id(obj), name) in self.written:
+                return plain
+            try:
+                value = found.__get__(obj)
+            except AttributeError:
+                raise Void("unbound_slot", name) from None
+            self.track(value, source.child("member", found))
+            return (value,)
+        if descriptor is types.GetSetDescriptorType:
+            if name == "__dict__":
+                return (NATIVE, getattr, (obj, name), None, self._after_dict, obj)
+            if name in ("__class__", "__doc__", "__module__"):
+                return (FOLD, getattr, (obj, name), None, self.adopt_constant, None)
+            raise Void("opaque_attribute", f"{type(obj).__name__}.{name}")
+        return plain
+
+    def _after_dict(self, value: Any, obj: Any) -> Answer:
+        source = self.source_of(obj)
+        if source is not None and id(value) not in self.known:
+            self.known[id(value)] = (value, source.child("dict"))
+        return None
+
+    def _class_value(self, kind: type, name: str, found: Any, plain: Answer) -> Answer:
+        """A value found on the class: a method, another descriptor, or data."""
+        descriptor = type(found)
+        if descriptor is types.FunctionType:
+            self.assume_static(found)
+            return None
+        if descriptor in (staticmethod, classmethod):
+            self.assume_static(found.__func__)
+            return None
+        if descriptor in _DESCRIPTORS_OF_C or descriptor is types.BuiltinFunctionType:
+            return None
+        if _has(descriptor, "__get__"):
+            self.assume_static(found)
+            return plain
+        if type(found) not in CONSTANT_TYPES:
+            self._adopt(found, self.constant_source(kind).child("attribute", name))
+        return (found,)
+
+    def _adopt(self, value: Any, source: Any) -> None:
+        """A class-level object: its identity is guarded with its class."""
+        if id(value) in self.known:
+            return
+        if type(value) in PLAIN_TENSORS:
+            self.track(value, source)
+        elif is_static(value):
+            self.assume_static(value)
+        else:
+            self.known[id(value)] = (value, source)
+
+    def _missing(self, obj: Any, name: str, source: Any, attributes: Any, plain: Answer) -> Answer:
+        fallback = class_lookup(type(obj), "__getattr__", _ABSENT)
+        self.guards.add_class_attribute(
+            type(obj),
+            "__getattr__",
+            runtime.native.MISSING if fallback is _ABSENT else fallback,
+        )
+        if fallback is _MODULE_GETATTR and attributes is not None:
+            answer = self._module_entry(obj, name, source, attributes)
+            if answer is not None:
+                return answer
+        return plain if fallback is not _ABSENT else None
+
+    def _module_entry(self, obj: Any, name: str, source: Any, attributes: Any) -> Answer:
+        """nn.Module.__getattr__: the three dicts, in its order."""
+        for table in _MODULE_DICTS:
+            entries = attributes.get(table)
+            if entries is None:
+                continue
+            value = entries.get(name, _ABSENT)
+            if source is not None:
+                path = source.child("dict").child("dict_item", table)
+                self.track(entries, path)
+                if (id(entries), name) in self.written:
+                    continue
+                if value is _ABSENT:
+                    self.guards.add(path, "DICT_ABSENT", name)
+                else:
+                    self.track(value, path.child("dict_item", name))
+            if value is not _ABSENT:
+                if source is None:
+                    self.check_value(value, f"attribute {name!r}")
+                return (value,)
+        return None
+
+    def _tensor_attr(self, tensor: Any, name: str) -> Answer:
+        if name in METADATA_ATTRIBUTES:
+            if name == "requires_grad" or name == "grad_fn":
+                return None
+            if name == "__dict__":
+                raise Void("tensor_attribute", name)
+            return None
+        if name in VIEW_ATTRIBUTES:
+            return self.operation("call_function", "builtins.getattr", getattr, (tensor, name), {})
+        found = class_lookup(type(tensor), name, _ABSENT)
+        if type(found) in FUNCTION_TYPES and type(found) is not types.GetSetDescriptorType:
+            if name in REFUSED_METHODS:
+                raise Void("tensor_method", name)
+            return None
+        if found is _ABSENT:
+            return self._tensor_instance_attr(tensor, name)
+        raise Void("tensor_attribute", name)
+
+    def _tensor_instance_attr(self, tensor: Any, name: str) -> Answer:
+        """Names that users hang on tensors: only their absence can be guarded cheaply."""
+        source = self.source_of(tensor)
+        if source is None:
+            return None
+        try:
+            attributes = _OBJECT_GETATTRIBUTE(tensor, "__dict__")
+        except AttributeError:
+            return None
+        if name in attributes:
+            self.track(attributes[name], source.child("attribute", name))
+            return (attributes[name],)
+        self.guards.add(source, "CALL", _LacksAttribute(name))
+        return None
+
+    def _module_attr(self, module: Any, name: str) -> Answer:
+        attributes = types.ModuleType.__getattribute__(module, "__dict__")
+        value = attributes.get(name, _ABSENT)
+        self.assume_static(module)
+        source = self.constant_source(attributes)
+        if value is not _ABSENT:
+            self.track(value, source.child("dict_item", name))
+            return (value,)
+        self.guards.add(source, "DICT_ABSENT", name)
+        return (FOLD, getattr, (module, name), None, self.adopt_constant, None)
+
+    def _class_attr(self, cls: Any, name: str) -> Answer:
+        """An attribute of a class object; the metaclass's own come first."""
+        found = class_lookup(cls, name, _ABSENT)
+        meta = class_lookup(type(cls), name, _ABSENT)
+        if meta is not _ABSENT and found is _ABSENT:
+            if type(meta) is types.FunctionType:
+                self.assume_static(meta)
+                return None
+            return (NATIVE, getattr, (cls, name), None, self._after_class_attr, (cls, name))
+        self.guards.add_class_attribute(
+            cls, name, runtime.native.MISSING if found is _ABSENT else found
+        )
+        if type(found) in (types.FunctionType, staticmethod, classmethod):
+            self.assume_static(found if type(found) is types.FunctionType else found.__func__)
+            return None
+        return (NATIVE, getattr, (cls, name), None, self._after_class_attr, (cls, name))
+
+    def _after_class_attr(self, value: Any, token: Any) -> Answer:
+        cls, name = token
+        if type(value) in CONSTANT_TYPES or type(value) in TRANSIENT_TYPES:
+            return None
+        if self.table.get(value) is not None if type(value) in PLAIN_TENSORS else False:
+            return None
+        if id(value) not in self.fresh:
+            if name in ("__dict__", "__subclasses__"):
+                raise Void("opaque_attribute", f"{cls.__name__}.{name}")
+            self._adopt(value, self.constant_source(cls).child("attribute", name))
+        return None
+
+    def _function_attr(self, f: Any, name: str) -> Answer:
+        """Attributes of functions and methods: names and docs fold, dict entries are guarded."""
+        if type(f) is types.FunctionType and id(f) in self.known:
+            source = self.known[id(f)][1]
+            attributes = f.__dict__
+            if name in attributes:
+                self.track(attributes[name], source.child("dict").child("dict_item", name))
+                return (attributes[name],)
+            if class_lookup(types.FunctionType, name, _ABSENT) is _ABSENT:
+                self.guards.add(source, "CALL", _LacksAttribute(name))
+                return None
+        if type(f) is types.MethodType and name == "__func__":
+            return None
+        return (FOLD, getattr, (f, name), None, self._after_function_attr, name)
+
+    def _after_function_attr(self, value: Any, name: Any) -> Answer:
+        if name in ("__self__", "__func__"):
+            self.check_value(value, name)
+            return None
+        return self.adopt_constant(value, None)
+
+    # -------------------------------------------------------------- writes
+
+    def setattr(self, obj: Any, value: Any, name: str) -> Answer:
+        kind = type(obj)
+        if issubclass(kind, torch.Tensor):
+            raise Void("tensor_attribute_store", name)
+        if issubclass(kind, (types.ModuleType, type)):
+            raise Void("class_or_module_store", f"{obj.__name__}.{name}")
+        if kind in FUNCTION_TYPES or kind in TRANSIENT_TYPES:
+            if id(obj) in self.known:
+                raise Void("class_or_module_store", f"{name} of a function")
+            return None
+        known = id(obj) in self.known
+        if not known and id(obj) not in self.fresh and not issubclass(kind, BaseException):
+            raise Void("unknown_value", f"store to attribute {name!r} of a {kind.__name__}")
+        setter = class_lookup(kind, "__setattr__")
+        self.guards.add_class_attribute(kind, "__setattr__", setter)
+        if setter is not object.__setattr__ or not known:
+            return None  # Python code, watched; or an object of our own
+        return self.raw_setattr(obj, name, value)
+
+    def raw_setattr(self, obj: Any, name: str, value: Any) -> Answer:
+        """object.__setattr__ on a known object."""
+        found = class_lookup(type(obj), name, _ABSENT)
+        self.guards.add_class_attribute(
+            type(obj), name, runtime.native.MISSING if found is _ABSENT else found
+        )
+        if found is not _ABSENT and _has(type(found), "__set__"):
+            if type(found) is not types.MemberDescriptorType:
+                if type(found) in FUNCTION_TYPES:
+                    raise Void("opaque_attribute", f"store to {name!r}")
+                return None  # a property or Python descriptor: its setter is watched
+        self.effect("setattr", obj, name, value)
+        self.written.add((id(obj), name))
+        return (NATIVE, object.__setattr__, (obj, name, value), None, None, None)
+
+    def delattr(self, obj: Any, name: str) -> Answer:
+        if id(obj) in self.fresh:
+            return None
+        raise Void("delete", f"attribute {name!r}")
+
+
+class _LacksAttribute:
+    """A deep guard: the object has no attribute of this name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, value: object) -> bool:
+        return not hasattr(value, self.name)
+
+
+def _has(cls: type, name: str) -> bool:
+    return class_lookup(cls, name, _ABSENT) is not _ABSENT

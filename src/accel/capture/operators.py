@@ -1,0 +1,432 @@
+"""Operators, subscripts, truth tests, iteration: the instructions other than calls.
+
+In: operator events. Out: graph operations for tensors, guards for what containers are read.
+Invariant: an operator of a user's class is left to CPython, whose frames are redirected.
+"""
+
+from __future__ import annotations
+
+import enum
+import operator
+import types
+from typing import Any
+
+import torch
+
+from accel.capture.attributes import AttributeEvents
+from accel.capture.state import Effect
+from accel.capture.steps import NATIVE, Answer, Void
+from accel.capture.values import (
+    BUILTIN_CONTAINERS,
+    BUILTIN_ITERATORS,
+    CONSTANT_TYPES,
+    PLAIN_TENSORS,
+    class_lookup,
+    is_constant,
+    is_python_class,
+    is_static,
+)
+
+# CPython's NB_* numbers (3.11 to 3.13) and operator's names for them.
+BINARY_NAMES = (
+    "add and_ floordiv lshift matmul mul mod or_ pow rshift sub truediv xor "
+    "iadd iand ifloordiv ilshift imatmul imul imod ior ipow irshift isub itruediv ixor"
+).split()
+_BINARY = [getattr(operator, name) for name in BINARY_NAMES]
+_COMPARE = {"<": "lt", "<=": "le", "==": "eq", "!=": "ne", ">": "gt", ">=": "ge"}
+_UNARY = {"-": "neg", "+": "pos", "~": "invert"}
+_IN_PLACE = 13
+
+
+class OperatorEvents(AttributeEvents):
+    """Handlers of every instruction that is not a call or an attribute access."""
+
+    # ------------------------------------------------------------ operators
+
+    def binary(self, a: Any, b: Any, op: int) -> Answer:
+        ta, tb = type(a), type(b)
+        if ta in CONSTANT_TYPES and tb in CONSTANT_TYPES:
+            return None
+        if ta in PLAIN_TENSORS or tb in PLAIN_TENSORS:
+            name = BINARY_NAMES[op]
+            return self.operation("call_function", f"_operator.{name}", _BINARY[op], (a, b), {})
+        self._operand(a)
+        self._operand(b)
+        if op >= _IN_PLACE and ta in BUILTIN_CONTAINERS and id(a) in self.known:
+            raise Void("container_write", f"in-place {BINARY_NAMES[op]} on {self.source_of(a)}")
+        if op in (6, 19) and ta is str:
+            self._text_of(b)
+        return (NATIVE, _BINARY[op], (a, b), None, self.checked, f"{BINARY_NAMES[op]}()")
+
+    def compare(self, a: Any, b: Any, op: str) -> Answer:
+        ta, tb = type(a), type(b)
+        if ta in CONSTANT_TYPES and tb in CONSTANT_TYPES:
+            return None
+        if ta in PLAIN_TENSORS or tb in PLAIN_TENSORS:
+            if a is None or b is None:
+                return (op == "!=",) if op in ("==", "!=") else None
+            name = _COMPARE[op]
+            f = getattr(operator, name)
+            return self.operation("call_function", f"_operator.{name}", f, (a, b), {})
+        self._operand(a)
+        self._operand(b)
+        self._identity_counts(a, b)
+        f = getattr(operator, _COMPARE[op])
+        return (NATIVE, f, (a, b), None, self.checked, f"comparison {op}")
+
+    def _operand(self, value: Any) -> None:
+        """An operand that C code will read: containers deeply, others by their own methods."""
+        kind = type(value)
+        if kind in CONSTANT_TYPES or is_static(value):
+            return
+        if kind in BUILTIN_CONTAINERS or issubclass(kind, (tuple, list, dict, set)):
+            self.consume_deeply(value)
+        elif not is_python_class(kind) or issubclass(kind, torch.Tensor):
+            raise Void("opaque_operation", f"operator on a {kind.__name__}")
+        elif id(value) not in self.known and id(value) not in self.fresh:
+            raise Void("unknown_value", f"operator on a {kind.__name__}")
+
+    def _identity_counts(self, a: Any, b: Any) -> None:
+        """The outcome may hang on whether two known objects are one (object.__eq__)."""
+        if type(a) in CONSTANT_TYPES or type(b) in CONSTANT_TYPES:
+            return
+        self.is_(a, b)
+
+    def is_(self, a: Any, b: Any) -> Answer:
+        if a is b or type(a) in CONSTANT_TYPES or type(b) in CONSTANT_TYPES:
+            return None
+        sa, sb = self.source_of(a), self.source_of(b)
+        if sa is not None and sb is not None and not (is_static(a) and is_static(b)):
+            self.guards.add(sa, "NOT_SAME", sb)
+        return None
+
+    def unary(self, a: Any, op: str) -> Answer:
+        if type(a) in PLAIN_TENSORS:
+            name = _UNARY[op]
+            f = getattr(operator, name)
+            return self.operation("call_function", f"_operator.{name}", f, (a,), {})
+        if type(a) in CONSTANT_TYPES:
+            return None
+        self._operand(a)
+        f = getattr(operator, _UNARY[op])
+        return (NATIVE, f, (a,), None, self.checked, f"unary {op}")
+
+    # ---------------------------------------------------------------- truth
+
+    def test(self, value: Any) -> Answer:
+        if value is True or value is False or value is None:
+            return None
+        kind = type(value)
+        if kind in PLAIN_TENSORS:
+            return (self.speculate(value),)
+        if kind in CONSTANT_TYPES or is_static(value) and not issubclass(kind, enum.Enum):
+            return None
+        if issubclass(kind, (tuple, list, dict, set, frozenset)):
+            if class_lookup(kind, "__bool__") is None and not is_python_len(kind):
+                self.length(value)
+            return None
+        if kind in BUILTIN_CONTAINERS:
+            raise Void("container", f"truth of a {kind.__name__}")
+        if id(value) in self.known or id(value) in self.fresh:
+            for name in ("__bool__", "__len__"):
+                found = class_lookup(kind, name, self.missing)
+                self.guards.add_class_attribute(kind, name, found)
+                if found is not self.missing:
+                    return (NATIVE, bool, (value,), None, None, None)
+            return (True,)
+        if kind in BUILTIN_ITERATORS or kind.__module__ in ("builtins", "functools"):
+            return None
+        raise Void("unknown_value", f"truth of a {kind.__name__}")
+
+    def not_(self, value: Any) -> Answer:
+        answer = self.test(value)
+        if answer is None or len(answer) == 1:
+            return None if answer is None else (not answer[0],)
+        return (NATIVE, operator.not_, (value,), None, None, None)
+
+    def length(self, value: Any) -> None:
+        source = self.source_of(value)
+        if source is not None:
+            self.reads(value)
+            self.guards.add(source, "LEN", _c_length(value))
+
+    # ----------------------------------------------------------- containers
+
+    def contains(self, item: Any, container: Any) -> Answer:
+        kind = type(container)
+        if kind in PLAIN_TENSORS or type(item) in PLAIN_TENSORS and kind in BUILTIN_CONTAINERS:
+            raise Void("value_from_tensor", "membership of tensors")
+        source = self.source_of(container)
+        if issubclass(kind, dict) and not _overrides(kind, "__contains__", dict):
+            if source is not None and self._entry_known(container, item, source):
+                return None
+            self._operand_key(item)
+            return (NATIVE, operator.contains, (container, item), None, None, None)
+        if kind in BUILTIN_CONTAINERS or issubclass(kind, (list, tuple, set, frozenset)):
+            self.consume_deeply(container)
+            self.consume_deeply(item)
+        elif kind in CONSTANT_TYPES or kind is enum.EnumMeta:
+            return None
+        elif source is None and id(container) not in self.fresh and not is_static(container):
+            raise Void("unknown_value", f"membership in a {kind.__name__}")
+        return (NATIVE, operator.contains, (container, item), None, None, None)
+
+    def _entry_known(self, table: Any, key: Any, source: Any) -> bool:
+        """Guards presence or absence of one key of a known dict."""
+        if not (is_constant(key) or is_static(key)):
+            self.consume(table)
+            return False
+        if (id(table), key) in self.written:
+            return True
+        if dict.__contains__(table, key):
+            self.track(dict.__getitem__(table, key), source.child("dict_item", key))
+        else:
+            self.guards.add(source, "DICT_ABSENT", key)
+        return True
+
+    def _operand_key(self, key: Any) -> None:
+        if not (is_constant(key) or is_static(key)):
+            self._operand(key)
+
+    def subscr(self, obj: Any, key: Any) -> Answer:
+        kind = type(obj)
+        if kind in PLAIN_TENSORS:
+            return self.operation(
+                "call_function", "_operator.getitem", operator.getitem, (obj, key), {}
+            )
+        if kind in CONSTANT_TYPES:
+            return None
+        if type(key) in PLAIN_TENSORS:
+            raise Void("value_from_tensor", "a tensor as an index")
+        if issubclass(kind, type) or kind.__module__ == "typing":
+            return None
+        if issubclass(kind, dict) and not _overrides(kind, "__getitem__", dict):
+            return self._dict_item(obj, key)
+        if issubclass(kind, (list, tuple)) and not _overrides(kind, "__getitem__", list, tuple):
+            return self._sequence_item(obj, key)
+        if kind in BUILTIN_CONTAINERS:
+            raise Void("container", f"subscript of a {kind.__name__}")
+        if id(obj) not in self.known and id(obj) not in self.fresh:
+            raise Void("unknown_value", f"subscript of a {kind.__name__}")
+        return (NATIVE, operator.getitem, (obj, key), None, self.checked, "subscript")
+
+    def _dict_item(self, obj: Any, key: Any) -> Answer:
+        source = self.source_of(obj)
+        missing = class_lookup(type(obj), "__missing__")
+        if source is not None:
+            self._entry_known(obj, key, source)
+            if not dict.__contains__(obj, key) and missing is not None:
+                raise Void("container_write", "__missing__ of a dict from outside")
+        else:
+            self._operand_key(key)
+        return (NATIVE, operator.getitem, (obj, key), None, self.checked, "subscript")
+
+    def _sequence_item(self, obj: Any, key: Any) -> Answer:
+        source = self.source_of(obj)
+        if source is None:
+            return (NATIVE, operator.getitem, (obj, key), None, self.checked, "subscript")
+        if type(key) is slice:
+            self.consume(obj)
+            return None
+        self.reads(obj)
+        if type(key) is not int and type(key) is not bool:
+            return None
+        self.guards.add(source, "LEN", len(obj))
+        index = key + len(obj) if key < 0 else int(key)
+        if 0 <= index < len(obj):
+            step = "tuple_item" if isinstance(obj, tuple) else "list_item"
+            self.track(operator.getitem(obj, index), source.child(step, index))
+        return None
+
+    def setitem(self, obj: Any, key: Any, value: Any) -> Answer:
+        kind = type(obj)
+        if kind in PLAIN_TENSORS:
+            return self.operation(
+                "call_function", "_operator.setitem", operator.setitem, (obj, key, value), {}
+            )
+        if id(obj) not in self.known:
+            if kind not in BUILTIN_CONTAINERS and id(obj) not in self.fresh:
+                raise Void("unknown_value", f"item store to a {kind.__name__}")
+            return None
+        if kind in (dict, list) or issubclass(kind, (dict, list)) and not _overrides(
+            kind, "__setitem__", dict, list
+        ):
+            return self.raw_setitem(obj, key, value)
+        if is_python_class(kind):
+            return None
+        raise Void("container_write", f"item store to a {kind.__name__}")
+
+    def raw_setitem(self, obj: Any, key: Any, value: Any) -> Answer:
+        """dict.__setitem__ or list.__setitem__ on a known container."""
+        if not is_constant(key) or type(key) is slice:
+            raise Void("container_write", "a store under a key that is no constant")
+        source = self.source_of(obj)
+        assert source is not None
+        if issubclass(type(obj), dict):
+            # Whether the key exists decides the dict's order afterwards.
+            self._entry_known(obj, key, source)
+        else:
+            self.guards.add(source, "LEN", len(obj))
+        base = dict if issubclass(type(obj), dict) else list
+        self.effect("setitem", obj, key, value)
+        self.written.add((id(obj), key))
+        return (NATIVE, base.__setitem__, (obj, key, value), None, None, None)
+
+    def delitem(self, obj: Any, key: Any) -> Answer:
+        if type(obj) in PLAIN_TENSORS or id(obj) in self.known:
+            raise Void("delete", f"item of a {type(obj).__name__}")
+        return None
+
+    # ------------------------------------------------------------ iteration
+
+    def get_iter(self, obj: Any) -> Answer:
+        kind = type(obj)
+        if id(obj) in self.frozen:
+            for part in list(obj):
+                self.adopt_frozen(part, None)
+            return None
+        if kind in PLAIN_TENSORS:
+            return self.operation("call_method", "unbind", torch.Tensor.unbind, (obj,), {})
+        if id(obj) in self.known:
+            if kind is types.GeneratorType or kind in BUILTIN_ITERATORS:
+                raise Void("container", f"a {kind.__name__} from outside")
+            if issubclass(kind, (list, tuple, dict, set, frozenset)) or kind in BUILTIN_CONTAINERS:
+                if not _overrides(kind, "__iter__", list, tuple, dict, set, frozenset):
+                    self.consume(obj)
+        elif (
+            kind not in CONSTANT_TYPES
+            and kind not in BUILTIN_CONTAINERS
+            and kind not in BUILTIN_ITERATORS
+            and id(obj) not in self.fresh
+            and not issubclass(kind, (tuple, list, type))
+        ):
+            raise Void("unknown_value", f"iteration over a {kind.__name__}")
+        return None
+
+    def unpack(self, obj: Any, _count: int) -> Answer:
+        return self.get_iter(obj)
+
+    def consume_event(self, obj: Any) -> Answer:
+        return self.get_iter(obj)
+
+    def match(self, value: Any, _opname: str) -> Answer:
+        if type(value) in PLAIN_TENSORS:
+            raise Void("value_from_tensor", "match on a tensor")
+        if id(value) in self.known and type(value) in BUILTIN_CONTAINERS:
+            self.consume(value)
+        return None
+
+    # ----------------------------------------------------------------- text
+
+    def format_(self, value: Any, _conversion: Any, _spec: Any) -> Answer:
+        self._text_of(value)
+        return None
+
+    def _text_of(self, value: Any, depth: int = 0) -> None:
+        """`value` is about to become text: no addresses, no tensor values, no unread state."""
+        kind = type(value)
+        if kind in CONSTANT_TYPES or issubclass(kind, (type, enum.Enum, types.ModuleType)):
+            return
+        if issubclass(kind, torch.Tensor):
+            raise Void("value_from_tensor", "text of a tensor")
+        if issubclass(kind, (tuple, list, dict, set, frozenset)) and depth < 20:
+            self.consume(value)
+            for part in dict.items(value) if issubclass(kind, dict) else value:
+                self._text_of(part, depth + 1)
+            return
+        if issubclass(kind, BaseException):
+            for part in value.args:
+                self._text_of(part, depth + 1)
+            return
+        own = class_lookup(kind, "__repr__") is not object.__repr__ or (
+            class_lookup(kind, "__str__") is not object.__str__ and depth == 0
+        )
+        if (
+            own
+            and is_python_class(kind)
+            and (id(value) in self.known or id(value) in self.fresh)
+        ):
+            return  # text made by the class's own methods, in watched frames
+        raise Void("text_of_object", f"a {kind.__name__}")
+
+    # ------------------------------------------------- names and closures
+
+    def deref(self, value: Any, cell: Any) -> Answer:
+        found = self.cells.get(id(cell))
+        if found is not None:
+            self.track(value, found[1])
+        return None
+
+    def glob(self, value: Any, name: str, namespace: dict[str, Any]) -> Answer:
+        key = (id(namespace), name)
+        if self.seen_globals.get(key, self) is value:
+            return None
+        source = self.constant_source(namespace)
+        if name in namespace:
+            self.track(value, source.child("dict_item", name))
+        else:
+            self.guards.add(source, "DICT_ABSENT", name)
+            builtins = self.constant_source(self.builtins)
+            self.track(value, builtins.child("dict_item", name))
+        self.seen_globals[key] = value
+        return None
+
+    def store_deref(self, _value: Any, cell: Any) -> Answer:
+        if id(cell) in self.cells:
+            raise Void("closure_store")
+        return None
+
+    def store_global(self, _value: Any, name: str) -> Answer:
+        raise Void("global_store", name)
+
+    def delete_global(self, name: str) -> Answer:
+        raise Void("global_store", name)
+
+    def delete_deref(self, _cell: Any) -> Answer:
+        raise Void("closure_store")
+
+    def super_attr(self, value: Any, _name: str) -> Answer:
+        return self._after_super(value, _name)
+
+    def with_(self, manager: Any) -> Answer:
+        kind = type(manager)
+        if id(manager) in self.known or id(manager) in self.fresh:
+            for name in ("__enter__", "__exit__"):
+                self.guards.add_class_attribute(kind, name, class_lookup(kind, name, self.missing))
+            return None
+        raise Void("unknown_value", f"with a {kind.__name__}")
+
+    def imported(self, value: Any, name: str) -> Answer:
+        if issubclass(type(value), types.ModuleType):
+            self.assume_static(value)
+            self.last_import = value
+            return None
+        namespace = vars(self.last_import) if self.last_import is not None else {}
+        if namespace.get(name) is value:
+            self.track(value, self.constant_source(namespace).child("dict_item", name))
+            return None
+        raise Void("import", name)
+
+    seen_globals: dict[tuple[int, str], Any]
+    builtins: dict[str, Any]
+    last_import: types.ModuleType | None
+    missing: object
+
+    def print_effect(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.effects.append(Effect("print", None, (args, kwargs)))
+
+
+def is_python_len(kind: type) -> bool:
+    return type(class_lookup(kind, "__len__")) is types.FunctionType
+
+
+def _c_length(value: Any) -> int:
+    for base in (tuple, list, dict, set, frozenset):
+        if issubclass(type(value), base):
+            return base.__len__(value)  # type: ignore[attr-defined,no-any-return]
+    return len(value)
+
+
+def _overrides(kind: type, name: str, *bases: type) -> bool:
+    """True when a Python class changed what its builtin base does under `name`."""
+    return type(class_lookup(kind, name)) is types.FunctionType

@@ -1,0 +1,258 @@
+"""The call policy: what a recording does with calls of C code it knows.
+
+In: a C callable (or a builtin type's method). Out: the name of a rule.
+
+Rules for whoever adds a row:
+1. What has no row is opaque: the recording is void. Add a row only for code whose effects
+   and reads you can state.
+2. `read`   the arguments' contents are read once, shallowly; the result holds only them.
+   `deep`   the arguments are compared, printed or hashed in depth.
+   `pure`   the result depends on constant arguments alone.
+   `fold`   the result is fixed by the ambient guards or by identity guards.
+   `write`  the first argument is changed.
+   Other names are methods of CallEvents (`_call_<rule>`).
+3. A callback given to such code runs in frames that the shim redirects to twins.
+"""
+
+from __future__ import annotations
+
+import builtins
+import collections
+import functools
+import inspect
+import itertools
+import logging
+import math
+import operator
+import types
+import typing
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from accel.capture.torch_calls import METADATA_FUNCTIONS
+
+
+def _names(rule: str, names: str) -> dict[str, str]:
+    return dict.fromkeys(names.split(), rule)
+
+
+BUILTINS: dict[str, str] = {
+    **_names("read", "zip enumerate map filter reversed list tuple set frozenset dict iter next"),
+    **_names("deep", "repr ascii format min max sorted hash"),
+    **_names("pure", "abs round divmod pow ord chr bin hex oct complex slice range bytes"),
+    **_names("fold", "callable issubclass"),
+    **_names("polyfill", "sum any all"),
+    "isinstance": "isinstance",
+    "len": "len",
+    "getattr": "getattr",
+    "hasattr": "hasattr",
+    "setattr": "setattr",
+    "delattr": "delattr",
+    "type": "type",
+    "super": "passes",
+    "property": "passes",
+    "staticmethod": "passes",
+    "classmethod": "passes",
+    "print": "print",
+    "globals": "globals",
+    "locals": "passes",
+    "vars": "vars",
+    "object": "construct",
+    **_names("scalar", "int float bool str"),
+}
+
+# Methods of builtin types, by the type that defines them.
+METHODS: dict[type, dict[str, str]] = {
+    dict: {
+        **_names("read", "items keys values copy __iter__ __len__ __reversed__ __or__ __ror__"),
+        **_names("deep", "__eq__ __ne__ __repr__"),
+        **_names("write", "pop popitem update clear __delitem__ __ior__"),
+        "get": "dict_get",
+        "setdefault": "setdefault",
+        "__getitem__": "subscr",
+        "__contains__": "contains",
+        "__setitem__": "setitem",
+        "__init__": "initialise",
+        "fromkeys": "read",
+    },
+    list: {
+        **_names("read", "copy __iter__ __len__ __reversed__ __add__ __mul__ __rmul__"),
+        **_names("deep", "index count __eq__ __ne__ __lt__ __gt__ __le__ __ge__ __contains__ __repr__"),
+        **_names("write", "insert remove pop clear sort reverse __delitem__ __iadd__ __imul__"),
+        "append": "append",
+        "extend": "extend",
+        "__getitem__": "subscr",
+        "__setitem__": "setitem",
+        "__init__": "initialise",
+    },
+    tuple: {
+        **_names("read", "__iter__ __len__ __add__ __mul__ __rmul__"),
+        **_names("deep", "index count __eq__ __ne__ __lt__ __gt__ __le__ __ge__ __contains__ __hash__ __repr__"),
+        "__getitem__": "subscr",
+    },
+    set: {
+        **_names(
+            "read",
+            "copy union intersection difference symmetric_difference issubset issuperset isdisjoint "
+            "__iter__ __len__ __contains__ __and__ __or__ __sub__ __xor__",
+        ),
+        **_names(
+            "write",
+            "add discard remove pop clear update intersection_update difference_update "
+            "symmetric_difference_update __ior__ __iand__ __isub__ __ixor__",
+        ),
+        "__init__": "initialise",
+    },
+    frozenset: _names(
+        "read",
+        "copy union intersection difference symmetric_difference issubset issuperset isdisjoint "
+        "__iter__ __len__ __contains__ __and__ __or__ __sub__ __xor__",
+    ),
+    collections.OrderedDict: {
+        **_names("read", "items keys values copy __iter__ __reversed__"),
+        **_names("deep", "__eq__ __ne__"),
+        **_names("write", "pop popitem update clear move_to_end __delitem__"),
+        "setdefault": "setdefault",
+        "__setitem__": "setitem",
+        "__init__": "initialise",
+    },
+    collections.deque: {
+        **_names("read", "copy __iter__ __len__ __reversed__"),
+        **_names(
+            "write",
+            "append appendleft pop popleft extend extendleft clear rotate insert remove reverse",
+        ),
+        **_names("deep", "index count"),
+        "__init__": "initialise",
+    },
+    collections.defaultdict: {"__missing__": "write", "__init__": "initialise", "copy": "read"},
+    types.MappingProxyType: _names("read", "items keys values get copy __iter__ __len__"),
+    object: {
+        "__setattr__": "object_setattr",
+        "__delattr__": "object_delattr",
+        "__getattribute__": "object_getattribute",
+        "__init__": "passes",
+        "__eq__": "object_eq",
+        "__ne__": "object_eq",
+        "__init_subclass__": "passes",
+        "__subclasshook__": "passes",
+    },
+    type: {
+        "__call__": "type_call",
+        "mro": "fold",
+        "__instancecheck__": "fold",
+        "__subclasscheck__": "fold",
+        "__getattribute__": "getattr",
+        "__subclasses__": "opaque",
+    },
+    torch.Size: _names("pure", "numel __getitem__ __len__ __iter__ __eq__ __ne__ count index"),
+    types.GeneratorType: _names("iterate", "send throw close __next__ __iter__"),
+}
+
+# Types whose every method depends on its constant receiver and arguments alone.
+PURE_TYPES: frozenset[type] = frozenset(
+    {int, float, bool, complex, str, bytes, range, slice, torch.dtype, torch.device}
+)
+
+# Constructors of C types.
+CONSTRUCTORS: dict[type, str] = {
+    collections.OrderedDict: "read",
+    collections.deque: "read",
+    collections.defaultdict: "read",
+    types.MappingProxyType: "passes",
+    functools.partial: "passes",
+    types.MethodType: "passes",
+    types.SimpleNamespace: "opaque",
+    torch.Size: "pure_sequence",
+    torch.device: "pure",
+    **{v: "read" for v in vars(itertools).values() if isinstance(v, type)},
+}
+
+# torch's C functions that read or set ambient state.
+AMBIENT_NAMES = METADATA_FUNCTIONS | {
+    "is_autocast_available",
+    "_functorch_is_enabled",
+    "_get_default_device",
+    "_is_autocast_available",
+    "get_num_threads",
+    "_get_cudnn_enabled",
+    "_get_mkldnn_enabled",
+    "_get_flash_sdp_enabled",
+    "_get_mem_efficient_sdp_enabled",
+    "_get_math_sdp_enabled",
+    "_is_view_replay_enabled",
+    "_len_torch_dispatch_stack",
+    "is_flash_attention_available",
+    "_cuda_isCurrentStreamCapturing",
+}
+
+# Python functions run as they are: their result is fixed by what is guarded already.
+FOLDED_PYTHON: dict[Callable[..., Any], str] = {
+    torch.jit.is_scripting: "fold",
+    torch.jit.is_tracing: "fold",
+    torch._jit_internal.is_scripting: "fold",
+    torch.compiler.is_compiling: "fold",
+    torch.compiler.is_exporting: "fold",
+    torch.compiler.is_dynamo_compiling: "fold",
+    typing.cast: "passes",
+    inspect.signature: "fold_frozen",
+    torch.is_tensor: "fold",
+    torch.overrides.is_tensor_like: "fold",
+    torch.is_storage: "fold",
+    torch.distributed.is_available: "fold",
+    torch.is_autocast_enabled: "fold",
+    torch.get_default_dtype: "fold",
+    torch.get_default_device: "fold",
+    torch.nn.Module.train: "opaque",
+    torch.nn.Module.requires_grad_: "opaque",
+    torch.nn.Module._apply: "opaque",
+    torch.manual_seed: "opaque",
+    torch.compile: "opaque",
+    warnings.warn: "opaque",
+    logging.Logger.debug: "logging",
+    logging.Logger.info: "logging",
+    logging.Logger.warning: "logging",
+    logging.Logger.error: "logging",
+    logging.Logger.isEnabledFor: "logger_level",
+}
+
+
+@functools.cache
+def callable_rules() -> dict[int, str]:
+    """id -> rule of every C callable of the tables above (all live for good)."""
+    rules: dict[int, str] = {}
+    for name, rule in BUILTINS.items():
+        rules[id(getattr(builtins, name))] = rule
+    for f, rule in FOLDED_PYTHON.items():
+        rules[id(f)] = rule
+    for name, f in vars(math).items():
+        if callable(f):
+            rules[id(f)] = "pure_sequence" if name in ("prod", "fsum", "dist") else "pure"
+    for name, f in vars(operator).items():
+        if isinstance(f, types.BuiltinFunctionType):
+            rules[id(f)] = "operator"
+    rules[id(functools.reduce)] = "read"
+    for cls, rule in CONSTRUCTORS.items():
+        rules[id(cls)] = rule
+    for module in (torch, torch._C):
+        for name in AMBIENT_NAMES:
+            f = getattr(module, name, None)
+            if f is not None:
+                rules.setdefault(id(f), "fold")
+    rules[id(torch._C._set_grad_enabled)] = "grad_mode"
+    rules[id(torch.tensor)] = "torch_tensor"
+    return rules
+
+
+def method_rule(kind: type, name: str) -> str | None:
+    """The rule of builtin type `kind`'s method `name`; None when it has none."""
+    for base in kind.__mro__:
+        rows = METHODS.get(base)
+        if rows is not None and name in rows:
+            return rows[name]
+        if base in PURE_TYPES:
+            return "pure"
+    return None

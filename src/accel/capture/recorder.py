@@ -1,0 +1,221 @@
+"""The recorder: one recorded run of a root, from its first event to a `Recording`.
+
+In: events from the trampolines while the program's own code runs. Out: a `Recording`
+(graph, guards, input sources, result template) or the reason why there is none.
+Invariant: nothing here changes what the program does; a doubt voids the recording only.
+"""
+
+from __future__ import annotations
+
+import builtins
+import time
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from accel import runtime
+from accel.capture.calls import CallEvents
+from accel.capture.results import Describer, Template
+from accel.capture.state import RecorderState, user_location
+from accel.capture.state import version as _version
+from accel.capture.steps import Answer, Void
+from accel.capture.values import PLAIN_TENSORS
+from accel.guards import GuardSet
+from accel.sources import Source, root
+from accel.trace import Operation, SegmentGraph, TensorMeta
+
+# Operations that write one of their arguments; the rest are assumed to end in "_".
+_WRITING_OPERATORS = frozenset(f"_operator.i{n}" for n in (
+    "add and floordiv lshift matmul mul mod or pow rshift sub truediv xor"
+).split()) | {"_operator.setitem"}
+
+
+@dataclass
+class Recording:
+    """What one run left behind. `void` is the reason when the run could not be used."""
+
+    graph: SegmentGraph | None
+    guards: GuardSet | None
+    inputs: list[Source]
+    template: Template | None
+    ambient: Any
+    void: Void | None
+    location: str
+    operations: int
+    seconds: float
+
+
+class Recorder(CallEvents):
+    """Handlers for the native session; `on_done(recording)` is told when the run is over."""
+
+    def __init__(
+        self,
+        roots: list[tuple[str, Any]],
+        twin_of: Callable[[types.FunctionType], types.FunctionType | None],
+        on_done: Callable[[Recording], None],
+        *,
+        starred: tuple[int, ...] = (),
+        function: int | None = None,
+    ) -> None:
+        """`roots` name the call's locals; those at `starred` are *args and **kwargs, which the
+        recorded call binds anew; the one at `function` is the root function itself."""
+        RecorderState.__init__(self)
+        self.missing = runtime.native.MISSING
+        self.twin_of = twin_of
+        self.on_done = on_done
+        self.prepared = {}
+        self.seen_globals = {}
+        self.context_sets = {}
+        self.builtins = vars(builtins)
+        self.last_import = None
+        self.output_tensors: list[torch.Tensor] = []
+        self.ambient = runtime.native.Ambient()
+        self.rng = torch.default_generator.get_state()
+        self.roots = [root(i, name) for i, (name, _) in enumerate(roots)]
+        self.handlers = tuple(self._handler(name) for name in runtime.native.HANDLER_NAMES)
+        for index, (source, (_, value)) in enumerate(zip(self.roots, roots, strict=True)):
+            if index == function:  # its code is the entry's; what it closes over is guarded
+                self.known[id(value)] = (value, source)
+                self.prepare(value)
+                continue
+            self.track(value, source)
+            if index in starred:
+                self.consume(value)
+        self.started = time.perf_counter()
+
+    def _handler(self, name: str) -> Callable[..., Any]:
+        special = {
+            "consume": self.consume_event,
+            "fresh": self.fresh_event,
+            "finish": self.finish,
+            "void": self.void_event,
+        }
+        return special.get(name) or getattr(self, name)  # type: ignore[no-any-return]
+
+    # ------------------------------------------------------------ the end
+
+    def void_event(self, kind: str, detail: Any) -> Answer:
+        """The recording is over before its end; the run itself goes on."""
+        if self.voided is None:
+            self.location = user_location()
+            if kind == "recorder_error" and isinstance(detail, Void):
+                self.voided = detail
+            else:
+                text = detail
+                if isinstance(detail, types.CodeType):
+                    text = f"{detail.co_qualname} ({detail.co_filename})"
+                elif isinstance(detail, BaseException):
+                    text = f"{type(detail).__name__}: {detail}"
+                self.voided = Void(kind, str(text or ""))
+                if isinstance(detail, BaseException):
+                    self.voided.__cause__ = detail
+        return None
+
+    def finish(self, result: Any, failed: bool) -> None:
+        """The recorded run returned `result`, or raised."""
+        graph = template = None
+        if self.voided is None and failed:
+            self.voided = Void("raised")
+        if self.voided is None:
+            try:
+                self._check_ambient()
+                template = Describer(self).describe(result, self.effects)
+                graph = self._graph(template)
+                self._guard_aliasing()
+            except Void as why:
+                self.voided = why
+        recording = Recording(
+            graph,
+            self.guards if self.voided is None else None,
+            [source for _, source, _ in self.inputs],
+            template,
+            self.ambient,
+            self.voided,
+            self.location,
+            len(self.operations),
+            time.perf_counter() - self.started,
+        )
+        try:
+            self.on_done(recording)
+        finally:
+            # Nothing of the user's is held any longer.
+            self.known.clear()
+            self.fresh.clear()
+            self.cells.clear()
+            self.effects.clear()
+            self.prepared.clear()
+            self.output_tensors.clear()
+            self.handlers = ()
+
+    def _check_ambient(self) -> None:
+        if not self.ambient.matches():
+            raise Void("ambient_changed", self.ambient.difference())
+        if self.context_sets:
+            raise Void("opaque_call", "ContextVar.set() without reset()")
+        if not torch.equal(self.rng, torch.default_generator.get_state()):
+            raise Void("random_numbers")
+
+    def _graph(self, template: Template) -> SegmentGraph:
+        if not self.operations:
+            raise Void("no_operations")
+        metas = [TensorMeta.of(t) for t in self.output_tensors]
+        return SegmentGraph(
+            [(name, meta) for name, _, meta in self.inputs],
+            self.operations,
+            list(template.outputs),
+            metas,
+            self.speculations,
+        )
+
+    def _guard_aliasing(self) -> None:
+        """What the graph writes must not overlap what else it reads, unless it did just now."""
+        written = self._written_inputs()
+        if not written:
+            return
+        tensors = {name: (source, self._tensor_of(source)) for name, source, _ in self.inputs}
+        for name in written:
+            source, tensor = tensors[name]
+            for other_name, (other, other_tensor) in tensors.items():
+                if other_name == name:
+                    continue
+                if _share_storage(tensor, other_tensor):
+                    raise Void("aliased_write", f"{source} and {other}")
+                self.guards.add(source, "NO_OVERLAP", other)
+
+    def _tensor_of(self, source: Source) -> torch.Tensor:
+        for value, known in self.known.values():
+            if known is source:
+                return value  # type: ignore[return-value]
+        raise Void("unknown_tensor", str(source))
+
+    def _written_inputs(self) -> list[str]:
+        """Names of the inputs that the run wrote: those whose version counter moved."""
+        blind = any(o.target == "builtins.getattr" and o.args[1] == "data" for o in self.operations)
+        written = []
+        for name, source, _ in self.inputs:
+            before = self.versions[name]
+            if blind or before is None or before != _version(self._tensor_of(source)):
+                written.append(name)
+        if (blind or None in self.versions.values()) and not any(map(_may_write, self.operations)):
+            return []
+        return written
+
+
+def _may_write(o: Operation) -> bool:
+    """True for operations that can write an argument, by torch's naming rule."""
+    return (
+        o.target in _WRITING_OPERATORS
+        or (o.target.endswith("_") and not o.target.endswith("__"))
+        or "out" in o.kwargs
+        or o.kwargs.get("inplace") is True
+        or o.target.endswith((".batch_norm", ".instance_norm", ".embedding"))
+    )
+
+
+def _share_storage(a: Any, b: Any) -> bool:
+    if type(a) not in PLAIN_TENSORS or type(b) not in PLAIN_TENSORS:
+        return False
+    return bool(runtime.native.storage_key(a) == runtime.native.storage_key(b))

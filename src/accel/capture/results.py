@@ -1,0 +1,299 @@
+"""Results and effects: how a replay rebuilds what the recorded call returned and wrote.
+
+In: the recorded return value and effects, as real objects. Out: a `Template`: plain specs
+over graph outputs and guard slots, and `finish(outputs, slots)` that applies effects in
+program order and builds the result. Invariant: identity among the parts is kept; what
+existed before is returned as itself, what the call made is made anew.
+"""
+
+from __future__ import annotations
+
+import builtins
+import collections
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from accel.capture.state import Effect, RecorderState
+from accel.capture.steps import Void
+from accel.capture.values import PLAIN_TENSORS, is_constant, is_python_class, is_static
+from accel.sources import Source
+
+Spec = tuple[Any, ...]
+Builder = Callable[[list[Any], list[Any], dict[int, Any]], Any]
+
+# How a fresh object of a builtin type is made from its parts.
+_SEQUENCES: dict[type, Callable[[list[Any]], Any]] = {
+    list: list,
+    tuple: tuple,
+    set: set,
+    frozenset: frozenset,
+    collections.deque: collections.deque,
+}
+_MAPPINGS: dict[type, Callable[[], Any]] = {dict: dict, collections.OrderedDict: collections.OrderedDict}
+
+# Effects: how each is done again. (target, operands)
+EFFECTS: dict[str, Callable[..., Any]] = {
+    "setattr": object.__setattr__,
+    "setitem": lambda target, key, value: (
+        dict if isinstance(target, dict) else list
+    ).__setitem__(target, key, value),
+    "append": list.append,
+    "print": lambda _target, args, kwargs: builtins.print(*args, **kwargs),
+}
+
+
+@dataclass
+class Template:
+    """Specs of the result and of the effects; `slots` lists the sources they load."""
+
+    result: Spec
+    effects: list[tuple[str, Source | None, tuple[Any, ...]]] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+    sources: list[Source] = field(default_factory=list)
+
+    def builder(self, slot_of: Callable[[Source], int]) -> Callable[[list[Any], list[Any]], Any]:
+        """`finish(outputs, slots)`: commit the effects, return the result."""
+        build = _compile(self.result, slot_of)
+        steps = [
+            (
+                EFFECTS[kind],
+                slot_of(target) if target is not None else None,
+                [_compile(spec, slot_of) for spec in operands],
+            )
+            for kind, target, operands in self.effects
+        ]
+
+        def finish(outputs: list[Any], slots: list[Any]) -> Any:
+            memo: dict[int, Any] = {}
+            result = build(outputs, slots, memo)
+            for apply, target, operands in steps:
+                values = [operand(outputs, slots, memo) for operand in operands]
+                apply(None if target is None else slots[target], *values)
+            return result
+
+        return finish
+
+
+class Describer:
+    """Turns real objects into specs, against one recording's knowledge."""
+
+    def __init__(self, state: RecorderState) -> None:
+        self.state = state
+        self.template = Template(("const", None))
+        self._made: dict[int, int] = {}
+        self._open: set[int] = set()
+        self._keep: list[object] = []
+
+    def describe(self, result: Any, effects: list[Effect]) -> Template:
+        self.template.result = self.spec(result)
+        for effect in effects:
+            operands = (
+                tuple(("const", o) for o in effect.operands)
+                if effect.kind == "print"
+                else tuple(self.spec(o) for o in effect.operands)
+            )
+            if effect.target is not None:
+                self._load(effect.target)
+            self.template.effects.append((effect.kind, effect.target, operands))
+        return self.template
+
+    def spec(self, value: Any) -> Spec:
+        kind = type(value)
+        if kind in PLAIN_TENSORS:
+            return self._tensor(value)
+        if is_constant(value):
+            return ("const", value)
+        known = self.state.source_of(value)
+        if known is not None:
+            return self._load(known)
+        if is_static(value):
+            raise Void("result", f"a {kind.__name__} made in the trace")
+        if id(value) in self._made:
+            return ("again", self._made[id(value)])
+        if id(value) in self._open:
+            raise Void("result", "an object that contains itself")
+        self._open.add(id(value))
+        body = self._body(value, kind)
+        self._open.discard(id(value))
+        number = self._made[id(value)] = len(self._made)
+        self._keep.append(value)
+        return ("make", number, body)
+
+    def _load(self, source: Source) -> Spec:
+        if source.kind == "constant":
+            return ("const", source.key)
+        if source not in self.template.sources:
+            self.template.sources.append(source)
+        return ("slot", source)
+
+    def _tensor(self, tensor: torch.Tensor) -> Spec:
+        source = self.state.source_of(tensor)
+        if source is not None:
+            return self._load(source)
+        index = self.state.table.get(tensor)
+        if index is None:
+            raise Void("unknown_tensor", "in the result")
+        name = self.state.names[index]
+        if name not in self.template.outputs:
+            self.template.outputs.append(name)
+            self.state.output_tensors.append(tensor)
+        return ("output", self.template.outputs.index(name))
+
+    def _body(self, value: Any, kind: type) -> Spec:
+        if kind in _SEQUENCES:
+            if kind is collections.deque and value.maxlen is not None:
+                raise Void("result", "a bounded deque")
+            return ("sequence", kind, [self.spec(v) for v in value])
+        if kind in _MAPPINGS:
+            items = [(self._key(k), self.spec(v)) for k, v in value.items()]
+            return ("mapping", kind, items)
+        if issubclass(kind, tuple) and kind.__module__ == "torch.return_types":
+            return ("structseq", kind, [self.spec(v) for v in value])
+        if not is_python_class(kind):
+            raise Void("result", f"a {kind.__name__}")
+        if id(value) not in self.state.fresh and not (
+            issubclass(kind, tuple) and not getattr(value, "__dict__", None)
+        ):
+            raise Void("result", f"a {kind.__name__} of unknown origin")
+        return self._instance(value, kind)
+
+    def _instance(self, value: Any, kind: type) -> Spec:
+        """An object of a user's class: its builtin part and its instance dict."""
+        for base in kind.__mro__:
+            slots = base.__dict__.get("__slots__")
+            if slots and base is not kind.__mro__[-1] and list(slots) not in ([], ["__weakref__"]):
+                if issubclass(kind, tuple):
+                    continue
+                raise Void("result", f"a {kind.__name__} with __slots__")
+        try:
+            attributes = object.__getattribute__(value, "__dict__")
+        except AttributeError:
+            attributes = {}
+        attrs = [(name, self.spec(v)) for name, v in attributes.items()]
+        if issubclass(kind, tuple):
+            return ("tuple_instance", kind, [self.spec(v) for v in tuple.__iter__(value)], attrs)
+        if issubclass(kind, dict):
+            base = collections.OrderedDict if issubclass(kind, collections.OrderedDict) else dict
+            items = [(self._key(k), self.spec(v)) for k, v in base.items(value)]
+            return ("dict_instance", kind, base, items, attrs)
+        if issubclass(kind, (list, set, frozenset, int, float, str, bytes, BaseException)):
+            raise Void("result", f"a {kind.__name__}")
+        return ("instance", kind, attrs)
+
+    def _key(self, key: Any) -> Any:
+        if not (is_constant(key) or is_static(key)):
+            raise Void("result", f"a dict with a key of type {type(key).__name__}")
+        return key
+
+
+# ------------------------------------------------------------------ specs -> builders
+
+
+def _compile(spec: Spec, slot_of: Callable[[Source], int]) -> Builder:
+    return _COMPILERS[spec[0]](spec, slot_of)
+
+
+def _const(spec: Spec, _slot_of: Any) -> Builder:
+    value = spec[1]
+    return lambda outputs, slots, memo: value
+
+
+def _slot(spec: Spec, slot_of: Any) -> Builder:
+    index = slot_of(spec[1])
+    return lambda outputs, slots, memo: slots[index]
+
+
+def _output(spec: Spec, _slot_of: Any) -> Builder:
+    index = spec[1]
+    return lambda outputs, slots, memo: outputs[index]
+
+
+def _again(spec: Spec, _slot_of: Any) -> Builder:
+    number = spec[1]
+    return lambda outputs, slots, memo: memo[number]
+
+
+def _make(spec: Spec, slot_of: Any) -> Builder:
+    number, build = spec[1], _compile(spec[2], slot_of)
+
+    def made(outputs: Any, slots: Any, memo: Any) -> Any:
+        value = memo[number] = build(outputs, slots, memo)
+        return value
+
+    return made
+
+
+def _sequence(spec: Spec, slot_of: Any) -> Builder:
+    make = _SEQUENCES[spec[1]]
+    parts = [_compile(p, slot_of) for p in spec[2]]
+    return lambda outputs, slots, memo: make([p(outputs, slots, memo) for p in parts])
+
+
+def _mapping(spec: Spec, slot_of: Any) -> Builder:
+    make = _MAPPINGS[spec[1]]
+    items = [(k, _compile(v, slot_of)) for k, v in spec[2]]
+
+    def mapping(outputs: Any, slots: Any, memo: Any) -> Any:
+        value = make()
+        for key, part in items:
+            value[key] = part(outputs, slots, memo)
+        return value
+
+    return mapping
+
+
+def _structseq(spec: Spec, slot_of: Any) -> Builder:
+    kind, parts = spec[1], [_compile(p, slot_of) for p in spec[2]]
+    return lambda outputs, slots, memo: kind([p(outputs, slots, memo) for p in parts])
+
+
+def _fill(value: Any, attrs: list[tuple[str, Builder]], where: Any) -> Any:
+    if attrs:
+        target = object.__getattribute__(value, "__dict__")
+        for name, part in attrs:
+            target[name] = part(*where)
+    return value
+
+
+def _tuple_instance(spec: Spec, slot_of: Any) -> Builder:
+    kind, parts = spec[1], [_compile(p, slot_of) for p in spec[2]]
+    attrs = [(n, _compile(p, slot_of)) for n, p in spec[3]]
+    return lambda *where: _fill(tuple.__new__(kind, [p(*where) for p in parts]), attrs, where)
+
+
+def _dict_instance(spec: Spec, slot_of: Any) -> Builder:
+    kind, base = spec[1], spec[2]
+    items = [(k, _compile(v, slot_of)) for k, v in spec[3]]
+    attrs = [(n, _compile(p, slot_of)) for n, p in spec[4]]
+
+    def instance(*where: Any) -> Any:
+        value = base.__new__(kind)
+        for key, part in items:
+            base.__setitem__(value, key, part(*where))
+        return _fill(value, attrs, where)
+
+    return instance
+
+
+def _instance(spec: Spec, slot_of: Any) -> Builder:
+    kind = spec[1]
+    attrs = [(n, _compile(p, slot_of)) for n, p in spec[2]]
+    return lambda *where: _fill(object.__new__(kind), attrs, where)
+
+
+_COMPILERS: dict[str, Callable[[Spec, Any], Builder]] = {
+    "const": _const,
+    "slot": _slot,
+    "output": _output,
+    "again": _again,
+    "make": _make,
+    "sequence": _sequence,
+    "mapping": _mapping,
+    "structseq": _structseq,
+    "tuple_instance": _tuple_instance,
+    "dict_instance": _dict_instance,
+    "instance": _instance,
+}

@@ -1,0 +1,360 @@
+"""The recorder's memory: what is known, what is fresh, what was recorded so far.
+
+In: facts from the event handlers. Out: guards, operations, inputs, effects, in program order.
+Invariant: a value is a constant, a tensor with a name, known by a source, or fresh; a
+value that is none of these voids the recording. Nothing here runs user code.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from accel import runtime
+from accel.capture.steps import OPERATION, Answer, Void
+from accel.capture.values import (
+    BUILTIN_CONTAINERS,
+    BUILTIN_ITERATORS,
+    CONSTANT_TYPES,
+    FUNCTION_TYPES,
+    PLAIN_TENSORS,
+    TRANSIENT_TYPES,
+    is_constant,
+    is_static,
+)
+from accel.guards import GuardSet
+from accel.sources import Source, constant
+from accel.trace import Operation, Ref, TensorMeta
+
+_PACKAGE_FILES = __file__.rsplit("/", 2)[0]
+
+
+@dataclass
+class Effect:
+    """A write to something that existed before the call, replayed at commit.
+
+    `kind` is a row of `accel.capture.results.EFFECTS`; `target` is the object's source
+    (None for effects on the process, such as print).
+    """
+
+    kind: str
+    target: Source | None
+    operands: tuple[Any, ...]
+
+
+def user_location() -> str:
+    """`file:line` of the innermost frame that is not accel's own."""
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE_FILES):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else "?"
+
+
+def version(tensor: torch.Tensor) -> int | None:
+    """The tensor's version counter; None for inference tensors, which have none."""
+    return None if tensor.is_inference() else tensor._version
+
+
+class RecorderState:
+    """Facts of one recording. Holds known objects until the recording ends, tensors weakly."""
+
+    def __init__(self) -> None:
+        self.guards = GuardSet()
+        self.known: dict[int, tuple[object, Source]] = {}
+        self.fresh: dict[int, object] = {}
+        self.frozen: dict[int, object] = {}
+        self.cells: dict[int, tuple[object, Source]] = {}
+        self.written: set[tuple[int, Any]] = set()
+        self.writes_seen: dict[int, Source] = {}
+        self.table = runtime.native.TensorTable()
+        self.names: list[str] = []
+        self.inputs: list[tuple[str, Source, TensorMeta]] = []
+        self.operations: list[Operation] = []
+        self.speculations: list[tuple[str, bool]] = []
+        self.effects: list[Effect] = []
+        self.voided: Void | None = None
+        self.location = ""
+        self.constants: dict[int, tuple[object, Source]] = {}
+        self.versions: dict[str, int | None] = {}
+
+    # ------------------------------------------------------------- sources
+
+    def constant_source(self, value: object) -> Source:
+        """The source of an object that the guards themselves keep alive."""
+        found = self.constants.get(id(value))
+        if found is None:
+            found = self.constants[id(value)] = (value, constant(value))
+        return found[1]
+
+    def source_of(self, value: object) -> Source | None:
+        found = self.known.get(id(value))
+        return found[1] if found is not None else None
+
+    def assume_static(self, value: object) -> Source:
+        """`value`'s identity is implied by a guard made elsewhere; it may be loaded as itself."""
+        found = self.known.get(id(value))
+        if found is None:
+            found = self.known[id(value)] = (value, self.constant_source(value))
+        return found[1]
+
+    def track(self, value: Any, source: Source) -> None:
+        """`value` was read at `source`, which the trace itself has not written."""
+        kind = type(value)
+        if kind in CONSTANT_TYPES or ((kind is tuple or kind is slice) and is_constant(value)):
+            self.guards.add(source, "EQUALS", value)
+            return
+        found = self.known.get(id(value))
+        if found is not None:
+            if found[1] is not source:
+                if is_static(value):
+                    self.guards.add(source, "IS", value)
+                else:
+                    self.guards.add(source, "SAME", found[1])
+            return
+        if kind in PLAIN_TENSORS:
+            if self.table.get(value) is not None:
+                raise Void("unseen_write", str(source))
+            self.guards.add(source, "TENSOR", value)
+        elif kind is types.FunctionType and (value.__closure__ or value.__name__ == "<lambda>"):
+            # Made anew at each call, often: what counts is its code, and what it closes over
+            # is guarded as it is read.
+            self.guards.add(source, "TYPE_IS", kind)
+            self.guards.add(source.child("code"), "IS", value.__code__)
+        elif is_static(value):
+            self.guards.add(source, "IS", value)
+        else:
+            if id(value) in self.fresh:
+                raise Void("unseen_write", str(source))
+            self.guards.add(source, "TYPE_IS", kind)
+        self.known[id(value)] = (value, source)
+
+    # ------------------------------------------------------------- tensors
+
+    def tensor_ref(self, tensor: torch.Tensor) -> Ref:
+        """The graph's name of a plain tensor; a known one becomes an input."""
+        if type(tensor) not in PLAIN_TENSORS:
+            raise Void("tensor_subclass", type(tensor).__name__)
+        index = self.table.get(tensor)
+        if index is not None:
+            return Ref(self.names[index])
+        source = self.source_of(tensor)
+        if source is None:
+            raise Void("unknown_tensor", str(tuple(tensor.shape)))
+        if tensor.requires_grad and torch.is_grad_enabled():
+            raise Void("requires_grad", str(source))
+        if tensor.layout is not torch.strided or tensor.device.type != "cpu":
+            raise Void("tensor_kind", f"{tensor.layout} on {tensor.device}")
+        name = f"a{len(self.inputs)}"
+        self.inputs.append((name, source, TensorMeta.of(tensor)))
+        self.versions[name] = version(tensor)
+        self.name_tensor(tensor, name)
+        return Ref(name)
+
+    def name_tensor(self, tensor: torch.Tensor, name: str) -> None:
+        self.table.set(tensor, len(self.names))
+        self.names.append(name)
+
+    def refs(self, value: Any) -> Any:
+        """`value` with tensors replaced by graph names: an operation's argument."""
+        kind = type(value)
+        if kind in PLAIN_TENSORS:
+            return self.tensor_ref(value)
+        if kind in CONSTANT_TYPES:
+            return tuple(value) if kind is torch.Size else value
+        if kind is tuple or kind is list:
+            if id(value) in self.known:
+                self.consume(value)
+            return kind(self.refs(v) for v in value)
+        if kind is slice:
+            return slice(self.refs(value.start), self.refs(value.stop), self.refs(value.step))
+        if kind is dict:
+            if id(value) in self.known:
+                self.consume(value)
+            return {k: self.refs(v) for k, v in value.items()}
+        if issubclass(kind, torch.Tensor):
+            raise Void("tensor_subclass", kind.__name__)
+        if issubclass(kind, tuple):  # torch's named tuples of tensors
+            return tuple(self.refs(v) for v in value)
+        if issubclass(kind, (int, float, str)):
+            raise Void("operand", f"a {kind.__name__}")
+        raise Void("operand", f"a {kind.__name__}")
+
+    def operation(
+        self, kind: str, target: str, f: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Answer:
+        """A step that runs a torch operation and records it."""
+        token = (kind, target, self.refs(args), self.refs(kwargs) if kwargs else {})
+        return (OPERATION, f, args, kwargs or None, self.after_operation, token)
+
+    def after_operation(self, result: Any, token: Any) -> Answer:
+        kind, target, args, kwargs = token
+        name = f"v{len(self.operations)}"
+        self.operations.append(Operation(name, kind, target, args, kwargs, user_location()))
+        self.bind(result, name)
+        return None
+
+    def bind(self, result: Any, name: str) -> None:
+        kind = type(result)
+        if kind in PLAIN_TENSORS:
+            if result.requires_grad:
+                raise Void("requires_grad", name)
+            if result.layout is not torch.strided:
+                raise Void("tensor_kind", str(result.layout))
+            if self.table.get(result) is None and id(result) not in self.known:
+                self.name_tensor(result, name)
+            elif self.table.get(result) is None:
+                self.tensor_ref(result)
+            return
+        if result is None:
+            return
+        if issubclass(kind, (tuple, list)):
+            for i, part in enumerate(result):
+                if part is None:
+                    continue
+                item = f"v{len(self.operations)}"
+                self.operations.append(
+                    Operation(item, "call_function", "_operator.getitem", (Ref(name), i))
+                )
+                self.bind(part, item)
+            return
+        raise Void("value_from_tensor", f"{self.operations[-1].target} gave a {kind.__name__}")
+
+    def speculate(self, tensor: torch.Tensor) -> bool:
+        """The truth of a one-element tensor, assumed by the rest of the trace."""
+        ref = self.tensor_ref(tensor)
+        if tensor.numel() != 1:
+            raise Void("value_from_tensor", "truth of a tensor with several elements")
+        truth = bool(tensor)
+        if (ref.name, truth) not in self.speculations:
+            self.speculations.append((ref.name, truth))
+        return truth
+
+    # ---------------------------------------------------------- containers
+
+    def consume(self, container: Any) -> None:
+        """C code is about to read all of a container: guard its size and its elements."""
+        source = self.source_of(container)
+        if source is None or id(container) in self.frozen:
+            return
+        kind = type(container)
+        self.reads(container)
+        if issubclass(kind, tuple):
+            self.guards.add(source, "LEN", len(container))
+            for i, v in enumerate(tuple.__iter__(container)):
+                self.track(v, source.child("tuple_item", i))
+        elif issubclass(kind, list):
+            self.guards.add(source, "LEN", len(container))
+            for i, v in enumerate(list.__iter__(container)):
+                self.track(v, source.child("list_item", i))
+        elif issubclass(kind, dict):
+            keys = tuple(dict.keys(container))
+            for key in keys:
+                self.check_key(key)
+            self.guards.add(source, "DICT_KEYS", keys)
+            for key in keys:
+                self.track(dict.__getitem__(container, key), source.child("dict_item", key))
+        elif issubclass(kind, (set, frozenset)):
+            members = frozenset(container)
+            if not all(is_constant(m) or is_static(m) for m in members):
+                raise Void("container", "a set of objects")
+            self.guards.add(source, "SET_EQUALS", members)
+        elif kind in _DICT_VIEWS:
+            raise Void("container", f"a {kind.__name__} from outside")
+        elif kind in BUILTIN_ITERATORS or kind in BUILTIN_CONTAINERS:
+            raise Void("container", f"a {kind.__name__} from outside")
+
+    def consume_deeply(self, value: Any, depth: int = 0) -> None:
+        """C code is about to compare, print or sort `value`: everything in it counts."""
+        kind = type(value)
+        if kind in CONSTANT_TYPES or is_static(value):
+            return
+        if depth > 20:
+            raise Void("container", "too deeply nested")
+        if kind in PLAIN_TENSORS or issubclass(kind, torch.Tensor):
+            raise Void("value_from_tensor", "comparison or text of tensors in a container")
+        if issubclass(kind, (tuple, list, dict, set, frozenset)):
+            self.consume(value)
+            if issubclass(kind, dict):
+                for k, v in dict.items(value):
+                    self.consume_deeply(k, depth + 1)
+                    self.consume_deeply(v, depth + 1)
+            elif kind in BUILTIN_CONTAINERS or issubclass(kind, tuple):
+                for v in value:
+                    self.consume_deeply(v, depth + 1)
+            return
+        if id(value) in self.fresh or id(value) in self.known:
+            return  # its class's own methods run in frames that are watched
+        if kind is slice or kind in TRANSIENT_TYPES:
+            return
+        raise Void("unknown_value", f"a {kind.__name__}")
+
+    def check_key(self, key: Any) -> None:
+        if not (is_constant(key) or is_static(key)):
+            raise Void("container", f"a dict key of type {type(key).__name__}")
+
+    def reads(self, container: Any) -> None:
+        """A container that the trace has written can no longer be guarded as a whole."""
+        if id(container) in self.writes_seen:
+            raise Void("read_after_write", str(self.source_of(container)))
+
+    def effect(self, kind: str, target: object, *operands: Any) -> None:
+        """A write to a known object: it happens now, and again at each commit."""
+        source = self.source_of(target)
+        assert source is not None
+        self.writes_seen[id(target)] = source
+        self.effects.append(Effect(kind, source, operands))
+
+    # ------------------------------------------------------------- results
+
+    def check_value(self, value: Any, what: str = "") -> None:
+        """A value that C code gave: of known origin, or the recording is void."""
+        kind = type(value)
+        if kind in CONSTANT_TYPES:
+            return
+        if kind in PLAIN_TENSORS:
+            if self.table.get(value) is None and id(value) not in self.known:
+                raise Void("unknown_tensor", what)
+            return
+        if (
+            id(value) in self.known
+            or id(value) in self.fresh
+            or kind in BUILTIN_CONTAINERS
+            or kind in BUILTIN_ITERATORS
+            or kind in TRANSIENT_TYPES
+            or kind in FUNCTION_TYPES
+            or issubclass(kind, BaseException)
+        ):
+            return
+        if is_static(value):
+            self.assume_static(value)
+            return
+        raise Void("unknown_value", f"{what} gave a {kind.__name__}".strip())
+
+    def checked(self, value: Any, what: Any) -> Answer:
+        """`check_value` as a step's post."""
+        self.check_value(value, what if type(what) is str else "")
+        return None
+
+    def adopt_frozen(self, value: Any, _what: Any) -> Answer:
+        """Post of a fold whose result nobody else holds: all of it is constant."""
+        self.adopt_constant(value, None)
+        if type(value) not in CONSTANT_TYPES and not is_static(value):
+            self.frozen[id(value)] = value
+        return None
+
+    def adopt_constant(self, value: Any, _what: Any) -> Answer:
+        """Post of a fold: the result is the same object at every replay."""
+        if type(value) not in CONSTANT_TYPES and id(value) not in self.known:
+            if issubclass(type(value), torch.Tensor) and self.table.get(value) is None:
+                raise Void("unknown_tensor", "result of a folded call")
+            if not issubclass(type(value), torch.Tensor):
+                self.assume_static(value)
+        return None
+
+
+_DICT_VIEWS = frozenset({type({}.keys()), type({}.values()), type({}.items())})

@@ -1,0 +1,68 @@
+"""Twin functions: a user's function with its twin's code, made when first inlined.
+
+In: a function. Out: a function with the same globals, defaults and closure whose code is the
+bound twin; None for code that has no twin (coroutines). Invariant: a twin's code objects
+are known to the native shim, and live for good.
+"""
+
+from __future__ import annotations
+
+import types
+import weakref
+from collections.abc import Callable
+
+from accel import runtime
+
+
+class TwinFactory:
+    """Caches twins by function; `build` gives a bound twin of a code object, or None."""
+
+    def __init__(self, build: Callable[[types.CodeType], types.CodeType | None]) -> None:
+        self._build = build
+        self._codes: dict[types.CodeType, types.CodeType | None] = {}
+        self._functions: weakref.WeakKeyDictionary[types.FunctionType, types.FunctionType] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def code(self, code: types.CodeType) -> types.CodeType | None:
+        try:
+            return self._codes[code]
+        except KeyError:
+            twin = self._codes[code] = self._build(code)
+            if twin is not None:
+                _mark(twin)
+            return twin
+
+    def function(self, f: types.FunctionType) -> types.FunctionType | None:
+        """The twin of `f`, up to date with its code and defaults."""
+        twin = self._functions.get(f)
+        if twin is not None:
+            code = self._codes.get(f.__code__)
+            if (
+                twin.__code__ is code
+                and twin.__defaults__ is f.__defaults__
+                and twin.__kwdefaults__ == f.__kwdefaults__
+            ):
+                return twin
+        if runtime.native.is_twin(f.__code__):
+            return f
+        code = self.code(f.__code__)
+        if code is None:
+            return None
+        twin = types.FunctionType(code, f.__globals__, f.__name__, f.__defaults__, f.__closure__)
+        twin.__kwdefaults__ = f.__kwdefaults__
+        twin.__qualname__ = f.__qualname__
+        twin.__module__ = f.__module__
+        self._functions[f] = twin
+        return twin
+
+
+def _mark(code: types.CodeType) -> None:
+    """Tells the shim about a twin and the twins of its comprehensions."""
+    runtime.native.mark_twin(code)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType) and constant.co_name in _NESTED_TWINS:
+            _mark(constant)
+
+
+_NESTED_TWINS = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"})

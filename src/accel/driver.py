@@ -1,0 +1,495 @@
+"""The driver: wires rewriting, recording, compiling and dispatch together.
+
+In: notifications from native dispatch (a root's call that no variant served) and finished
+compilations. Out: recordings, installed variants, and the summary for the user.
+Invariant: the only module that knows all stages. Its code runs with dispatch paused, never
+raises into the program, and a call it is asked about either runs the user's own body or is
+that body being recorded.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from accel import errors, log, runtime
+from accel.capture.recorder import Recorder, Recording
+from accel.capture.twins import TwinFactory
+from accel.compile.service import CompiledSegment, CompileService
+from accel.config import Config
+from accel.counters import Counters
+from accel.report import Progress, Summary
+from accel.rewriter import hook, prologue, twin
+from accel.rewriter.cache import CodeCache
+from accel.roots import Installed, Limits, Root
+from accel.sources import Source
+
+# Voids that say nothing about the root: another try costs only time.
+TRANSIENT = frozenset({"foreign_frame", "interrupted", "escaped_operation"})
+# Voids that hang on how the root was called: it is tried again, ever more rarely.
+PASSING = frozenset({"requires_grad", "ambient_changed", "raised", "tensor_kind"})
+
+
+class Driver:
+    """State of accel in one process."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.counters = Counters()
+        self.limits = Limits()
+        self.service = CompileService(config)
+        self.roots: dict[int, Root] = {}
+        self._code_index: dict[types.CodeType, int] = {}
+        self._code_cache = CodeCache(Path(config.cache_dir) / "code")
+        self.twins = TwinFactory(self._build_twin)
+        self.progress = Progress(config)
+        self._closed = False
+        self._packages: set[str] = set()
+        self._denied: set[str] = set()
+        self._base_calls: dict[int, int] = {}
+        self.script_directory: Path | None = None
+        native = runtime.native
+        native.set_module_hook(self.on_module_call)
+        self._patch_module_call()
+
+    # ------------------------------------------------------------ rewriting
+
+    def _build_twin(self, code: types.CodeType) -> types.CodeType | None:
+        original = prologue.original_code(code)
+        if not twin.is_twinnable(original):
+            return None
+        built = self._code_cache.twin(original)
+        return twin.bind_twin(built, runtime.native.TRAMPOLINES)
+
+    def _patch_module_call(self) -> None:
+        """Gives nn.Module.__call__ its prologue: the universal root."""
+        f = torch.nn.Module._wrapped_call_impl
+        if prologue.original_code(f.__code__) is f.__code__:
+            f.__code__ = prologue.insert_prologue(f.__code__, 0, kind="module")
+
+    def unpatch(self) -> None:
+        prologue.remove_prologue(torch.nn.Module._wrapped_call_impl)
+
+    def assign_index(self, code: types.CodeType) -> int:
+        """The dispatch index of a function's code; makes its entry."""
+        index = self._code_index.get(code)
+        if index is None:
+            entry = runtime.native.Entry(code.co_qualname, self.on_call)
+            index = self._code_index[code] = entry.index
+            entry.threshold = self.config.threshold
+            entry.state = "count"
+            location = f"{code.co_filename}:{code.co_firstlineno}"
+            self.roots[index] = Root(code.co_qualname, "function", location, entry, code=code)
+        return index
+
+    def root_of_function(self, f: types.FunctionType) -> Root:
+        """Arms a function: its code gets a prologue if it has none."""
+        original = prologue.original_code(f.__code__)
+        if not prologue.is_eligible(original):
+            raise TypeError(
+                f"{f.__qualname__} cannot be a root: generators, coroutines and class bodies "
+                "run as Python; optimize the function that calls it"
+            )
+        index = self.assign_index(original)
+        if f.__code__ is original:
+            f.__code__ = prologue.insert_prologue(original, index)
+        return self.roots[index]
+
+    def root_of_module(self, module: torch.nn.Module) -> Root:
+        entry = runtime.native.module_entry(module)
+        return self._module_root(entry, module)
+
+    def _module_root(self, entry: Any, module: torch.nn.Module) -> Root:
+        root = self.roots.get(entry.index)
+        if root is None or root.module is None or root.module() is not module:
+            cls = type(module)
+            code = getattr(cls.forward, "__code__", None)
+            location = f"{code.co_filename}:{code.co_firstlineno}" if code else "?"
+            root = Root(cls.__qualname__, "module", location, entry, module=weakref.ref(module))
+            entry.threshold = self.config.threshold
+            self.roots[entry.index] = root
+        return root
+
+    # ------------------------------------------------------------- dispatch
+
+    def on_module_call(self, entry: Any, roots: tuple[Any, ...]) -> Any:
+        return self._guarded(self._decide_module, entry, roots)
+
+    def on_call(self, entry: Any, roots: tuple[Any, ...]) -> Any:
+        return self._guarded(self._decide_function, entry, roots)
+
+    def _guarded(self, decide: Callable[..., Any], entry: Any, roots: tuple[Any, ...]) -> Any:
+        """An error of ours turns accel off for that root; the program never sees it."""
+        try:
+            self.service.poll()
+            return decide(entry, roots)
+        except Exception as error:
+            if self.config.strict:
+                raise
+            entry.state = "off"
+            log.internal_error("driver", error)
+            return None
+
+    def _decide_module(self, entry: Any, roots: tuple[Any, ...]) -> Any:
+        module, args, kwargs = roots
+        root = self._module_root(entry, module)
+        if not self._wants_recording(root):
+            return None
+        call = prologue.original_code(torch.nn.Module._wrapped_call_impl.__code__)
+        named = [("self", module), ("args", args), ("kwargs", kwargs)]
+        function = torch.nn.Module._wrapped_call_impl
+        return self._record(root, named, function, call, (module, *args), kwargs)
+
+    def _decide_function(self, entry: Any, roots: tuple[Any, ...]) -> Any:
+        root = self.roots[entry.index]
+        if not self._wants_recording(root):
+            return None
+        code = root.code
+        assert code is not None
+        *values, function = roots
+        named = list(zip(argument_names(code), values, strict=True))
+        args, kwargs = call_arguments(code, values)
+        return self._record(
+            root, [*named, (code.co_name, function)], function, code, args, kwargs
+        )
+
+    def _wants_recording(self, root: Root) -> bool:
+        entry = root.entry
+        if self._closed or root.state in ("blacklisted", "losing", "disabled", "full"):
+            entry.state = "off" if not root.variants else "armed"
+            entry.threshold = self.limits.max_backoff_calls
+            return False
+        if self.config.stance == "force_eager":
+            return False
+        if root.pending:
+            entry.threshold = 1  # look for the finished compilation at the next call
+            return False
+        if not root.forced and self._defers(root):
+            entry.threshold = 1
+            return False
+        if root.variants:
+            self.counters.add("recompiles")
+        return True
+
+    def _defers(self, root: Root) -> bool:
+        """True when an enclosing candidate should be judged before this inner root."""
+        if root.deferrals >= self.limits.max_deferrals:
+            return False
+        frame: types.FrameType | None = sys._getframe(1)
+        own = frame
+        call = torch.nn.Module._wrapped_call_impl.__code__
+        skipped_self = False
+        while frame is not None:
+            code = frame.f_code
+            enclosing: Root | None = None
+            if code is call:
+                entry = runtime.native.module_entry(frame.f_locals["self"])
+                enclosing = self.roots.get(entry.index) if entry is not None else None
+                if enclosing is None and entry is not None:
+                    enclosing = self._module_root(entry, frame.f_locals["self"])
+            elif prologue.original_code(code) is not code:
+                index = self._code_index.get(prologue.original_code(code))
+                enclosing = self.roots.get(index) if index is not None else None
+            if enclosing is root and not skipped_self:
+                skipped_self = True
+            elif enclosing is not None and enclosing is not root and not enclosing.judged:
+                root.deferrals += 1
+                return True
+            frame = frame.f_back
+        del own
+        return False
+
+    # ------------------------------------------------------------ recording
+
+    def _record(
+        self,
+        root: Root,
+        named: list[tuple[str, Any]],
+        function: types.FunctionType,
+        code: types.CodeType,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any] | None,
+    ) -> Any:
+        twin_function = self.twins.function(function)
+        if twin_function is None:
+            self._give_up(root, "no_twin", function.__qualname__, root.location)
+            return None
+        recorder = Recorder(
+            named, self.twins.function, lambda recording: self._recorded(root, named, recording)
+        )
+        self.counters.add("recordings")
+        root.recordings += 1
+        return (recorder, twin_function, args, kwargs)
+
+    def _recorded(self, root: Root, named: list[Any], recording: Recording) -> None:
+        """A recorded run is over; called in the recording session, with dispatch paused."""
+        self.counters.add("seconds_recording", recording.seconds)
+        try:
+            if recording.void is not None:
+                self._voided(root, recording)
+            else:
+                self._compile(root, len(named), recording)
+        except Exception as error:
+            if self.config.strict:
+                raise
+            log.internal_error("driver", error)
+            self._give_up(root, "recorder_error", repr(error), root.location)
+
+    def _voided(self, root: Root, recording: Recording) -> None:
+        void = recording.void
+        assert void is not None
+        self.counters.add("recordings_voided")
+        log.artifact("trace", "%s voided: %s %s at %s", root.name, void.kind, void.detail,
+                     recording.location)
+        if void.kind == "recorder_error":
+            log.internal_error("capture", void.__cause__ or void)
+        root.reason = errors.reason_text(void.kind, void.detail)
+        root.reason_location = recording.location
+        root.history.append(f"{root.reason} ({recording.location})")
+        if void.kind in TRANSIENT and root.transient_voids < self.limits.max_transient_voids:
+            root.transient_voids += 1
+            root.entry.threshold = 1 + root.transient_voids
+            return
+        if void.kind in PASSING:
+            root.backoff = min(2 * root.backoff, self.limits.max_backoff_calls)
+            root.entry.threshold = root.backoff
+            return
+        root.voids += 1
+        self.counters.add("graph_breaks")
+        self._give_up(root, void.kind, void.detail, recording.location)
+
+    def _give_up(self, root: Root, kind: str, detail: str, location: str) -> None:
+        root.state = "full" if root.variants else "blacklisted"
+        root.reason = errors.reason_text(kind, detail)
+        root.reason_location = location
+        root.entry.state = "armed" if root.variants else "off"
+        root.entry.threshold = self.limits.max_backoff_calls
+        if not root.variants:
+            self._disarm(root)
+        log.artifact("driver", "%s blacklisted: %s at %s", root.name, root.reason, location)
+
+    def _disarm(self, root: Root) -> None:
+        """The prologue stays in code that runs; `off` entries answer at once."""
+        root.entry.state = "off"
+
+    # ------------------------------------------------------------ compiling
+
+    def _compile(self, root: Root, root_count: int, recording: Recording) -> None:
+        graph, guards, template = recording.graph, recording.guards, recording.template
+        assert graph is not None and guards is not None and template is not None
+        lowered = guards.lower(root_count, [*recording.inputs, *template.sources])
+        program = runtime.native.GuardProgram(lowered.instructions, root_count)
+        slots = lowered.slots
+        finish = template.builder(lambda source: slots[id(source)])
+        inputs = [slots[id(source)] for source in recording.inputs]
+        result = result_plan(template, finish, lambda source: slots[id(source)])
+        root.pending += 1
+        root.state = "compiling"
+        root.entry.state = "count" if not root.variants else "armed"
+        root.entry.threshold = 1
+        backend = root.backend or self.config.backend
+        log.artifact("graph", "%s: %s", root.name, graph)
+
+        def done(segment: CompiledSegment) -> None:
+            root.pending -= 1
+            if segment.error:
+                self._give_up(root, "compile_failed", segment.error, root.location)
+                return
+            self._install(root, recording, program, inputs, result, segment, lowered.guard_of)
+
+        self.counters.add("segments")
+        self.progress.compiling(root.name)
+        self.service.submit(graph, backend, done)
+        if self.config.sync or self.config.deterministic:
+            self.service.idle(None)
+
+    def _install(
+        self,
+        root: Root,
+        recording: Recording,
+        program: Any,
+        inputs: list[int],
+        result: tuple[Any, ...],
+        segment: CompiledSegment,
+        guard_of: list[Any],
+    ) -> None:
+        self.counters.add("seconds_compiling", segment.seconds)
+        if segment.kind == "plan":
+            executor = runtime.native.Executor(segment.plan, segment.library_path)
+        else:
+            executor = segment.callable
+        variant = runtime.native.Variant(program, recording.ambient, executor, inputs, result)
+        installed = Installed(variant, recording, guard_of, segment.key, recording.operations)
+        root.variants.insert(0, installed)
+        self.counters.add("variants")
+        root.entry.variants = tuple(v.native for v in root.variants)
+        root.entry.state = "armed"
+        root.ops_per_call = recording.operations
+        if len(root.variants) >= self.config.max_variants:
+            root.state = "full"
+            root.reason = errors.reason_text("too_many_variants", str(len(root.variants)))
+            root.entry.threshold = self.limits.max_backoff_calls
+        else:
+            root.state = "compiled"
+            root.entry.threshold = self.config.threshold
+        self.progress.done(root.name)
+
+    # -------------------------------------------------------------- control
+
+    def enable_package(self, name: str) -> None:
+        """Modules of package `name`, imported and to come, get prologues."""
+        self._packages.add(name)
+        self._denied.discard(name)
+        for module_name, module in list(sys.modules.items()):
+            if module is not None and _inside(module_name, {name}):
+                hook.rewrite_loaded_module(module, self.assign_index)
+
+    def disable(self, target: Any) -> None:
+        """A package name, a function, a method or a module runs eagerly from now on."""
+        if isinstance(target, types.ModuleType):
+            target = target.__name__
+        if isinstance(target, str):
+            self._packages.discard(target)
+            self._denied.add(target)
+            for module_name, module in list(sys.modules.items()):
+                if module is not None and _inside(module_name, {target}):
+                    hook.restore_module(module)
+            return
+        if isinstance(target, torch.nn.Module):
+            root = self.root_of_module(target)
+        else:
+            function = target.__func__ if isinstance(target, types.MethodType) else target
+            if not isinstance(function, types.FunctionType):
+                raise TypeError(f"accel.disable() takes a package, function or module: {target!r}")
+            root = self.root_of_function(function)
+            prologue.remove_prologue(function)
+        root.state = "disabled"
+        root.variants.clear()
+        root.entry.variants = ()
+        root.entry.state = "off"
+
+    def reset(self) -> None:
+        """Forgets what was recorded; arms every root again."""
+        self.service.idle(None)
+        for root in self.roots.values():
+            if root.state == "disabled":
+                continue
+            root.variants.clear()
+            root.entry.variants = ()
+            root.state, root.reason, root.reason_location = "cold", "", ""
+            root.deferrals = root.voids = root.transient_voids = root.recordings = 0
+            root.backoff = 1
+            root.entry.threshold = 1 if root.forced else self.config.threshold
+            root.entry.state = "count"
+        self.counters.reset()
+        self._base_calls = {index: root.entry.calls for index, root in self.roots.items()}
+
+    def selects(self, name: str, path: str | None) -> bool:
+        """Whether a module about to be imported gets prologues."""
+        if _inside(name, self._denied | set(self.config.deny)):
+            return False
+        if _inside(name, self._packages | set(self.config.packages) | set(self.config.modules)):
+            return True
+        if self.script_directory is None or path is None or self.config.packages:
+            return False
+        parent = Path(path).resolve()
+        return self.script_directory in parent.parents and "site-packages" not in parent.parts
+
+    def install_hook(self) -> None:
+        hook.install(self.selects, self.assign_index, self._code_cache)
+
+    def summary(self) -> Summary:
+        return summarise(self)
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Until nothing is being compiled; False when the time ran out first."""
+        return bool(self.service.idle(timeout_s))
+
+    def read_counters(self) -> dict[str, float]:
+        values = self.counters.snapshot()
+        compiled = eager = ops_compiled = ops_eager = failed = deopts = 0
+        for root in self.roots.values():
+            hits = sum(v.native.hits for v in root.variants)
+            compiled += hits
+            ops_compiled += sum(v.native.hits * v.operations for v in root.variants)
+            calls = root.entry.calls - self._base_calls.get(root.entry.index, 0)
+            misses = max(calls - hits, 0)
+            eager += misses
+            ops_eager += misses * root.ops_per_call
+            failed += sum(v.native.misspeculations for v in root.variants)
+            deopts += sum(v.native.errors + v.native.misspeculations for v in root.variants)
+        values.update(
+            calls_compiled=compiled,
+            calls_eager=eager,
+            ops_compiled=ops_compiled,
+            ops_eager=ops_eager,
+            speculations_failed=failed,
+            deopts=deopts,
+        )
+        return values
+
+    def close(self) -> None:
+        """Nothing new is recorded; installed variants go on."""
+        self._closed = True
+
+
+def argument_names(code: types.CodeType) -> list[str]:
+    """The names of a function's argument locals, in co_varnames order."""
+    count = code.co_argcount + code.co_kwonlyargcount
+    count += bool(code.co_flags & 4) + bool(code.co_flags & 8)
+    return list(code.co_varnames[:count])
+
+
+def call_arguments(
+    code: types.CodeType, values: list[Any]
+) -> tuple[tuple[Any, ...], dict[str, Any] | None]:
+    """The (args, kwargs) that bind to these argument locals."""
+    positional, kwonly = code.co_argcount, code.co_kwonlyargcount
+    names = code.co_varnames
+    args = tuple(values[:positional])
+    kwargs = dict(zip(names[positional : positional + kwonly], values[positional:], strict=False))
+    rest = positional + kwonly
+    if code.co_flags & 4:
+        args += values[rest]
+        rest += 1
+    if code.co_flags & 8:
+        kwargs.update(values[rest])
+    return args, kwargs or None
+
+
+def result_plan(
+    template: Any, finish: Callable[..., Any], slot_of: Callable[[Source], int]
+) -> tuple[Any, ...]:
+    """The shortest of the native result forms that builds this result."""
+    spec = template.result
+    if not template.effects:
+        if spec[0] == "output":
+            return ("tensor", spec[1])
+        if spec[0] == "make" and spec[2][:2] == ("sequence", tuple):
+            parts = spec[2][2]
+            if all(part[0] == "output" for part in parts):
+                return ("tuple", [part[1] for part in parts])
+        if spec[0] == "const":
+            return ("const", spec[1])
+    return ("call", finish)
+
+
+current: Driver | None = None
+_summary_done = False
+
+
+def start(config: Config) -> Driver:
+    """The process's driver, made at the first call."""
+    global current
+    if current is None:
+        current = Driver(config)
+    return current
+
+
+__all__ = ["Driver", "Installed", "Recording", "Summary", "hook", "start"]

@@ -1,0 +1,79 @@
+"""Roots: the functions and modules that may be recorded, and the state each is in.
+
+In: entries of the native dispatch. Out: per root its state, its variants, why it was given up.
+Invariant: a state is a row of STATES; a root leaves `blacklisted` and `losing` only by `reset`.
+"""
+
+from __future__ import annotations
+
+import types
+import weakref
+from dataclasses import dataclass, field
+from typing import Any
+
+from accel.capture.recorder import Recording
+
+# What a root may be doing, and what its calls do meanwhile.
+STATES = {
+    "cold": "called too rarely so far; calls run eagerly",
+    "recording": "one call is being recorded; it is the eager run",
+    "compiling": "a recording is with the compiler; calls run eagerly",
+    "compiled": "calls whose guards hold run compiled code",
+    "full": "as compiled, but no further variants are made",
+    "losing": "compiled code was not faster; calls run eagerly",
+    "blacklisted": "cannot be recorded; calls run eagerly, callees get their turn",
+    "disabled": "turned off by the user",
+}
+
+
+@dataclass
+class Limits:
+    """Each limit of the state machine, one row."""
+
+    max_deferrals: int = 3  # times an inner root waits for an enclosing one
+    max_transient_voids: int = 6  # recordings lost to signals, GC callbacks and the like
+    max_voids: int = 2  # recordings lost for a reason that may pass
+    max_backoff_calls: int = 4096  # most calls between two tries
+
+
+@dataclass
+class Installed:
+    """One compiled variant of a root."""
+
+    native: Any
+    recording: Recording
+    guard_of: list[Any]
+    key: str
+    operations: int
+    gm: Any = None
+
+
+@dataclass
+class Root:
+    """One function code or one module instance."""
+
+    name: str
+    kind: str  # "function" | "module"
+    location: str
+    entry: Any
+    code: types.CodeType | None = None
+    module: weakref.ref[Any] | None = None
+    backend: Any = None
+    forced: bool = False  # asked for by optimize(): recorded at the first call
+    fullgraph: bool = False
+    state: str = "cold"
+    reason: str = ""
+    reason_location: str = ""
+    deferrals: int = 0
+    voids: int = 0
+    transient_voids: int = 0
+    backoff: int = 1
+    recordings: int = 0
+    variants: list[Installed] = field(default_factory=list)
+    pending: int = 0
+    ops_per_call: int = 0
+    history: list[str] = field(default_factory=list)
+
+    @property
+    def judged(self) -> bool:
+        return self.state in ("blacklisted", "losing", "disabled", "compiled", "full")
