@@ -1,0 +1,35 @@
+// Runs plans. See docs/architecture.md, "Compiling -> executing", for the plan.
+#pragma once
+
+#include "native.h"
+
+#include <ATen/core/Tensor.h>
+
+#include <string>
+#include <vector>
+
+namespace accel {
+
+// An immutable plan with its library and memory. Owned by its Python object.
+class Executor;
+
+enum class RunStatus {
+  ok,
+  misspeculated,  // a speculation did not hold; nothing was committed
+  error,          // an operation failed; nothing was committed: the caller reruns eagerly
+  torn,           // an operation failed after some user memory was written: the caller raises
+};
+
+// The Executor inside `object` (borrowed: lives as long as the object), or nullptr when
+// `object` is no accel._native.Executor. No Python error is set.
+const Executor* as_executor(PyObject* object);
+
+// Runs the plan on `inputs` (borrowed, alive for the call; guards have checked them) and
+// replaces `outputs`. Reentrant and thread-safe. Needs the GIL, which it releases while
+// a big plan runs; `outputs` must not be shared. Unless the status is ok, `outputs` is
+// empty; on error and torn `*why` (may be nullptr) says what failed. Never throws and
+// sets no Python error.
+RunStatus run(const Executor& executor, c10::TensorImpl* const* inputs, size_t count,
+              std::vector<at::Tensor>& outputs, std::string* why);
+
+}  // namespace accel

@@ -1,0 +1,592 @@
+// Parses and checks plans. Every fault is a PlanError that says where it is.
+#include "plan.h"
+
+#include "externs.h"
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/core/List.h>
+#include <c10/core/Layout.h>
+#include <c10/core/MemoryFormat.h>
+#include <dlfcn.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <iterator>
+
+namespace py = pybind11;
+
+namespace accel {
+namespace {
+
+// Work below this many bytes does not pay for releasing the GIL. An extern counts
+// EXTERN_WEIGHT times the bytes of its tensors, for it does more per byte.
+constexpr size_t RELEASE_BYTES = 256 << 10;
+constexpr size_t EXTERN_WEIGHT = 4;
+
+[[noreturn]] void fail(const std::string& where, const std::string& what) {
+  throw PlanError("plan: " + where + ": " + what);
+}
+
+template <typename Value>
+struct Named {
+  const char* name;
+  Value value;
+};
+
+// By torch's names.
+constexpr Named<at::ScalarType> DTYPES[] = {
+    {"float32", at::kFloat},           {"float64", at::kDouble},
+    {"float16", at::kHalf},            {"bfloat16", at::kBFloat16},
+    {"int64", at::kLong},              {"int32", at::kInt},
+    {"int16", at::kShort},             {"int8", at::kChar},
+    {"uint8", at::kByte},              {"bool", at::kBool},
+    {"complex64", at::kComplexFloat},  {"complex128", at::kComplexDouble},
+    {"uint16", at::kUInt16},           {"uint32", at::kUInt32},
+    {"uint64", at::kUInt64},           {"float8_e4m3fn", at::kFloat8_e4m3fn},
+    {"float8_e5m2", at::kFloat8_e5m2},
+};
+
+constexpr Named<at::Layout> LAYOUTS[] = {
+    {"strided", at::kStrided}, {"sparse_coo", at::kSparse}, {"sparse_csr", at::kSparseCsr}};
+
+constexpr Named<at::MemoryFormat> MEMORY_FORMATS[] = {
+    {"contiguous_format", at::MemoryFormat::Contiguous},
+    {"preserve_format", at::MemoryFormat::Preserve},
+    {"channels_last", at::MemoryFormat::ChannelsLast},
+    {"channels_last_3d", at::MemoryFormat::ChannelsLast3d}};
+
+template <typename Value, size_t N>
+Value by_name(const Named<Value> (&rows)[N], const std::string& name, const std::string& where) {
+  for (const auto& row : rows) {
+    if (name == row.name) return row.value;
+  }
+  fail(where, "unknown name '" + name + "'");
+}
+
+template <typename T>
+T take(const py::handle& value, const std::string& where, const char* expected) {
+  try {
+    return value.cast<T>();
+  } catch (const py::cast_error&) {
+    fail(where, std::string("expected ") + expected);
+  }
+}
+
+py::object member(const py::dict& dict, const char* name, const std::string& where) {
+  if (!dict.contains(name)) fail(where, std::string("'") + name + "' is missing");
+  return dict[name];
+}
+
+py::dict as_dict(const py::handle& value, const std::string& where) {
+  if (!PyDict_Check(value.ptr())) fail(where, "expected a dict");
+  return py::reinterpret_borrow<py::dict>(value);
+}
+
+py::list as_list(const py::handle& value, const std::string& where) {
+  if (!PyList_Check(value.ptr()) && !PyTuple_Check(value.ptr())) fail(where, "expected a list");
+  return py::list(py::reinterpret_borrow<py::object>(value));
+}
+
+std::string text(const py::dict& dict, const char* name, const std::string& where) {
+  return take<std::string>(member(dict, name, where), where + "." + name, "a string");
+}
+
+int64_t integer(const py::dict& dict, const char* name, const std::string& where) {
+  return take<int64_t>(member(dict, name, where), where + "." + name, "an integer");
+}
+
+std::vector<int64_t> integers(const py::dict& dict, const char* name, const std::string& where) {
+  return take<std::vector<int64_t>>(member(dict, name, where), where + "." + name, "integers");
+}
+
+// A float written by float.hex(), or "nan", "inf", "-inf".
+double parse_float(const py::handle& value, const std::string& where) {
+  if (PyFloat_Check(value.ptr())) return PyFloat_AS_DOUBLE(value.ptr());
+  auto digits = take<std::string>(value, where, "a hexadecimal float");
+  char* end = nullptr;
+  double number = std::strtod(digits.c_str(), &end);
+  if (digits.empty() || *end) fail(where, "'" + digits + "' is no float");
+  return number;
+}
+
+Layout parse_layout(const py::dict& dict, const std::string& where) {
+  Layout layout;
+  layout.sizes = integers(dict, "sizes", where);
+  layout.strides = integers(dict, "strides", where);
+  layout.dtype = by_name(DTYPES, text(dict, "dtype", where), where + ".dtype");
+  if (layout.sizes.size() != layout.strides.size()) fail(where, "sizes and strides differ in length");
+  layout.numel = 1;
+  int64_t last = 0, expected = 1;
+  layout.contiguous = true;
+  for (size_t i = layout.sizes.size(); i-- > 0;) {
+    int64_t size = layout.sizes[i], stride = layout.strides[i];
+    if (size < 0 || stride < 0) fail(where, "a negative size or stride");
+    if (__builtin_mul_overflow(layout.numel, size, &layout.numel)) fail(where, "too many elements");
+    if (size != 1 && stride != expected) layout.contiguous = false;
+    expected *= std::max<int64_t>(size, 1);
+    int64_t reach;
+    if (size > 0 && (__builtin_mul_overflow(size - 1, stride, &reach) ||
+                     __builtin_add_overflow(last, reach, &last))) {
+      fail(where, "strides reach too far");
+    }
+  }
+  // For a tensor without elements torch keeps the strides it is given.
+  if (layout.numel == 0) layout.contiguous = false;
+  layout.storage_bytes =
+      layout.numel ? static_cast<size_t>(last + 1) * c10::elementSize(layout.dtype) : 0;
+  return layout;
+}
+
+class PlanParser {
+ public:
+  PlanParser(const py::dict& source, void* library) : source_(source), library_(library) {}
+
+  Plan parse() {
+    if (integer(source_, "version", "plan") != 1) fail("version", "this executor reads version 1");
+    int64_t arena = integer(source_, "arena_bytes", "plan");
+    if (arena < 0) fail("arena_bytes", "negative");
+    plan_.arena_bytes = static_cast<size_t>(arena);
+    parse_inputs();
+    parse_buffers();
+    plan_.steps = parse_steps("steps", false);
+    plan_.commit = parse_steps("commit", true);
+    parse_speculations();
+    parse_outputs();
+    derive();
+    return std::move(plan_);
+  }
+
+ private:
+  void parse_inputs() {
+    py::list list = as_list(member(source_, "inputs", "plan"), "inputs");
+    for (size_t i = 0; i < list.size(); ++i) {
+      std::string where = "inputs[" + std::to_string(i) + "]";
+      plan_.inputs.push_back(parse_layout(as_dict(list[i], where), where));
+    }
+  }
+
+  void parse_buffers() {
+    py::list list = as_list(member(source_, "buffers", "plan"), "buffers");
+    for (size_t i = 0; i < list.size(); ++i) {
+      std::string where = "buffers[" + std::to_string(i) + "]";
+      parse_buffer(as_dict(list[i], where), where, static_cast<uint32_t>(i));
+    }
+    plan_.views_of.resize(plan_.buffers.size());
+    for (uint32_t id = 0; id < plan_.buffers.size(); ++id) {
+      const Buffer& buffer = plan_.buffers[id];
+      if (buffer.kind == BufferKind::view) plan_.views_of[buffer.root].push_back(id);
+    }
+  }
+
+  void parse_buffer(const py::dict& dict, const std::string& where, uint32_t id) {
+    static constexpr Named<BufferKind> KINDS[] = {{"input", BufferKind::input},
+                                                  {"arena", BufferKind::arena},
+                                                  {"output", BufferKind::output},
+                                                  {"dynamic", BufferKind::dynamic},
+                                                  {"view", BufferKind::view}};
+    Buffer buffer;
+    buffer.kind = by_name(KINDS, text(dict, "kind", where), where + ".kind");
+    buffer.root = id;
+    buffer.has_layout = true;
+    switch (buffer.kind) {
+      case BufferKind::input: {
+        int64_t index = integer(dict, "index", where);
+        if (index < 0 || static_cast<size_t>(index) >= plan_.inputs.size()) {
+          fail(where, "there is no input " + std::to_string(index));
+        }
+        buffer.index = static_cast<uint32_t>(index);
+        buffer.layout = plan_.inputs[buffer.index];
+        plan_.input_buffers.push_back(id);
+        break;
+      }
+      case BufferKind::arena:
+        buffer.layout = parse_layout(dict, where);
+        buffer.offset_bytes = integer(dict, "offset", where);
+        if (buffer.offset_bytes < 0 || buffer.offset_bytes % 64 != 0) {
+          fail(where, "the offset is not a multiple of 64");
+        }
+        if (static_cast<size_t>(buffer.offset_bytes) + buffer.layout.storage_bytes >
+            plan_.arena_bytes) {
+          fail(where, "it ends behind the arena");
+        }
+        break;
+      case BufferKind::output:
+        buffer.layout = parse_layout(dict, where);
+        buffer.index = static_cast<uint32_t>(plan_.output_buffers.size());
+        plan_.output_buffers.push_back(id);
+        break;
+      case BufferKind::dynamic:
+        buffer.has_layout = dict.contains("sizes");
+        if (buffer.has_layout) buffer.layout = parse_layout(dict, where);
+        break;
+      case BufferKind::view:
+        parse_view(dict, where, id, buffer);
+        break;
+    }
+    plan_.buffers.push_back(std::move(buffer));
+  }
+
+  void parse_view(const py::dict& dict, const std::string& where, uint32_t id, Buffer& buffer) {
+    buffer.layout = parse_layout(dict, where);
+    int64_t base = integer(dict, "base", where);
+    if (base < 0 || base >= static_cast<int64_t>(id)) fail(where, "its base must come before it");
+    int64_t offset = integer(dict, "offset", where);
+    auto size = static_cast<int64_t>(c10::elementSize(buffer.layout.dtype));
+    if (offset < 0 || __builtin_mul_overflow(offset, size, &offset)) fail(where, "a bad offset");
+    const Buffer& parent = plan_.buffers[static_cast<size_t>(base)];
+    buffer.root = parent.root;
+    buffer.offset_bytes = offset + (parent.kind == BufferKind::view ? parent.offset_bytes : 0);
+    const Buffer& root = plan_.buffers[buffer.root];
+    // An input may lie in a larger storage and a view reach what the input does not
+    // (as_strided), so only memory of our own is checked.
+    bool ours = root.kind == BufferKind::arena || root.kind == BufferKind::output;
+    if (ours && buffer.layout.storage_bytes &&
+        static_cast<size_t>(buffer.offset_bytes) + buffer.layout.storage_bytes >
+            root.layout.storage_bytes) {
+      fail(where, "it reaches behind its base");
+    }
+  }
+
+  uint32_t buffer_id(const py::handle& value, const std::string& where) {
+    auto id = take<int64_t>(value, where, "a buffer id");
+    if (id < 0 || static_cast<size_t>(id) >= plan_.buffers.size()) {
+      fail(where, "there is no buffer " + std::to_string(id));
+    }
+    return static_cast<uint32_t>(id);
+  }
+
+  uint32_t optional_buffer_id(const py::handle& value, const std::string& where) {
+    return value.is_none() ? NO_BUFFER : buffer_id(value, where);
+  }
+
+  std::vector<Step> parse_steps(const char* name, bool commit) {
+    std::vector<Step> steps;
+    py::list list = as_list(member(source_, name, "plan"), name);
+    for (size_t i = 0; i < list.size(); ++i) {
+      std::string where = std::string(name) + "[" + std::to_string(i) + "]";
+      steps.push_back(parse_step(as_dict(list[i], where), where, commit));
+    }
+    return steps;
+  }
+
+  Step parse_step(const py::dict& dict, const std::string& where, bool commit) {
+    std::string op = text(dict, "op", where);
+    if (op == "kernel") return parse_kernel(dict, where, commit);
+    if (op == "extern") return parse_extern(dict, where, commit);
+    if (op != "free") fail(where, "unknown op '" + op + "'");
+    uint32_t id = buffer_id(member(dict, "buffer", where), where);
+    if (plan_.buffers[id].kind != BufferKind::dynamic) fail(where, "only dynamic buffers are freed");
+    require_produced(id, where);
+    std::erase(produced_, id);
+    return {StepKind::free, id, {}};
+  }
+
+  Step parse_kernel(const py::dict& dict, const std::string& where, bool commit) {
+    KernelStep kernel;
+    std::string symbol = text(dict, "symbol", where);
+    if (!library_) fail(where, "a kernel, but no library");
+    kernel.function = reinterpret_cast<KernelFunction>(dlsym(library_, symbol.c_str()));
+    if (!kernel.function) fail(where, "the library has no symbol '" + symbol + "'");
+    if (dict.contains("parallel")) {
+      kernel.parallel = take<bool>(dict["parallel"], where + ".parallel", "a bool");
+    }
+    std::vector<uint32_t> writes;
+    for (const auto& item : as_list(member(dict, "buffers", where), where + ".buffers")) {
+      uint32_t id = buffer_id(item, where + ".buffers");
+      require_produced(id, where);
+      kernel.buffers.push_back(id);
+      if (commit && !dict.contains("writes")) note_write(id, writes);
+    }
+    if (commit && dict.contains("writes")) {
+      for (const auto& item : as_list(dict["writes"], where + ".writes")) {
+        note_write(buffer_id(item, where + ".writes"), writes);
+      }
+    }
+    plan_.parallel |= kernel.parallel;
+    plan_.max_kernel_buffers = std::max(plan_.max_kernel_buffers, kernel.buffers.size());
+    plan_.kernels.push_back(std::move(kernel));
+    return {StepKind::kernel, static_cast<uint32_t>(plan_.kernels.size() - 1), std::move(writes)};
+  }
+
+  void note_write(uint32_t id, std::vector<uint32_t>& writes) {
+    uint32_t root = plan_.buffers[id].root;
+    if (plan_.buffers[root].kind != BufferKind::input) return;
+    plan_.buffers[root].written = true;
+    if (std::find(writes.begin(), writes.end(), root) == writes.end()) writes.push_back(root);
+  }
+
+  // A dynamic buffer has no memory before some extern has bound it.
+  void require_produced(uint32_t id, const std::string& where) {
+    uint32_t root = plan_.buffers[id].root;
+    if (plan_.buffers[root].kind == BufferKind::dynamic && !produced(root)) {
+      fail(where, "buffer " + std::to_string(id) + " is used before a step makes it");
+    }
+  }
+
+  bool produced(uint32_t id) const {
+    return std::find(produced_.begin(), produced_.end(), id) != produced_.end();
+  }
+
+  Step parse_extern(const py::dict& dict, const std::string& where, bool commit) {
+    std::string target = text(dict, "target", where);
+    size_t dot = target.find('.', target.find("::"));
+    std::string name = target.substr(0, dot);
+    std::string overload = dot == std::string::npos ? "" : target.substr(dot + 1);
+    if (overload == "default") overload.clear();
+    auto handle = c10::Dispatcher::singleton().findSchema({name, overload});
+    if (!handle) fail(where, "there is no operation '" + target + "'");
+    ExternStep step(*handle);
+    parse_arguments(dict, where, step);
+    std::vector<uint32_t> writes = extern_writes(step, where, commit);
+    bool binds_alias = parse_results(dict, where, step);
+    if (!binds_alias && step.results.size() <= 3) {
+      step.direct = find_direct_call(overload.empty() ? name : name + "." + overload);
+    }
+    if (!step.direct) plan_.holds_inputs = true;
+    prepare_constants(step);
+    plan_.externs.push_back(std::move(step));
+    return {StepKind::extern_, static_cast<uint32_t>(plan_.externs.size() - 1), std::move(writes)};
+  }
+
+  void parse_arguments(const py::dict& dict, const std::string& where, ExternStep& step) {
+    const auto& formals = step.handle.schema().arguments();
+    py::list positional = as_list(member(dict, "args", where), where + ".args");
+    py::dict named = dict.contains("kwargs") ? as_dict(dict["kwargs"], where + ".kwargs") : py::dict();
+    if (positional.size() > formals.size()) fail(where, "too many arguments");
+    size_t used = 0;
+    for (size_t i = 0; i < formals.size(); ++i) {
+      const c10::Argument& formal = formals[i];
+      std::string at = where + "." + formal.name();
+      if (i < positional.size()) {
+        step.arguments.push_back(parse_argument(as_dict(positional[i], at), formal, at));
+      } else if (named.contains(formal.name().c_str())) {
+        step.arguments.push_back(
+            parse_argument(as_dict(named[formal.name().c_str()], at), formal, at));
+        ++used;
+      } else if (formal.default_value()) {
+        ExternArgument argument;
+        argument.value = *formal.default_value();
+        step.arguments.push_back(std::move(argument));
+      } else {
+        fail(at, "the argument is missing");
+      }
+      for (uint32_t id : step.arguments.back().list) want_tensor(id, at);
+      want_tensor(step.arguments.back().buffer, at);
+    }
+    if (used != named.size()) fail(where, "a keyword argument that the operation does not have");
+  }
+
+  void want_tensor(uint32_t id, const std::string& where) {
+    if (id == NO_BUFFER) return;
+    require_produced(id, where);
+    plan_.buffers[id].as_tensor = true;
+  }
+
+  ExternArgument parse_argument(const py::dict& dict, const c10::Argument& formal,
+                                const std::string& where) {
+    if (dict.size() != 1) fail(where, "an argument is a dict of one item");
+    auto item = *dict.begin();
+    auto tag = take<std::string>(item.first, where, "a string as the argument's tag");
+    ExternArgument argument;
+    c10::TypePtr type = formal.type();
+    bool optional = type->kind() == c10::TypeKind::OptionalType;
+    if (optional) type = type->castRaw<c10::OptionalType>()->getElementType();
+    if (tag == "b") {
+      if (type->kind() != c10::TypeKind::TensorType) fail(where, "the operation wants no tensor");
+      argument.kind = ExternArgument::tensor;
+      argument.buffer = buffer_id(item.second, where);
+      return argument;
+    }
+    if (tag == "bl") return parse_tensor_list(item.second, type, where);
+    argument.value = parse_constant(tag, item.second, type, formal, where);
+    if (argument.value.isNone() && !optional && type->kind() != c10::TypeKind::NoneType) {
+      fail(where, "None for an argument that is not optional");
+    }
+    return argument;
+  }
+
+  ExternArgument parse_tensor_list(const py::handle& value, const c10::TypePtr& type,
+                                   const std::string& where) {
+    if (type->kind() != c10::TypeKind::ListType) fail(where, "the operation wants no tensor list");
+    auto element = type->castRaw<c10::ListType>()->getElementType();
+    ExternArgument argument;
+    argument.kind = element->kind() == c10::TypeKind::OptionalType
+                        ? ExternArgument::optional_tensors
+                        : ExternArgument::tensors;
+    for (const auto& entry : as_list(value, where)) {
+      uint32_t id = optional_buffer_id(entry, where);
+      if (id == NO_BUFFER && argument.kind == ExternArgument::tensors) {
+        fail(where, "None in a list of tensors");
+      }
+      argument.list.push_back(id);
+    }
+    return argument;
+  }
+
+  c10::IValue parse_constant(const std::string& tag, const py::handle& value,
+                             const c10::TypePtr& type, const c10::Argument& formal,
+                             const std::string& where) {
+    using Kind = c10::TypeKind;
+    Kind kind = type->kind();
+    auto name = [&] { return take<std::string>(value, where, "a name"); };
+    if (tag == "none") return {};
+    if (tag == "i") {
+      auto number = take<int64_t>(value, where, "an integer");
+      if (kind == Kind::ListType) {  // int[2] stride=1
+        return c10::List<int64_t>(
+            std::vector<int64_t>(static_cast<size_t>(formal.N().value_or(1)), number));
+      }
+      if (kind == Kind::FloatType) return static_cast<double>(number);
+      return number;
+    }
+    if (tag == "f") return parse_float(value, where);
+    if (tag == "bool") return take<bool>(value, where, "a bool");
+    if (tag == "s") return name();
+    if (tag == "dtype") return static_cast<int64_t>(by_name(DTYPES, name(), where));
+    if (tag == "layout") return static_cast<int64_t>(by_name(LAYOUTS, name(), where));
+    if (tag == "memory_format") return static_cast<int64_t>(by_name(MEMORY_FORMATS, name(), where));
+    if (tag == "device") return c10::Device(name());
+    if (kind != Kind::ListType) fail(where, "unknown argument tag '" + tag + "'");
+    return parse_list(tag, value, type->castRaw<c10::ListType>()->getElementType()->kind(), where);
+  }
+
+  c10::IValue parse_list(const std::string& tag, const py::handle& value, c10::TypeKind element,
+                         const std::string& where) {
+    py::list items = as_list(value, where);
+    bool numbers = element == c10::TypeKind::NumberType;  // Scalar[]
+    c10::List<at::Scalar> scalars;
+    if (tag == "il") {
+      auto list = take<std::vector<int64_t>>(items, where, "integers");
+      if (element == c10::TypeKind::FloatType) {
+        return c10::List<double>(std::vector<double>(list.begin(), list.end()));
+      }
+      if (!numbers) return c10::List<int64_t>(list);
+      for (int64_t number : list) scalars.push_back(at::Scalar(number));
+      return scalars;
+    }
+    if (tag == "fl") {
+      std::vector<double> list;
+      for (const auto& item : items) list.push_back(parse_float(item, where));
+      if (!numbers) return c10::List<double>(list);
+      for (double number : list) scalars.push_back(at::Scalar(number));
+      return scalars;
+    }
+    if (tag == "boollist") {
+      c10::List<bool> list;
+      for (const auto& item : items) list.push_back(take<bool>(item, where, "a bool"));
+      return list;
+    }
+    fail(where, "unknown argument tag '" + tag + "'");
+  }
+
+  // What the schema says the operation writes. Writing an input outside the commit would
+  // break the promise that a run can be thrown away.
+  std::vector<uint32_t> extern_writes(const ExternStep& step, const std::string& where,
+                                      bool commit) {
+    std::vector<uint32_t> writes;
+    const auto& formals = step.handle.schema().arguments();
+    for (size_t i = 0; i < formals.size(); ++i) {
+      const c10::AliasInfo* alias = formals[i].alias_info();
+      if (!alias || !alias->isWrite()) continue;
+      const ExternArgument& argument = step.arguments[i];
+      std::vector<uint32_t> ids = argument.list;
+      if (argument.buffer != NO_BUFFER) ids.push_back(argument.buffer);
+      for (uint32_t id : ids) {
+        if (id != NO_BUFFER) note_write(id, writes);
+      }
+    }
+    if (!commit && !writes.empty()) fail(where, "it writes an input before the commit");
+    return writes;
+  }
+
+  // True when a result is bound that is one of the arguments.
+  bool parse_results(const py::dict& dict, const std::string& where, ExternStep& step) {
+    bool binds_alias = false;
+    const auto& returns = step.handle.schema().returns();
+    py::list list = as_list(member(dict, "results", where), where + ".results");
+    for (const auto& item : list) {
+      uint32_t id = optional_buffer_id(item, where + ".results");
+      if (id != NO_BUFFER) {
+        if (plan_.buffers[id].kind != BufferKind::dynamic) {
+          fail(where, "results are bound to dynamic buffers only");
+        }
+        produced_.push_back(id);
+        for (const c10::Argument& value : returns) binds_alias |= value.alias_info() != nullptr;
+      }
+      step.results.push_back(id);
+    }
+    bool list_result = returns.size() == 1 && returns[0].type()->kind() == c10::TypeKind::ListType;
+    if (!step.results.empty() && !list_result && step.results.size() != returns.size()) {
+      fail(where, "the operation has " + std::to_string(returns.size()) + " results");
+    }
+    return binds_alias;
+  }
+
+  static void prepare_constants(ExternStep& step) {
+    for (const ExternArgument& argument : step.arguments) {
+      bool constant = argument.kind == ExternArgument::constant;
+      step.scalars.push_back(constant && argument.value.isScalar() ? argument.value.toScalar()
+                                                                   : at::Scalar());
+      step.integers.push_back(constant && argument.value.isIntList() ? argument.value.toIntVector()
+                                                                     : std::vector<int64_t>());
+    }
+  }
+
+  void parse_speculations() {
+    py::list list = as_list(member(source_, "speculations", "plan"), "speculations");
+    for (size_t i = 0; i < list.size(); ++i) {
+      std::string where = "speculations[" + std::to_string(i) + "]";
+      py::dict dict = as_dict(list[i], where);
+      uint32_t id = buffer_id(member(dict, "buffer", where), where);
+      require_produced(id, where);
+      const Buffer& buffer = plan_.buffers[id];
+      if (buffer.has_layout && buffer.layout.numel != 1) fail(where, "not one element");
+      if (!buffer.has_layout) plan_.buffers[id].as_tensor = true;
+      bool expected = take<bool>(member(dict, "expected", where), where, "a bool");
+      plan_.speculations.push_back({id, expected});
+    }
+  }
+
+  void parse_outputs() {
+    for (const auto& item : as_list(member(source_, "outputs", "plan"), "outputs")) {
+      uint32_t id = buffer_id(item, "outputs");
+      require_produced(id, "outputs");
+      plan_.outputs.push_back(id);
+    }
+  }
+
+  size_t bytes_of(uint32_t id) const { return plan_.buffers[id].layout.storage_bytes; }
+
+  // Facts about the whole plan.
+  void derive() {
+    size_t work = 0;
+    for (const KernelStep& kernel : plan_.kernels) {
+      for (uint32_t id : kernel.buffers) work += bytes_of(id);
+    }
+    for (const ExternStep& step : plan_.externs) {
+      for (const ExternArgument& argument : step.arguments) {
+        if (argument.buffer != NO_BUFFER) work += EXTERN_WEIGHT * bytes_of(argument.buffer);
+        for (uint32_t id : argument.list) {
+          if (id != NO_BUFFER) work += EXTERN_WEIGHT * bytes_of(id);
+        }
+      }
+    }
+    plan_.releases_gil = work > RELEASE_BYTES;
+    plan_.holds_inputs |= plan_.releases_gil;
+  }
+
+  py::dict source_;
+  void* library_;
+  Plan plan_;
+  std::vector<uint32_t> produced_;  // dynamic buffers bound so far
+};
+
+}  // namespace
+
+Plan parse_plan(PyObject* plan, void* library) {
+  return PlanParser(as_dict(plan, "plan"), library).parse();
+}
+
+}  // namespace accel
