@@ -325,14 +325,15 @@ def rng_state() -> dict[str, str]:
     return {name: hashlib.sha256(state).hexdigest()[:16] for name, state in states.items()}
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
+def _tensors(value: Any, depth: int = 3) -> Iterator[torch.Tensor]:
+    """The tensors near the surface of plain containers (which may contain themselves)."""
     if type(value) is torch.Tensor:
         yield value
-    elif type(value) in (tuple, list):
+    elif depth and type(value) in (tuple, list):
         for item in value:
-            yield from _tensors(item)
-    elif type(value) is dict:
-        yield from _tensors(list(value.values()))
+            yield from _tensors(item, depth - 1)
+    elif depth and type(value) is dict:
+        yield from _tensors(list(value.values()), depth)
 
 
 def _references(value: Any) -> list[int] | None:

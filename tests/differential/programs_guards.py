@@ -485,7 +485,7 @@ def _(s: Session) -> None:
 @program(PROGRAMS, "changed global tensor")
 def _(s: Session) -> None:
     def f(x):
-        return x + TABLE  # noqa: F821
+        return x + TABLE
 
     s.patch(globals(), "TABLE", torch.ones(3))
     f, x = s.root(f), torch.randn(3)
