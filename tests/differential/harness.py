@@ -53,6 +53,7 @@ class Engine(Protocol):
     def counters(self) -> dict[str, Any]: ...
     def reasons(self) -> list[str]: ...
     def reset(self) -> None: ...
+    def absent(self) -> contextlib.AbstractContextManager[Any]: ...
 
 
 class Eager:
@@ -72,6 +73,9 @@ class Eager:
 
     def reset(self) -> None:
         pass
+
+    def absent(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext()
 
 
 class Accel:
@@ -93,14 +97,28 @@ class Accel:
         return dict(accel.counters())
 
     def reasons(self) -> list[str]:
-        import accel
+        from accel import driver
 
-        return list(accel.fallback_reasons())
+        return [root.reason for root in driver.current.roots.values() if root.reason]
 
     def reset(self) -> None:
         import accel
 
         accel.reset()
+
+    @contextlib.contextmanager
+    def absent(self) -> Iterator[None]:
+        """Without the universal root in nn.Module: the truth must not be served by accel."""
+        from accel import driver
+
+        if driver.current is None:
+            yield
+            return
+        driver.current.unpatch()
+        try:
+            yield
+        finally:
+            driver.current._patch_module_call()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +156,9 @@ class Session:
 
     def root(self, function: Any, **options: Any) -> Any:
         """`function` (or module), optimized when this is the optimized run."""
+        plain = getattr(function, "__func__", function)
+        if hasattr(plain, "__code__"):
+            self._cleanups.callback(setattr, plain, "__code__", plain.__code__)
         return self._engine.optimize(function, **options)
 
     def watch(self, value: Any) -> Any:
@@ -257,7 +278,8 @@ def run(program: Program, engine: Engine, is_truth: bool) -> Session:
 def check(program: Program, engine: Engine | None = None) -> None:
     """Run `program` plainly and under `engine`; raise AssertionError on any difference."""
     engine = Accel() if engine is None else engine
-    truth = run(program, Eager(), True)
+    with engine.absent():
+        truth = run(program, Eager(), True)
     engine.reset()
     before = engine.counters()
     trial = run(program, engine, False)
