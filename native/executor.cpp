@@ -14,6 +14,7 @@
 #include <dlfcn.h>
 #include <pthread.h>
 #include <pybind11/pybind11.h>
+#include <torch/csrc/Exceptions.h>
 
 #include <atomic>
 #include <cstdlib>
@@ -76,7 +77,7 @@ class FrameLease {
       : executor_(executor), frame_(executor.take_frame()) {}
   ~FrameLease() {
     frame_->end();
-    executor_.keep_frame(std::move(frame_));
+    if (frame_->reusable()) executor_.keep_frame(std::move(frame_));
   }
   FrameLease(const FrameLease&) = delete;
   Frame& operator*() { return *frame_; }
@@ -171,6 +172,27 @@ RunStatus run_plan(const Executor& executor, c10::TensorImpl* const* inputs,
   return RunStatus::ok;
 }
 
+// An operation written in Python raised. The eager rerun will raise the same, except for
+// an interrupt, which comes once: it is announced again. Leaves no Python error set.
+template <typename PythonError>
+void take_python_error(PythonError& error, std::string* why) {
+  error.restore();
+  bool interrupt = PyErr_ExceptionMatches(PyExc_KeyboardInterrupt);
+  PyObject *type, *value, *traceback;
+  PyErr_Fetch(&type, &value, &traceback);
+  if (why) {
+    PyObject* text = value ? PyObject_Repr(value) : nullptr;
+    const char* characters = text ? PyUnicode_AsUTF8(text) : nullptr;
+    *why = characters ? characters : "an operation written in Python raised";
+    Py_XDECREF(text);
+    PyErr_Clear();
+  }
+  Py_XDECREF(type);
+  Py_XDECREF(value);
+  Py_XDECREF(traceback);
+  if (interrupt) PyErr_SetInterrupt();
+}
+
 }  // namespace
 
 RunStatus run(const Executor& executor, c10::TensorImpl* const* inputs, size_t count,
@@ -190,6 +212,10 @@ RunStatus run(const Executor& executor, c10::TensorImpl* const* inputs, size_t c
       held.push_back(c10::intrusive_ptr<c10::TensorImpl>::unsafe_reclaim_from_nonowning(inputs[i]));
     }
     return run_plan(executor, inputs, outputs, committed);
+  } catch (python_error& error) {
+    take_python_error(error, why);
+  } catch (pybind11::error_already_set& error) {
+    take_python_error(error, why);
   } catch (const c10::Error& error) {
     if (why) *why = error.what_without_backtrace();
   } catch (const std::exception& error) {

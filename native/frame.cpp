@@ -117,6 +117,16 @@ void Frame::prepare_arena() {
     pointers_[id] = base + offset;
     if (buffer.as_tensor) tensors_[id] = tensor_over(whole, buffer.layout, offset);
   }
+  arena_uses_ = static_cast<uint32_t>(whole.use_count()) - 1;  // without `whole` itself
+}
+
+bool Frame::reusable() const {
+  if (!plan_.boxed || !arena_.defined()) return true;
+  if (arena_.storage().use_count() != arena_uses_) return false;
+  for (uint32_t id = 0; id < tensors_.size(); ++id) {
+    if (tensors_[id].defined() && tensors_[id].use_count() != 1) return false;
+  }
+  return true;
 }
 
 void Frame::begin(c10::TensorImpl* const* inputs) {

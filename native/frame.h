@@ -19,6 +19,8 @@ class Frame {
   void begin(c10::TensorImpl* const* inputs);
   // Drops everything bound since begin.
   void end() noexcept;
+  // After end: false when an extern kept a tensor of this frame, which then belongs to it.
+  bool reusable() const;
 
   void run_kernel(const KernelStep& kernel, long threads);
   void run_extern(const ExternStep& step);
@@ -43,8 +45,8 @@ class Frame {
   at::Tensor dynamic_output(const at::Tensor& tensor);
 
   const Plan& plan_;
-  c10::DataPtr arena_memory_;
-  at::Tensor arena_;                 // bytes over the whole arena, if externs need it
+  at::Tensor arena_;                 // bytes over the whole arena
+  uint32_t arena_uses_ = 0;          // references to its storage that are the frame's own
   std::vector<void*> pointers_;      // by buffer id; a view's offset added
   std::vector<at::Tensor> tensors_;  // by buffer id; inputs are borrowed, see end()
   std::vector<void*> arguments_;     // of the kernel being called

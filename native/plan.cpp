@@ -344,7 +344,7 @@ class PlanParser {
     if (!binds_alias && step.results.size() <= 3) {
       step.direct = find_direct_call(overload.empty() ? name : name + "." + overload);
     }
-    if (!step.direct) plan_.holds_inputs = true;
+    if (!step.direct) plan_.holds_inputs = plan_.boxed = true;
     prepare_constants(step);
     plan_.externs.push_back(std::move(step));
     return {StepKind::extern_, static_cast<uint32_t>(plan_.externs.size() - 1), std::move(writes)};

@@ -107,6 +107,7 @@ struct Plan {
   bool parallel = false;       // some kernel may use threads
   bool releases_gil = false;   // its work is big enough
   bool holds_inputs = false;   // other Python code may run during a run
+  bool boxed = false;          // some extern is unknown code, which may keep its arguments
 };
 
 // Parses `plan` (a borrowed dict); `library` is a dlopen handle or nullptr and must

@@ -724,6 +724,44 @@ class TestSharing:
             with pytest.raises(_native.ExecutorError, match="mine"):
                 run_extern("accel_test::broken", [{"b": 0}], [EIGHT])
 
+    def test_interrupt_in_a_custom_operation(self) -> None:
+        with torch.library._scoped_library("accel_test", "DEF") as definitions:
+            definitions.define("interrupted(Tensor x) -> Tensor")
+
+            def interrupted(x: torch.Tensor) -> torch.Tensor:
+                raise KeyboardInterrupt
+
+            definitions.impl("interrupted", interrupted, "CPU")
+            with pytest.raises(KeyboardInterrupt):
+                try:
+                    run_extern("accel_test::interrupted", [{"b": 0}], [EIGHT])
+                except _native.ExecutorError:
+                    sum(range(10))  # the interrupt comes at the next check
+
+    def test_an_operation_keeps_its_arguments(self, library: str) -> None:
+        kept: list[torch.Tensor] = []
+        with torch.library._scoped_library("accel_test", "DEF") as definitions:
+            definitions.define("keeper(Tensor x, Tensor y, Tensor z) -> Tensor")
+
+            def keeper(x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+                kept.extend([x, y, z.view(2, 4)])
+                return x * 3
+
+            definitions.impl("keeper", keeper, "CPU")
+            b = Builder()
+            x, arena, made = b.input(EIGHT), b.arena(EIGHT), b.dynamic()
+            view = b.view(x, EIGHT[:4], 2)
+            b.kernel("add_one", x, arena)
+            b.extern("accel_test::keeper", {"b": view}, {"b": arena}, {"b": arena}, results=(made,))
+            executor = _native.Executor(b.plan(made), library)
+            rounds = [torch.randn(8) for _ in range(3)]
+            for a in rounds:
+                executor.run([a])
+        for i, a in enumerate(rounds):
+            torch.testing.assert_close(kept[3 * i], a[2:6])
+            torch.testing.assert_close(kept[3 * i + 1], a + 1)
+            torch.testing.assert_close(kept[3 * i + 2], (a + 1).view(2, 4))
+
     def test_fork(self, library: str) -> None:
         script = f"""
 import os, sys, torch
