@@ -1,0 +1,98 @@
+"""Timing competitors fairly: interleaved, in one process, with intervals.
+
+In: named competitors. Out: seconds per call and round for each. Invariant: every round times
+every competitor once, in an order that changes from round to round, with the garbage collector
+off, and outside a competitor's turn nothing of it stays switched on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+BLOCK_S = 0.004  # one timed block lasts at least this long
+RESAMPLES = 2000
+
+
+@dataclass
+class Competitor:
+    """`call` is timed; `turn()` is a context manager that is entered around each of its blocks."""
+
+    name: str
+    call: Callable[[], Any]
+    turn: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+    seconds: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A median and its 95% bootstrap interval."""
+
+    median: float
+    low: float
+    high: float
+
+    def to_json(self) -> dict[str, float]:
+        return {"median": self.median, "low": self.low, "high": self.high}
+
+
+def bootstrap(values: Sequence[float], seed: int = 0) -> Interval:
+    """Median of `values` with a 95% percentile bootstrap interval."""
+    generator = random.Random(seed)
+    medians = sorted(
+        statistics.median(generator.choices(values, k=len(values))) for _ in range(RESAMPLES)
+    )
+    low, high = medians[int(0.025 * RESAMPLES)], medians[int(0.975 * RESAMPLES) - 1]
+    return Interval(statistics.median(values), low, high)
+
+
+def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Interval:
+    """Ratio of two competitors' seconds, paired by round."""
+    return bootstrap([n / d for n, d in zip(numerator, denominator, strict=True)])
+
+
+def calls_per_block(competitor: Competitor) -> int:
+    """How many calls fill a block."""
+    with competitor.turn():
+        count = 1
+        while True:
+            start = time.perf_counter()
+            for _ in range(count):
+                competitor.call()
+            elapsed = time.perf_counter() - start
+            if elapsed >= BLOCK_S:
+                return count
+            count = max(2 * count, int(count * BLOCK_S / max(elapsed, 1e-9)))
+
+
+def race(competitors: Sequence[Competitor], rounds: int, seed: int = 0) -> None:
+    """Fill in the `seconds` of each competitor: one entry (seconds per call) a round."""
+    generator = random.Random(seed)
+    counts = {c.name: calls_per_block(c) for c in competitors}
+    order = list(competitors)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(rounds):
+            generator.shuffle(order)
+            for competitor in order:
+                _time_block(competitor, counts[competitor.name])
+    finally:
+        gc.enable()
+
+
+def _time_block(competitor: Competitor, count: int) -> None:
+    call = competitor.call
+    with competitor.turn():
+        for _ in range(max(1, count // 20)):  # caches and inline caches of this competitor
+            call()
+        start = time.perf_counter()
+        for _ in range(count):
+            call()
+        competitor.seconds.append((time.perf_counter() - start) / count)

@@ -1,0 +1,178 @@
+"""Rows measured from outside: whole processes, with cold and warm caches.
+
+In: how often to repeat. Out: JSON facts per row. Invariant: `python` and
+`python -m accel run` take turns, and every cold run has a cache directory of its own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from measure import bootstrap
+
+HERE = Path(__file__).resolve().parent
+SCRIPTS = HERE / "scripts"
+
+
+class NotMeasured(Exception):
+    """A row that cannot be measured here, and why."""
+
+
+@dataclass(frozen=True)
+class ProgramRow:
+    """One row of the table that needs processes of its own."""
+
+    name: str
+    title: str
+    measure: Callable[[int, int], dict[str, Any]]  # (repeats, threads) -> facts
+    repeats: int
+    target: str
+
+
+def run(command: list[str], cache: Path | None, threads: int) -> tuple[float, str]:
+    """Seconds and standard output of a process."""
+    environment = dict(os.environ, OMP_NUM_THREADS=str(threads))
+    if cache is not None:
+        environment["ACCEL_CACHE_DIR"] = str(cache / "accel")
+        environment["TORCHINDUCTOR_CACHE_DIR"] = str(cache / "inductor")
+    start = time.perf_counter()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    elapsed = time.perf_counter() - start
+    if done.returncode:
+        raise NotMeasured(
+            f"{' '.join(command)} exited with {done.returncode}: {done.stderr[-800:]}"
+        )
+    return elapsed, done.stdout
+
+
+def with_cache(action: Callable[[Path], Any]) -> Any:
+    """`action` with an empty cache directory that is removed afterwards."""
+    directory = Path(tempfile.mkdtemp(prefix="accel-bench-"))
+    try:
+        return action(directory)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def one_call(repeats: int, threads: int) -> dict[str, Any]:
+    """`python -m accel run` over `python` for a script that makes one BERT-base call."""
+    script = str(SCRIPTS / "one_bert_call.py")
+    plain_command = [sys.executable, script]
+    accel_command = [sys.executable, "-m", "accel", "run", script]
+    seconds: dict[str, list[float]] = {"python": [], "cold": [], "warm": []}
+    run(plain_command, None, threads)  # the operating system's file cache
+
+    def one_round(cache: Path) -> None:
+        seconds["python"].append(run(plain_command, None, threads)[0])
+        for state in ("cold", "warm"):
+            seconds[state].append(run(accel_command, cache, threads)[0])
+
+    for _ in range(repeats):
+        with_cache(one_round)
+    plain = seconds["python"]
+    return {
+        "s": {name: bootstrap(values).to_json() for name, values in seconds.items()},
+        "added_s": {
+            state: bootstrap([s - p for s, p in zip(seconds[state], plain, strict=True)]).to_json()
+            for state in ("cold", "warm")
+        },
+    }
+
+
+def _from_cold(how: str, cache: Path, threads: int, calls: int, limit_s: float) -> dict[str, Any]:
+    script = str(SCRIPTS / "bert_from_cold.py")
+    command = [sys.executable, script, how, str(calls), str(limit_s), str(threads)]
+    return json.loads(run(command, cache, threads)[1].splitlines()[-1])
+
+
+def from_cold(repeats: int, threads: int) -> dict[str, Any]:
+    """A loop of BERT-base calls: first call, slowest call, seconds until served compiled."""
+    rows: dict[str, list[float]] = {}
+
+    def note(key: str, value: float | None) -> None:
+        if value is not None:
+            rows.setdefault(key, []).append(value)
+
+    def one_round(cache: Path) -> None:
+        eager = _from_cold("eager", cache, threads, 12, 30)["seconds"]
+        note("eager first call", eager[0])
+        note("eager call", statistics.median(eager[1:]))
+        for state in ("cold", "warm"):
+            got = _from_cold("accel", cache, threads, 400, 12)
+            note(f"accel {state}: first call", got["seconds"][0])
+            note(f"accel {state}: slowest later call", max(got["seconds"][1:]))
+            note(f"accel {state}: served compiled after", got["served_after_s"])
+
+    for _ in range(repeats):
+        with_cache(one_round)
+    return {"s": {name: bootstrap(values).to_json() for name, values in rows.items()}}
+
+
+def from_cold_torch_compile(repeats: int, threads: int) -> dict[str, Any]:
+    """The same loop under torch.compile."""
+    rows: dict[str, list[float]] = {}
+
+    def one_round(cache: Path) -> None:
+        for state in ("cold", "warm"):
+            got = _from_cold("torch.compile", cache, threads, 3, 300)
+            rows.setdefault(f"torch.compile {state}: served compiled after", []).append(
+                got["served_after_s"]
+            )
+
+    for _ in range(repeats):
+        with_cache(one_round)
+    return {"s": {name: bootstrap(values).to_json() for name, values in rows.items()}}
+
+
+def call_heavy(repeats: int, threads: int) -> dict[str, Any]:
+    """Pure Python in an allowlisted module: `python -m accel run` over `python`, CPU time."""
+    package = importlib.util.find_spec("pyperformance")
+    if package is None or package.origin is None:
+        raise NotMeasured("needs the programs of pyperformance: pip install pyperformance")
+    programs = Path(package.origin).parent / "data-files" / "benchmarks"
+    facts: dict[str, Any] = {"ratio": {}, "s": {}}
+
+    def measure(cache: Path) -> None:
+        directory = cache / "program"
+        directory.mkdir()
+        shutil.copy(SCRIPTS / "call_heavy.py", directory)
+        for name in ("richards", "deltablue"):
+            source = programs / f"bm_{name}" / "run_benchmark.py"
+            shutil.copy(source, directory / f"{name}_program.py")
+            arguments = [str(directory / "call_heavy.py"), name, "8"]
+            seconds: dict[str, list[float]] = {"python": [], "accel": []}
+            for _ in range(repeats):
+                for how, prefix in (("python", []), ("accel", ["-m", "accel", "run"])):
+                    output = run([sys.executable, *prefix, *arguments], cache, threads)[1]
+                    values = json.loads(output.splitlines()[-1])["seconds"]
+                    seconds[how].append(min(values))
+            for how, values in seconds.items():
+                facts["s"][f"{name} {how}"] = bootstrap(values).to_json()
+            pairs = zip(seconds["accel"], seconds["python"], strict=True)
+            facts["ratio"][name] = bootstrap([a / p for a, p in pairs]).to_json()
+
+    with_cache(measure)
+    return facts
+
+
+PROGRAM_ROWS = [
+    ProgramRow("one-call", "`python -m accel run` over `python`, one BERT-base call", one_call, 5,
+               "+0.5 s cold, +0.2 s warm"),
+    ProgramRow("from-cold", "BERT-base in a loop from a cold start", from_cold, 3,
+               "first call 2x eager + 0.3 s; slowest 2x eager; served after 4 s, 1.5 s warm"),
+    ProgramRow("from-cold-torch-compile", "the same loop under torch.compile",
+               from_cold_torch_compile, 1, "(for comparison)"),
+    ProgramRow("call-heavy", "richards and deltablue under `run`", call_heavy, 7, "1.03x of plain"),
+]  # fmt: skip

@@ -1,0 +1,124 @@
+"""Turns the JSON of measured rows into `RESULTS.md`.
+
+In: a folder of results. Out: one Markdown page. Invariant: a verdict is computed from the numbers
+beside it, never typed; accel rows that were not served compiled say so.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from calls import CALL_ROWS, CallRow
+from programs import PROGRAM_ROWS
+
+COMMAND = "python benchmarks/bench.py"
+
+
+def write_results(folder: Path, page: Path) -> None:
+    """Write the page for everything in `folder`."""
+    records = {
+        (record["row"], record["threads"]): record
+        for record in (json.loads(path.read_text()) for path in sorted(folder.glob("*.json")))
+        if "row" in record
+    }
+    lines = ["# Results", "", f"Command: `{COMMAND}` (one row: `--only tiny`).", ""]
+    lines += sorted({_machine_line(record["machine"]) for record in records.values()})
+    lines += [
+        "",
+        "Medians with 95% bootstrap intervals; competitors interleaved in one process;",
+        "`x` columns are paired by round, above 1 means accel is faster.",
+        "",
+        "## Calls",
+        "",
+        "| what | threads | eager us | torch.compile us | accel us | x eager | x torch.compile "
+        "| target | met |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in CALL_ROWS:
+        lines += [
+            _call_line(row, record, records)
+            for (name, _), record in sorted(records.items())
+            if name == row.name
+        ]
+    lines += [
+        "",
+        "## Programs",
+        "",
+        "| what | threads | measured | target |",
+        "| --- | --- | --- | --- |",
+    ]
+    for program in PROGRAM_ROWS:
+        for (name, threads), record in sorted(records.items()):
+            if name == program.name:
+                lines.append(
+                    f"| {program.title} | {threads} | {_program_cell(record)} | {program.target} |"
+                )
+    page.write_text("\n".join(lines) + "\n")
+
+
+def _machine_line(machine: dict[str, Any]) -> str:
+    return (
+        f"Machine: {machine['cpu']}, {machine['cores']} cores ({machine['capability']}); "
+        f"Python {machine['python']}, torch {machine['torch']}; {machine['date']}."
+    )
+
+
+def _call_line(row: CallRow, record: dict[str, Any], records: dict[Any, Any]) -> str:
+    start = f"| {row.title} | {record['threads']}"
+    if "not_measured" in record:
+        reason = record["not_measured"].replace("|", "/")
+        return f"{start} | not measured: {reason} | | | | | {row.target} | |"
+    times = [_interval(record["us"].get(n), 2) for n in ("eager", "torch.compile", "accel")]
+    speedup = record.get("speedup", {})
+    ratios = [_interval(speedup.get(n), 2) for n in ("eager", "torch.compile")]
+    facts = record["facts"].get("accel", {})
+    if facts and not facts["served_compiled"]:
+        times[2] += " (**eager**: " + "; ".join(facts["reasons"])[:80] + ")"
+    if facts and not facts.get("agrees", True):
+        times[2] += " (**wrong result**)"
+    verdict = _verdict(row, record, records)
+    return " | ".join([start, *times, *ratios, row.target, verdict]) + " |"
+
+
+def _verdict(row: CallRow, record: dict[str, Any], records: dict[Any, Any]) -> str:
+    speedup, facts = record.get("speedup", {}), record["facts"].get("accel", {})
+    checks: list[bool] = []
+    if "accel" not in record["us"]:
+        return ""
+    if row.target_us is not None:
+        us = record["us"]["accel"]["median"]
+        if row.baseline is not None:
+            baseline = records.get((row.baseline, record["threads"]), {}).get("us", {})
+            if "accel" not in baseline:
+                return f"needs {row.baseline}"
+            us -= baseline["accel"]["median"]
+        checks.append(us <= row.target_us)
+    for name, least in (("eager", row.over_eager), ("torch.compile", row.over_compile)):
+        if least is not None and name in speedup:
+            # "Not slower" is judged by the interval, a factor by the median.
+            value = speedup[name]["high" if least == 1.0 else "median"]
+            checks.append(value >= least)
+    if not checks:
+        return ""
+    return "yes" if all(checks) and facts.get("served_compiled") else "**no**"
+
+
+def _program_cell(record: dict[str, Any]) -> str:
+    if "not_measured" in record:
+        return "not measured: " + record["not_measured"].replace("|", "/").replace("\n", " ")
+    cells = [f"{name}: {_interval(value, 2)} s" for name, value in record.get("s", {}).items()]
+    cells += [
+        f"**{name}: +{_interval(value, 2)} s**" for name, value in record.get("added_s", {}).items()
+    ]
+    cells += [
+        f"**{name}: {_interval(value, 3)}x**" for name, value in record.get("ratio", {}).items()
+    ]
+    return "<br>".join(cells)
+
+
+def _interval(value: dict[str, float] | None, digits: int) -> str:
+    if value is None:
+        return ""
+    return f"{value['median']:.{digits}f} ({value['low']:.{digits}f}-{value['high']:.{digits}f})"
