@@ -1,0 +1,145 @@
+"""Without a compiler, a usable cache or a worker, programs run on, eagerly, and say why once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import children
+import pytest
+
+NOBODY = 65534
+
+PROGRAM = """
+warm()
+print(json.dumps(accel.counters()))
+"""
+
+
+def succeeded(done: children.Finished) -> children.Finished:
+    assert done.code == 0, f"exit code {done.code}\n{done.stderr}"
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def test_a_healthy_run_is_compiled_and_silent(tmp_path: Path) -> None:
+    done = succeeded(children.run(PROGRAM, ACCEL_CACHE_DIR=str(tmp_path)))
+    assert done.facts["calls_compiled"] >= 2
+    assert done.stderr == ""
+
+
+def test_no_compiler(tmp_path: Path) -> None:
+    empty = tmp_path / "bin"
+    empty.mkdir()
+    cache = str(tmp_path / "cache")
+    done = succeeded(children.run(PROGRAM, PATH=str(empty), CXX="", ACCEL_CACHE_DIR=cache))
+    assert done.facts["calls_compiled"] == 0
+    assert sum("compiler" in line for line in done.complaints()) == 1, done.stderr
+
+
+def test_a_broken_compiler(tmp_path: Path) -> None:
+    compiler = tmp_path / "broken-g++"
+    compiler.write_text("#!/bin/sh\nexit 1\n")
+    compiler.chmod(0o755)
+    done = succeeded(
+        children.run(PROGRAM, CXX=str(compiler), ACCEL_CACHE_DIR=str(tmp_path / "cache"))
+    )
+    assert done.facts["calls_eager"] >= 1
+
+
+def test_a_cache_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    cache = str(tmp_path / "file" / "cache")
+    done = succeeded(children.run(PROGRAM, ACCEL_CACHE_DIR=cache))
+    assert len(done.complaints()) <= 1, done.stderr
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to run as somebody else")
+def test_a_read_only_cache(tmp_path: Path) -> None:
+    if not _readable_by_others():
+        pytest.skip("the interpreter or accel is not readable by another user")
+    for directory in (tmp_path, *list(tmp_path.parents)[:2]):
+        directory.chmod(0o755)
+    cache = tmp_path / "cache"
+    cache.mkdir(mode=0o755)
+    done = succeeded(
+        children.run(PROGRAM, user=NOBODY, ACCEL_CACHE_DIR=str(cache), HOME="/nonexistent")
+    )
+    assert len(done.complaints()) <= 1, done.stderr
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to give files away")
+def test_a_foreign_cache_is_not_loaded_from(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    succeeded(children.run(PROGRAM, ACCEL_CACHE_DIR=str(cache)))
+    libraries = list(cache.rglob("*.so"))
+    assert libraries, "the healthy run must have cached a library"
+    for path in (cache, *cache.rglob("*")):
+        os.chown(path, NOBODY, NOBODY)
+    loaded = """
+    warm()
+    mapped = open("/proc/self/maps").read()
+    print(json.dumps(os.environ["ACCEL_CACHE_DIR"] in mapped))
+    """
+    done = succeeded(children.run(loaded, ACCEL_CACHE_DIR=str(cache)))
+    assert done.facts is False, "a library of another user was loaded"
+    assert done.complaints(), "nothing was said about the foreign cache directory"
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage" * 100], ids=["truncated", "overwritten"])
+def test_a_corrupt_cache(tmp_path: Path, content: bytes) -> None:
+    succeeded(children.run(PROGRAM, ACCEL_CACHE_DIR=str(tmp_path)))
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            path.write_bytes(content)
+    succeeded(children.run(PROGRAM, ACCEL_CACHE_DIR=str(tmp_path)))
+
+
+KILLED = """
+def children():
+    found = []
+    for task in os.listdir("/proc/self/task"):
+        found += map(int, open(f"/proc/self/task/{task}/children").read().split())
+    return found
+
+accel.optimize(f)
+check()
+deadline = time.time() + 30
+while not children() and time.time() < deadline:
+    time.sleep(0.01)
+workers = children()
+for worker in workers:
+    os.kill(worker, signal.SIGKILL)
+for _ in range(20):
+    check()
+assert accel.wait(60), "waiting for a dead worker"
+for _ in range(3):
+    check()
+
+def g(x, y):
+    return (x + y).exp().relu()
+
+accel.optimize(g)
+for _ in range(4):
+    torch.testing.assert_close(g(x, y), (x + y).exp().relu())
+    accel.wait(60)
+print(json.dumps({"killed": len(workers), **accel.counters()}))
+"""
+
+
+def test_a_killed_worker(tmp_path: Path) -> None:
+    done = succeeded(children.run(KILLED, ACCEL_CACHE_DIR=str(tmp_path)))
+    assert done.facts["killed"] >= 1
+    assert done.facts["calls_compiled"] + done.facts["calls_eager"] >= 20
+
+
+def _readable_by_others() -> bool:
+    import sys
+
+    import accel
+
+    for path in (Path(sys.executable).resolve(), Path(accel.__file__)):
+        if any(not parent.stat().st_mode & 0o001 for parent in path.parents):
+            return False
+    return True
