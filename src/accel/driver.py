@@ -248,7 +248,7 @@ class Driver:
         log.artifact("trace", "%s voided: %s %s at %s", root.name, void.kind, void.detail,
                      recording.location)
         if void.kind == "recorder_error":
-            log.internal_error("capture", void.__cause__ or void)
+            log.internal_error("capture", void, recording.traceback)
         root.reason = errors.reason_text(void.kind, void.detail)
         root.reason_location = recording.location
         root.history.append(f"{root.reason} ({recording.location})")

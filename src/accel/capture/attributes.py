@@ -68,6 +68,8 @@ class AttributeEvents(RecorderState):
             return self._function_attr(obj, name)
         if issubclass(kind, BaseException):
             return None
+        if kind.__module__ == "torch.return_types":
+            return None
         if id(obj) in self.frozen:
             return (FOLD, getattr, (obj, name), None, self.adopt_frozen, None)
         known = id(obj) in self.known

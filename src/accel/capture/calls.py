@@ -6,6 +6,7 @@ Invariant: what no rule covers is opaque, and opaque voids the recording.
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 import types
@@ -53,6 +54,7 @@ _CONTEXT_VAR = type(__import__("contextvars").ContextVar("accel"))
 _TENSOR_FUNCTIONS = {
     id(f): name for name, f in vars(torch.Tensor).items() if type(f) is types.FunctionType
 }
+_OBJECT_GETSTATE = getattr(object, "__getstate__", None)  # since CPython 3.11
 _MAX_LITERALS = 64  # of torch.tensor([...]): more would be data, not a constant
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
@@ -205,8 +207,6 @@ class CallEvents(OperatorEvents):
     def _construct(self, cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Answer:
         if issubclass(cls, torch.Tensor):
             raise Void("tensor_subclass", f"making a {cls.__name__}")
-        if issubclass(cls, torch.nn.Module):
-            raise Void("opaque_call", f"making a module ({cls.__name__})")
         if issubclass(cls, BaseException) and not is_python_class(cls):
             return None  # holds its arguments, reads nothing
         if not is_python_class(cls):
@@ -257,7 +257,7 @@ class CallEvents(OperatorEvents):
             raise Void("opaque_call", _short(f))
         if type(receiver) in CONSTANT_TYPES:
             return self._apply("pure", f, args, kwargs)
-        if issubclass(type(receiver), type) and owner is not type:
+        if issubclass(type(receiver), type) and type(f) is types.BuiltinFunctionType:
             rule = method_rule(receiver, name) or method_rule(type(receiver), name)
         else:
             rule = method_rule(owner if owner in METHODS else type(receiver), name)
@@ -587,9 +587,17 @@ class CallEvents(OperatorEvents):
             return self.test(args[0])
         if name == "not_":
             return self.not_(args[0])
+        if name == "abs":
+            return self._call_pure(abs, args, kwargs)
         if name == "index" and type(args[0]) in CONSTANT_TYPES:
             return None
         raise Void("opaque_call", f"operator.{name}")
+
+    def _call_id(self, f: Any, args: Any, kwargs: Any) -> Answer:
+        """Identities differ at each run; copy's memo only tells objects apart by them."""
+        if user_location().startswith(copy.__file__ + ":"):
+            return None
+        raise Void("opaque_call", "id()")
 
     def _call_grad_mode(self, f: Any, args: Any, kwargs: Any) -> Answer:
         return (FOLD, f, args, kwargs or None, None, None)
@@ -703,6 +711,35 @@ class CallEvents(OperatorEvents):
             return answer
         post, token = (answer[4], answer[5]) if answer is not None else (None, None)
         return (NATIVE, f, self._call_args(f, obj, rest), None, post, token)
+
+    def _method_reduce(self, f: Any, obj: Any, rest: Any, kwargs: Any) -> Answer:
+        """object.__reduce_ex__ of a plain instance, as copy.copy and deepcopy use it: class
+        and instance dict."""
+        kind = type(obj)
+        plain = (
+            is_python_class(kind)
+            and class_lookup(kind, "__reduce__") is object.__reduce__
+            and class_lookup(kind, "__getstate__") in (None, _OBJECT_GETSTATE)
+            and not issubclass(kind, (tuple, list, dict, set, frozenset, int, str, float, bytes))
+        )
+        if not plain:
+            raise Void("opaque_call", f"{kind.__name__}.__reduce_ex__")
+        for name in ("__reduce__", "__getstate__", "__reduce_ex__"):
+            self.guards.add_class_attribute(kind, name, class_lookup(kind, name, self.missing))
+        return (FOLD, f, self._call_args(f, obj, rest), None, self._after_reduce, obj)
+
+    def _after_reduce(self, value: Any, obj: Any) -> Answer:
+        state = value[2] if len(value) > 2 else None
+        if type(state) is dict and state is object.__getattribute__(obj, "__dict__"):
+            self._after_dict(state, obj)
+        elif state is not None:
+            raise Void("opaque_call", f"{type(obj).__name__}.__reduce_ex__ with slots")
+        for part in value[:2]:
+            if is_static(part):
+                self.assume_static(part)
+        for part in value[1]:
+            self.check_value(part, "__reduce_ex__")
+        return None
 
     def _method_object_eq(self, f: Any, obj: Any, rest: Any, kwargs: Any) -> Answer:
         self._identity_counts(obj, *rest)

@@ -50,8 +50,8 @@ class OperatorEvents(AttributeEvents):
         if ta in PLAIN_TENSORS or tb in PLAIN_TENSORS:
             name = BINARY_NAMES[op]
             return self.operation("call_function", f"_operator.{name}", _BINARY[op], (a, b), {})
-        self._operand(a)
-        self._operand(b)
+        self._operand(a, deeply=False)
+        self._operand(b, deeply=False)
         if op >= _IN_PLACE and ta in BUILTIN_CONTAINERS and id(a) in self.known:
             raise Void("container_write", f"in-place {BINARY_NAMES[op]} on {self.source_of(a)}")
         if op in (6, 19) and ta is str:
@@ -74,13 +74,14 @@ class OperatorEvents(AttributeEvents):
         f = getattr(operator, _COMPARE[op])
         return (NATIVE, f, (a, b), None, self.checked, f"comparison {op}")
 
-    def _operand(self, value: Any) -> None:
-        """An operand that C code will read: containers deeply, others by their own methods."""
+    def _operand(self, value: Any, deeply: bool = True) -> None:
+        """An operand that C code will read: containers (to compare them, deeply), others by
+        their own methods."""
         kind = type(value)
         if kind in CONSTANT_TYPES or is_static(value):
             return
         if kind in BUILTIN_CONTAINERS or issubclass(kind, (tuple, list, dict, set)):
-            self.consume_deeply(value)
+            self.consume_deeply(value) if deeply else self.consume(value)
         elif not is_python_class(kind) or issubclass(kind, torch.Tensor):
             raise Void("opaque_operation", f"operator on a {kind.__name__}")
         elif id(value) not in self.known and id(value) not in self.fresh:

@@ -47,6 +47,7 @@ BUILTINS: dict[str, str] = {
     **_names("polyfill", "sum any all"),
     "isinstance": "isinstance",
     "len": "len",
+    "id": "id",
     "getattr": "getattr",
     "hasattr": "hasattr",
     "setattr": "setattr",
@@ -135,6 +136,7 @@ METHODS: dict[type, dict[str, str]] = {
         "__delattr__": "object_delattr",
         "__getattribute__": "object_getattribute",
         "__init__": "passes",
+        "__reduce_ex__": "reduce",
         "__eq__": "object_eq",
         "__ne__": "object_eq",
         "__init_subclass__": "passes",
@@ -168,6 +170,8 @@ CONSTRUCTORS: dict[type, str] = {
     types.SimpleNamespace: "opaque",
     torch.Size: "pure_sequence",
     torch.device: "pure",
+    torch.finfo: "fold_frozen",
+    torch.iinfo: "fold_frozen",
     **{v: "read" for v in vars(itertools).values() if isinstance(v, type)},
 }
 

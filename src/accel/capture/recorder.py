@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import builtins
 import time
+import traceback
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ class Recording:
     location: str
     operations: int
     seconds: float
+    traceback: str = ""  # of an error of ours
 
 
 class Recorder(CallEvents):
@@ -71,6 +73,8 @@ class Recorder(CallEvents):
         self.context_sets = {}
         self.builtins = vars(builtins)
         self.last_import = None
+        self.traceback = ""
+        self.input_tensors: dict[int, Any] = {}
         self.output_tensors: list[torch.Tensor] = []
         self.ambient = runtime.native.Ambient()
         self.rng = torch.default_generator.get_state()
@@ -102,7 +106,8 @@ class Recorder(CallEvents):
         if self.voided is None:
             self.location = user_location()
             if kind == "recorder_error" and isinstance(detail, Void):
-                self.voided = detail
+                # Without its traceback, whose frames would keep the program's objects alive.
+                self.voided = Void(detail.kind, detail.detail)
             else:
                 text = detail
                 if isinstance(detail, types.CodeType):
@@ -111,7 +116,7 @@ class Recorder(CallEvents):
                     text = f"{type(detail).__name__}: {detail}"
                 self.voided = Void(kind, str(text or ""))
                 if isinstance(detail, BaseException):
-                    self.voided.__cause__ = detail
+                    self.traceback = "".join(traceback.format_exception(detail))
         return None
 
     def finish(self, result: Any, failed: bool) -> None:
@@ -137,6 +142,7 @@ class Recorder(CallEvents):
             self.location,
             len(self.operations),
             time.perf_counter() - self.started,
+            self.traceback,
         )
         try:
             self.on_done(recording)
@@ -148,6 +154,7 @@ class Recorder(CallEvents):
             self.effects.clear()
             self.prepared.clear()
             self.output_tensors.clear()
+            self.input_tensors.clear()
             self.handlers = ()
 
     def _check_ambient(self) -> None:
@@ -186,10 +193,12 @@ class Recorder(CallEvents):
                 self.guards.add(source, "NO_OVERLAP", other)
 
     def _tensor_of(self, source: Source) -> torch.Tensor:
-        for value, known in self.known.values():
-            if known is source:
-                return value  # type: ignore[return-value]
-        raise Void("unknown_tensor", str(source))
+        if not self.input_tensors:
+            wanted = {id(s) for _, s, _ in self.inputs}
+            self.input_tensors = {
+                id(s): value for value, s in self.known.values() if id(s) in wanted
+            }
+        return self.input_tensors[id(source)]
 
     def _written_inputs(self) -> list[str]:
         """Names of the inputs that the run wrote: those whose version counter moved."""

@@ -7,6 +7,7 @@ value that is none of these voids the recording. Nothing here runs user code.
 
 from __future__ import annotations
 
+import enum
 import sys
 import types
 from collections.abc import Callable
@@ -180,8 +181,8 @@ class RecorderState:
             raise Void("tensor_subclass", kind.__name__)
         if issubclass(kind, tuple):  # torch's named tuples of tensors
             return tuple(self.refs(v) for v in value)
-        if issubclass(kind, (int, float, str)):
-            raise Void("operand", f"a {kind.__name__}")
+        if issubclass(kind, enum.Enum) and type(value._value_) in CONSTANT_TYPES:
+            return value._value_  # an IntEnum: its identity is guarded where it was read
         raise Void("operand", f"a {kind.__name__}")
 
     def operation(
@@ -201,7 +202,7 @@ class RecorderState:
     def bind(self, result: Any, name: str) -> None:
         kind = type(result)
         if kind in PLAIN_TENSORS:
-            if result.requires_grad:
+            if result.requires_grad and torch.is_grad_enabled():
                 raise Void("requires_grad", name)
             if result.layout is not torch.strided:
                 raise Void("tensor_kind", str(result.layout))
