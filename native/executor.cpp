@@ -43,7 +43,14 @@ bool verifying() {
 
 class Executor {
  public:
-  Executor(Library library, Plan plan) : library_(std::move(library)), plan_(std::move(plan)) {}
+  Executor(Library library, Plan plan) : library_(std::move(library)), plan_(std::move(plan)) {
+    size_t pooled = 0;
+    for (uint32_t id : plan_.output_buffers) {
+      size_t bytes = plan_.buffers[id].layout.storage_bytes;
+      if (bytes >= POOL_MIN_BYTES) pooled += bytes;
+    }
+    raise_pool_limit(pooled);
+  }
   ~Executor() { delete idle_.load(); }
 
   const Plan& plan() const { return plan_; }
@@ -147,29 +154,48 @@ void verify_inputs(const Plan& plan, c10::TensorImpl* const* inputs) {
   }
 }
 
+RunStatus run_work(const Plan& plan, Frame& frame, c10::TensorImpl* const* inputs,
+                           size_t& committed) {
+  GilRelease release(plan.releases_gil);
+  c10::impl::ExcludeDispatchKeyGuard below(excluded_keys());
+  c10::AutoGradMode no_grad(false);
+  frame.begin(inputs);
+  long threads = thread_count(plan);
+  size_t steps = 0;
+  run_steps(plan, frame, plan.steps, threads, steps);
+  for (const Speculation& speculation : plan.speculations) {
+    if (frame.truth(speculation.buffer) != speculation.expected) return RunStatus::misspeculated;
+  }
+  if (!plan.commit.empty()) {
+    frame.check_writable();
+    run_steps(plan, frame, plan.commit, threads, committed);
+  }
+  return RunStatus::ok;
+}
+
+// ATen's warnings become Python warnings at the program's present line, as in eager.
+// A filter may turn one into an error: then the handler's destructor throws, which it
+// must not do while another exception is under way.
+RunStatus run_with_warnings(const Plan& plan, Frame& frame, c10::TensorImpl* const* inputs,
+                            size_t& committed) {
+  torch::PyWarningHandler warnings;
+  try {
+    return run_work(plan, frame, inputs, committed);
+  } catch (...) {
+    warnings.set_in_exception();
+    throw;
+  }
+}
+
 RunStatus run_plan(const Executor& executor, c10::TensorImpl* const* inputs,
                    std::vector<at::Tensor>& outputs, size_t& committed) {
   const Plan& plan = executor.plan();
   FrameLease lease(executor);
   Frame& frame = *lease;
-  {
-    GilRelease release(plan.releases_gil);
-    c10::impl::ExcludeDispatchKeyGuard below(excluded_keys());
-    c10::AutoGradMode no_grad(false);
-    frame.begin(inputs);
-    long threads = thread_count(plan);
-    size_t steps = 0;
-    run_steps(plan, frame, plan.steps, threads, steps);
-    for (const Speculation& speculation : plan.speculations) {
-      if (frame.truth(speculation.buffer) != speculation.expected) return RunStatus::misspeculated;
-    }
-    if (!plan.commit.empty()) {
-      frame.check_writable();
-      run_steps(plan, frame, plan.commit, threads, committed);
-    }
-  }
-  frame.collect(outputs);
-  return RunStatus::ok;
+  auto work = plan.externs.empty() ? run_work : run_with_warnings;
+  RunStatus status = work(plan, frame, inputs, committed);
+  if (status == RunStatus::ok) frame.collect(outputs);
+  return status;
 }
 
 // An operation written in Python raised. The eager rerun will raise the same, except for

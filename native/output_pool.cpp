@@ -3,8 +3,12 @@
 
 #include <c10/core/impl/alloc_cpu.h>
 
+#include <unistd.h>
+
+#include <algorithm>
 #include <atomic>
 #include <bit>
+#include <memory>
 #include <vector>
 
 namespace accel {
@@ -19,6 +23,7 @@ struct Pool {
   std::atomic_flag busy = ATOMIC_FLAG_INIT;
   std::vector<Block*> free_blocks;  // oldest first
   size_t free_bytes = 0;
+  size_t limit = POOL_FREE_BYTES;
   size_t reused = 0;
   size_t allocated = 0;
 };
@@ -59,10 +64,10 @@ void give_back(void* context) {
   {
     PoolLock lock;
     Pool& p = pool();
-    if (lock && block->capacity <= POOL_MAX_FREE_BYTES) {
+    if (lock && block->capacity <= p.limit) {
       p.free_blocks.push_back(block);
       p.free_bytes += block->capacity;
-      while (p.free_bytes > POOL_MAX_FREE_BYTES) {
+      while (p.free_bytes > p.limit) {
         p.free_bytes -= p.free_blocks.front()->capacity;
         evicted.push_back(p.free_blocks.front());
         p.free_blocks.erase(p.free_blocks.begin());
@@ -91,13 +96,36 @@ Block* take(size_t capacity) {
   return nullptr;
 }
 
+// When memory is short the free blocks are the first to go.
+Block* make(size_t capacity) {
+  auto block = std::make_unique<Block>();
+  block->capacity = capacity;
+  try {
+    block->memory = c10::alloc_cpu(capacity);
+  } catch (const c10::Error&) {
+    trim_pool();
+    block->memory = c10::alloc_cpu(capacity);
+  }
+  return block.release();
+}
+
 }  // namespace
 
 c10::DataPtr allocate_pooled(size_t bytes) {
   size_t capacity = capacity_for(bytes);
   Block* block = take(capacity);
-  if (!block) block = new Block{c10::alloc_cpu(capacity), capacity};
+  if (!block) block = make(capacity);
   return {block->memory, block, give_back, c10::Device(c10::kCPU)};
+}
+
+void raise_pool_limit(size_t bytes) {
+  static const size_t ceiling =
+      std::max(POOL_FREE_BYTES, static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) / 8 *
+                                    static_cast<size_t>(sysconf(_SC_PAGESIZE)));
+  // Room for the classes' rounding.
+  size_t wanted = std::min(bytes + bytes / 8, ceiling);
+  PoolLock lock;
+  if (lock && wanted > pool().limit) pool().limit = wanted;
 }
 
 PoolFacts pool_facts() {

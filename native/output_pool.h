@@ -13,10 +13,15 @@
 namespace accel {
 
 constexpr size_t POOL_MIN_BYTES = size_t{1} << 20;
-constexpr size_t POOL_MAX_FREE_BYTES = size_t{512} << 20;
+// At most this much, or one run's outputs of the largest plan (raise_pool_limit), is
+// kept free; never more than an eighth of the machine's memory beyond the constant.
+constexpr size_t POOL_FREE_BYTES = size_t{512} << 20;
 
 // Memory for a CPU storage of `bytes` >= POOL_MIN_BYTES, 64-byte aligned, not zeroed.
 c10::DataPtr allocate_pooled(size_t bytes);
+
+// Lets the pool keep the outputs of a plan that makes `bytes` of large ones.
+void raise_pool_limit(size_t bytes);
 
 struct PoolFacts {
   size_t free_bytes, free_blocks, reused, allocated;
