@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,16 +59,18 @@ class Finished:
         return [line for line in self.stderr.splitlines() if "accel" in line.lower()]
 
 
-def run(source: str, *, user: int | None = None, **environment: str) -> Finished:
-    """Run PRELUDE and `source`; its last line of output, if JSON, becomes `facts`."""
+def run(source: str, *, prefix: Sequence[str] = (), **environment: str) -> Finished:
+    """Run PRELUDE and `source`; its last line of output, if JSON, becomes `facts`.
+
+    `prefix` is a command that runs the rest of its arguments.
+    """
     text = PRELUDE + textwrap.dedent(source)
     done = subprocess.run(
-        [sys.executable, "-c", text],
+        [*prefix, sys.executable, "-c", text],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,
-        user=user,
         check=False,
     )
     lines = done.stdout.splitlines()

@@ -207,7 +207,9 @@ def test_random_changes_are_always_noticed() -> None:
             elif change == 5:
                 m.linear.weight.data.fill_(number)
             elif change == 6:
-                m.linear.weight = torch.nn.Parameter(torch.full((3, 3), number), False)
+                m.linear.weight = torch.nn.Parameter(
+                    torch.full((3, 3), number, dtype=m.linear.weight.dtype), False
+                )
             elif change == 7:
                 m.to(torch.float64 if number else torch.float32)
         if change == 7:
