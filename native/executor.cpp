@@ -8,6 +8,7 @@
 #include "output_pool.h"
 #include "tensors.h"
 
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Parallel.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
@@ -19,6 +20,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <memory>
+#include <mutex>
 
 namespace accel {
 namespace {
@@ -107,6 +109,29 @@ class GilRelease {
   PyThreadState* state_;
 };
 
+// Puts torch's CPU random stream back unless told to keep what was drawn, so that the
+// eager rerun draws the same numbers.
+class RandomStateGuard {
+ public:
+  explicit RandomStateGuard(bool wanted) {
+    if (!wanted) return;
+    generator_ = at::detail::getDefaultCPUGenerator();
+    std::lock_guard<std::mutex> lock(generator_.mutex());
+    state_ = generator_.get_state();
+  }
+  ~RandomStateGuard() {
+    if (!state_.defined()) return;
+    std::lock_guard<std::mutex> lock(generator_.mutex());
+    generator_.set_state(state_);
+  }
+  RandomStateGuard(const RandomStateGuard&) = delete;
+  void keep_drawn() { state_ = at::Tensor(); }
+
+ private:
+  at::Generator generator_;
+  at::Tensor state_;
+};
+
 // Plans are below autograd and autocast: the compiler has seen to both.
 c10::DispatchKeySet excluded_keys() {
   static const c10::DispatchKeySet keys =
@@ -160,6 +185,7 @@ RunStatus run_work(const Plan& plan, Frame& frame, c10::TensorImpl* const* input
   c10::impl::ExcludeDispatchKeyGuard below(excluded_keys());
   c10::AutoGradMode no_grad(false);
   frame.begin(inputs);
+  RandomStateGuard random(plan.random);
   long threads = thread_count(plan);
   size_t steps = 0;
   run_steps(plan, frame, plan.steps, threads, steps);
@@ -170,6 +196,7 @@ RunStatus run_work(const Plan& plan, Frame& frame, c10::TensorImpl* const* input
     frame.check_writable();
     run_steps(plan, frame, plan.commit, threads, committed);
   }
+  random.keep_drawn();
   return RunStatus::ok;
 }
 

@@ -25,9 +25,9 @@ enum class RunStatus {
 const Executor* as_executor(PyObject* object);
 
 // Runs the plan on `inputs` (borrowed, alive for the call; guards have checked them) and
-// replaces `outputs`. Reentrant and thread-safe. Needs the GIL, which it releases while
+// replaces `outputs`. The caller holds the executor's Python object meanwhile. Reentrant and thread-safe. Needs the GIL, which it releases while
 // a big plan runs; `outputs` must not be shared. Unless the status is ok, `outputs` is
-// empty; on error and torn `*why` (may be nullptr) says what failed. Never throws and
+// empty, and torch's CPU random stream is where it was; on error and torn `*why` (may be nullptr) says what failed. Never throws and
 // sets no Python error.
 RunStatus run(const Executor& executor, c10::TensorImpl* const* inputs, size_t count,
               std::vector<at::Tensor>& outputs, std::string* why);

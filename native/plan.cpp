@@ -5,6 +5,7 @@
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/List.h>
+#include <ATen/core/enum_tag.h>
 #include <c10/core/Layout.h>
 #include <c10/core/MemoryFormat.h>
 #include <dlfcn.h>
@@ -338,6 +339,7 @@ class PlanParser {
     auto handle = c10::Dispatcher::singleton().findSchema({name, overload});
     if (!handle) fail(where, "there is no operation '" + target + "'");
     ExternStep step(*handle);
+    plan_.random |= handle->hasTag(at::Tag::nondeterministic_seeded);
     parse_arguments(dict, where, step);
     std::vector<uint32_t> writes = extern_writes(step, where, commit);
     bool binds_alias = parse_results(dict, where, step);

@@ -107,6 +107,7 @@ struct Plan {
   bool parallel = false;       // some kernel may use threads
   bool releases_gil = false;   // its work is big enough
   bool holds_inputs = false;   // other Python code may run during a run
+  bool random = false;         // some extern draws from torch's CPU generator
   bool boxed = false;          // some extern is unknown code, which may keep its arguments
 };
 

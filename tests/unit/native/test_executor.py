@@ -578,6 +578,22 @@ class TestCommit:
             executor.run([a])
         assert a.sum() == 8
 
+    def test_random_stream(self) -> None:
+        b = Builder()
+        x, flag, made = b.input(EIGHT), b.input(FLAG), b.dynamic()
+        b.extern("aten::rand_like", {"b": x}, results=(made,))
+        b.speculate(flag, True)
+        executor = _native.Executor(b.plan(made))
+        torch.manual_seed(3)
+        before = torch.get_rng_state()
+        assert executor.run([EIGHT, torch.tensor(False)]) is None
+        assert torch.equal(torch.get_rng_state(), before)
+        (drawn,) = executor.run([EIGHT, torch.tensor(True)])
+        after = torch.get_rng_state()
+        torch.set_rng_state(before)
+        assert torch.equal(drawn, torch.rand_like(EIGHT))
+        assert torch.equal(torch.get_rng_state(), after)
+
     def test_lazily_cloned_input(self, library: str) -> None:
         b = Builder()
         state = b.input(EIGHT)
