@@ -2,21 +2,13 @@
 #include "plan.h"
 
 #include "externs.h"
+#include "plan_reader.h"
 
-#include <ATen/EmptyTensor.h>
-#include <ATen/core/List.h>
 #include <ATen/core/enum_tag.h>
-#include <c10/core/Layout.h>
-#include <c10/core/MemoryFormat.h>
 #include <dlfcn.h>
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <iterator>
-
-namespace py = pybind11;
 
 namespace accel {
 namespace {
@@ -25,92 +17,6 @@ namespace {
 // EXTERN_WEIGHT times the bytes of its tensors, for it does more per byte.
 constexpr size_t RELEASE_BYTES = 256 << 10;
 constexpr size_t EXTERN_WEIGHT = 4;
-
-[[noreturn]] void fail(const std::string& where, const std::string& what) {
-  throw PlanError("plan: " + where + ": " + what);
-}
-
-template <typename Value>
-struct Named {
-  const char* name;
-  Value value;
-};
-
-// By torch's names.
-constexpr Named<at::ScalarType> DTYPES[] = {
-    {"float32", at::kFloat},           {"float64", at::kDouble},
-    {"float16", at::kHalf},            {"bfloat16", at::kBFloat16},
-    {"int64", at::kLong},              {"int32", at::kInt},
-    {"int16", at::kShort},             {"int8", at::kChar},
-    {"uint8", at::kByte},              {"bool", at::kBool},
-    {"complex64", at::kComplexFloat},  {"complex128", at::kComplexDouble},
-    {"uint16", at::kUInt16},           {"uint32", at::kUInt32},
-    {"uint64", at::kUInt64},           {"float8_e4m3fn", at::kFloat8_e4m3fn},
-    {"float8_e5m2", at::kFloat8_e5m2},
-};
-
-constexpr Named<at::Layout> LAYOUTS[] = {
-    {"strided", at::kStrided}, {"sparse_coo", at::kSparse}, {"sparse_csr", at::kSparseCsr}};
-
-constexpr Named<at::MemoryFormat> MEMORY_FORMATS[] = {
-    {"contiguous_format", at::MemoryFormat::Contiguous},
-    {"preserve_format", at::MemoryFormat::Preserve},
-    {"channels_last", at::MemoryFormat::ChannelsLast},
-    {"channels_last_3d", at::MemoryFormat::ChannelsLast3d}};
-
-template <typename Value, size_t N>
-Value by_name(const Named<Value> (&rows)[N], const std::string& name, const std::string& where) {
-  for (const auto& row : rows) {
-    if (name == row.name) return row.value;
-  }
-  fail(where, "unknown name '" + name + "'");
-}
-
-template <typename T>
-T take(const py::handle& value, const std::string& where, const char* expected) {
-  try {
-    return value.cast<T>();
-  } catch (const py::cast_error&) {
-    fail(where, std::string("expected ") + expected);
-  }
-}
-
-py::object member(const py::dict& dict, const char* name, const std::string& where) {
-  if (!dict.contains(name)) fail(where, std::string("'") + name + "' is missing");
-  return dict[name];
-}
-
-py::dict as_dict(const py::handle& value, const std::string& where) {
-  if (!PyDict_Check(value.ptr())) fail(where, "expected a dict");
-  return py::reinterpret_borrow<py::dict>(value);
-}
-
-py::list as_list(const py::handle& value, const std::string& where) {
-  if (!PyList_Check(value.ptr()) && !PyTuple_Check(value.ptr())) fail(where, "expected a list");
-  return py::list(py::reinterpret_borrow<py::object>(value));
-}
-
-std::string text(const py::dict& dict, const char* name, const std::string& where) {
-  return take<std::string>(member(dict, name, where), where + "." + name, "a string");
-}
-
-int64_t integer(const py::dict& dict, const char* name, const std::string& where) {
-  return take<int64_t>(member(dict, name, where), where + "." + name, "an integer");
-}
-
-std::vector<int64_t> integers(const py::dict& dict, const char* name, const std::string& where) {
-  return take<std::vector<int64_t>>(member(dict, name, where), where + "." + name, "integers");
-}
-
-// A float written by float.hex(), or "nan", "inf", "-inf".
-double parse_float(const py::handle& value, const std::string& where) {
-  if (PyFloat_Check(value.ptr())) return PyFloat_AS_DOUBLE(value.ptr());
-  auto digits = take<std::string>(value, where, "a hexadecimal float");
-  char* end = nullptr;
-  double number = std::strtod(digits.c_str(), &end);
-  if (digits.empty() || *end) fail(where, "'" + digits + "' is no float");
-  return number;
-}
 
 Layout parse_layout(const py::dict& dict, const std::string& where) {
   Layout layout;
@@ -357,15 +263,18 @@ class PlanParser {
     py::list positional = as_list(member(dict, "args", where), where + ".args");
     py::dict named = dict.contains("kwargs") ? as_dict(dict["kwargs"], where + ".kwargs") : py::dict();
     if (positional.size() > formals.size()) fail(where, "too many arguments");
+    ReadBuffer read = [this](const py::handle& value, const std::string& at) {
+      return buffer_id(value, at);
+    };
     size_t used = 0;
     for (size_t i = 0; i < formals.size(); ++i) {
       const c10::Argument& formal = formals[i];
       std::string at = where + "." + formal.name();
       if (i < positional.size()) {
-        step.arguments.push_back(parse_argument(as_dict(positional[i], at), formal, at));
+        step.arguments.push_back(parse_argument(as_dict(positional[i], at), formal, read, at));
       } else if (named.contains(formal.name().c_str())) {
         step.arguments.push_back(
-            parse_argument(as_dict(named[formal.name().c_str()], at), formal, at));
+            parse_argument(as_dict(named[formal.name().c_str()], at), formal, read, at));
         ++used;
       } else if (formal.default_value()) {
         ExternArgument argument;
@@ -384,103 +293,6 @@ class PlanParser {
     if (id == NO_BUFFER) return;
     require_produced(id, where);
     plan_.buffers[id].as_tensor = true;
-  }
-
-  ExternArgument parse_argument(const py::dict& dict, const c10::Argument& formal,
-                                const std::string& where) {
-    if (dict.size() != 1) fail(where, "an argument is a dict of one item");
-    auto item = *dict.begin();
-    auto tag = take<std::string>(item.first, where, "a string as the argument's tag");
-    ExternArgument argument;
-    c10::TypePtr type = formal.type();
-    bool optional = type->kind() == c10::TypeKind::OptionalType;
-    if (optional) type = type->castRaw<c10::OptionalType>()->getElementType();
-    if (tag == "b") {
-      if (type->kind() != c10::TypeKind::TensorType) fail(where, "the operation wants no tensor");
-      argument.kind = ExternArgument::tensor;
-      argument.buffer = buffer_id(item.second, where);
-      return argument;
-    }
-    if (tag == "bl") return parse_tensor_list(item.second, type, where);
-    argument.value = parse_constant(tag, item.second, type, formal, where);
-    if (argument.value.isNone() && !optional && type->kind() != c10::TypeKind::NoneType) {
-      fail(where, "None for an argument that is not optional");
-    }
-    return argument;
-  }
-
-  ExternArgument parse_tensor_list(const py::handle& value, const c10::TypePtr& type,
-                                   const std::string& where) {
-    if (type->kind() != c10::TypeKind::ListType) fail(where, "the operation wants no tensor list");
-    auto element = type->castRaw<c10::ListType>()->getElementType();
-    ExternArgument argument;
-    argument.kind = element->kind() == c10::TypeKind::OptionalType
-                        ? ExternArgument::optional_tensors
-                        : ExternArgument::tensors;
-    for (const auto& entry : as_list(value, where)) {
-      uint32_t id = optional_buffer_id(entry, where);
-      if (id == NO_BUFFER && argument.kind == ExternArgument::tensors) {
-        fail(where, "None in a list of tensors");
-      }
-      argument.list.push_back(id);
-    }
-    return argument;
-  }
-
-  c10::IValue parse_constant(const std::string& tag, const py::handle& value,
-                             const c10::TypePtr& type, const c10::Argument& formal,
-                             const std::string& where) {
-    using Kind = c10::TypeKind;
-    Kind kind = type->kind();
-    auto name = [&] { return take<std::string>(value, where, "a name"); };
-    if (tag == "none") return {};
-    if (tag == "i") {
-      auto number = take<int64_t>(value, where, "an integer");
-      if (kind == Kind::ListType) {  // int[2] stride=1
-        return c10::List<int64_t>(
-            std::vector<int64_t>(static_cast<size_t>(formal.N().value_or(1)), number));
-      }
-      if (kind == Kind::FloatType) return static_cast<double>(number);
-      return number;
-    }
-    if (tag == "f") return parse_float(value, where);
-    if (tag == "bool") return take<bool>(value, where, "a bool");
-    if (tag == "s") return name();
-    if (tag == "dtype") return static_cast<int64_t>(by_name(DTYPES, name(), where));
-    if (tag == "layout") return static_cast<int64_t>(by_name(LAYOUTS, name(), where));
-    if (tag == "memory_format") return static_cast<int64_t>(by_name(MEMORY_FORMATS, name(), where));
-    if (tag == "device") return c10::Device(name());
-    if (kind != Kind::ListType) fail(where, "unknown argument tag '" + tag + "'");
-    return parse_list(tag, value, type->castRaw<c10::ListType>()->getElementType()->kind(), where);
-  }
-
-  c10::IValue parse_list(const std::string& tag, const py::handle& value, c10::TypeKind element,
-                         const std::string& where) {
-    py::list items = as_list(value, where);
-    bool numbers = element == c10::TypeKind::NumberType;  // Scalar[]
-    c10::List<at::Scalar> scalars;
-    if (tag == "il") {
-      auto list = take<std::vector<int64_t>>(items, where, "integers");
-      if (element == c10::TypeKind::FloatType) {
-        return c10::List<double>(std::vector<double>(list.begin(), list.end()));
-      }
-      if (!numbers) return c10::List<int64_t>(list);
-      for (int64_t number : list) scalars.push_back(at::Scalar(number));
-      return scalars;
-    }
-    if (tag == "fl") {
-      std::vector<double> list;
-      for (const auto& item : items) list.push_back(parse_float(item, where));
-      if (!numbers) return c10::List<double>(list);
-      for (double number : list) scalars.push_back(at::Scalar(number));
-      return scalars;
-    }
-    if (tag == "boollist") {
-      c10::List<bool> list;
-      for (const auto& item : items) list.push_back(take<bool>(item, where, "a bool"));
-      return list;
-    }
-    fail(where, "unknown argument tag '" + tag + "'");
   }
 
   // What the schema says the operation writes. Writing an input outside the commit would

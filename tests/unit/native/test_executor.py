@@ -111,6 +111,8 @@ class TestArguments:
         assert torch.equal(
             run_extern("aten::add.Tensor", args, [a, b])[0], torch.add(a, b, alpha=0.25)
         )
+        flag = run_extern("aten::mul.Scalar", [{"b": 0}, {"bool": True}], [a])
+        assert torch.equal(flag[0], a)
         args = [{"b": 0}, {"i": 3}]
         assert torch.equal(run_extern("aten::mul.Scalar", args, [a])[0], a * 3)
 
@@ -653,6 +655,14 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "target": (lambda p: p["steps"][1].update(target="aten::no_such"), "no operation"),
     "argument": (lambda p: p["steps"][1].update(args=[]), "argument is missing"),
     "tag": (lambda p: p["steps"][1].update(args=[{"q": 1}]), "tag"),
+    "constant for a tensor": (lambda p: p["steps"][1].update(args=[{"i": 1}]), "wants Tensor"),
+    "none for a tensor": (lambda p: p["steps"][1].update(args=[{"none": True}]), "wants Tensor"),
+    "constant's type": (
+        lambda p: p["steps"][1].update(
+            target="aten::softmax.int", args=[{"b": 0}, {"s": "x"}], kwargs={}
+        ),
+        "wants int, not str",
+    ),
     "too many": (lambda p: p["steps"][1].update(args=[{"b": 0}, {"i": 0}]), "too many"),
     "keyword": (lambda p: p["steps"][1].update(kwargs={"x": {"i": 0}}), "does not have"),
     "results": (lambda p: p["steps"][1].update(results=[3, 3]), "1 results"),
