@@ -121,6 +121,14 @@ class Accel:
             driver.current._patch_module_call()
 
 
+class AccelRecording(Accel):
+    """accel, forgetting everything after each call: every call of a root is recorded."""
+
+    def wait(self) -> None:
+        super().wait()
+        self.reset()
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
     """A named program and what must have happened by its end.
