@@ -1,0 +1,52 @@
+// Entries: one root of dispatch each. Shared by dispatch.cpp and module_roots.cpp only.
+// Everything here needs the GIL.
+#pragma once
+
+#include "native.h"
+
+#include <cstdint>
+
+namespace accel {
+
+enum class EntryState : uint8_t {
+  off,    // prologues answer at once, nothing is counted
+  count,  // calls are counted, no variant is tried
+  armed,  // variants are tried
+};
+
+// The Python object accel._native.Entry.
+struct Entry {
+  static constexpr int PROBES = 64;
+
+  PyObject_HEAD
+  PyObject* name;
+  PyObject* on_call;   // asked when no variant serves; NULL or None: the hook of modules
+  PyObject* on_event;  // told of failures; NULL or None: nobody
+  PyObject* variants;  // tuple of Variant, replaced as a whole
+  PyObject* weak_references;
+  Py_ssize_t index;    // in the table of prologues; never given to another entry
+  EntryState state;
+  long calls, hits, misses;
+  long threshold;      // calls without a variant until on_call is asked; 0: never
+  long since;          // such calls since it was asked last
+  long skip_hits;      // so many calls that a variant would serve run the body instead
+  long probe_every;    // measure each so-manyth hit; 0: none
+  long until_probe;
+  int64_t* probes;     // ring of the last PROBES measured times
+  long probe_count;
+};
+
+extern PyObject* run_body;          // the sentinel (immortal for the process)
+extern bool dispatch_enabled;       // the global switch
+extern PyObject* module_hook;       // owned: on_call of the entries of modules; NULL: off
+
+// New reference, or NULL with a Python error set. `name` is borrowed.
+Entry* new_entry(PyObject* name);
+
+// A call of `entry` (kept alive here) with these roots, `last` possibly NULL: the call's
+// result or the sentinel (new reference), or NULL with the program's own error set.
+PyObject* dispatch_call(Entry* entry, PyObject* const* roots, size_t count, PyObject* last);
+
+inline PyObject* answer_run_body() { return Py_NewRef(run_body); }
+
+}  // namespace accel

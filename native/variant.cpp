@@ -1,0 +1,418 @@
+// Serving a call: guards, executor, result.
+//
+// Ownership: a variant owns its guard program, ambient state, executor and what its result
+// needs. During a run the inputs are held by references to their Python objects: a big
+// plan releases the GIL, and another thread may drop a parameter meanwhile.
+#include "variant.h"
+
+#include "dispatch.h"
+#include "executor.h"
+#include "guards.h"
+#include "tensors.h"
+
+#include <cstddef>
+#include <cstring>
+#include <structmember.h>
+
+namespace accel {
+
+enum class ResultKind : uint8_t { tensor, tuple, constant, call };
+
+struct Variant {
+  PyObject_HEAD
+  PyObject* guards;
+  PyObject* ambient;
+  PyObject* executor;  // an accel._native.Executor, or any callable
+  PyObject* payload;   // the constant, or the callable of a call; else NULL
+  const AmbientState* state;  // inside ambient
+  const Executor* native;     // inside executor; NULL for a callable
+  std::vector<int32_t>* inputs;
+  std::vector<int32_t>* picks;   // outputs that make the result
+  std::vector<int32_t>* needed;  // slots a call reads; NULL: any
+  ResultKind kind;
+  long hits, guard_failures, ambient_failures, misspeculations, errors;
+};
+
+namespace {
+
+PyTypeObject* variant_type = nullptr;
+PyTypeObject* ambient_type = nullptr;
+PyObject* torn_error = nullptr;
+
+// As declared in ambient.cpp; init_variant compares the sizes.
+struct AmbientObject {
+  PyObject_HEAD
+  AmbientState* state;
+};
+
+Variant* self_of(PyObject* self) { return reinterpret_cast<Variant*>(self); }
+
+// A list of pointers that lives on the stack while it is short.
+template <typename T>
+class Pointers {
+ public:
+  explicit Pointers(size_t count) {
+    if (count > INLINE) many_.resize(count);
+    data_ = count > INLINE ? many_.data() : few_;
+  }
+  T& operator[](size_t index) { return data_[index]; }
+  T* data() { return data_; }
+
+ private:
+  static constexpr size_t INLINE = 48;
+  T few_[INLINE];
+  std::vector<T> many_;
+  T* data_;
+};
+
+// The input tensors' Python objects, held.
+class HeldInputs {
+ public:
+  HeldInputs(const GuardCheck& check, const std::vector<int32_t>& slots)
+      : objects_(slots.size()), count_(slots.size()) {
+    for (size_t k = 0; k < count_; k++) {
+      objects_[k] = check.slot(static_cast<size_t>(slots[k]));
+      Py_XINCREF(objects_[k]);
+    }
+  }
+  ~HeldInputs() {
+    for (size_t k = 0; k < count_; k++) Py_XDECREF(objects_[k]);
+  }
+  size_t size() const { return count_; }
+  PyObject* operator[](size_t index) { return objects_[index]; }
+
+ private:
+  Pointers<PyObject*> objects_;
+  size_t count_;
+};
+
+// Takes away the current Python error as text; false when the program must see it
+// (KeyboardInterrupt, SystemExit: not an Exception), then it stays set.
+bool take_error(std::string& why) {
+  if (!PyErr_ExceptionMatches(PyExc_Exception)) return false;
+  PyObject *type, *value, *trace;
+  PyErr_Fetch(&type, &value, &trace);
+  PyErr_NormalizeException(&type, &value, &trace);
+  PyObject* text = value ? PyObject_Str(value) : nullptr;
+  const char* utf8 = text ? PyUnicode_AsUTF8(text) : nullptr;
+  why = std::string(reinterpret_cast<PyTypeObject*>(type)->tp_name) + ": " + (utf8 ? utf8 : "?");
+  PyErr_Clear();
+  Py_XDECREF(text);
+  Py_XDECREF(type);
+  Py_XDECREF(value);
+  Py_XDECREF(trace);
+  return true;
+}
+
+// ---- running -----------------------------------------------------------------------
+
+// Outputs, as tensors from a plan or as Python objects from a callable.
+struct Outputs {
+  std::vector<at::Tensor> tensors;
+  PyObject* objects = nullptr;  // owned list or tuple; NULL when from a plan
+
+  ~Outputs() { Py_XDECREF(objects); }
+  size_t size() const {
+    return objects ? static_cast<size_t>(PySequence_Fast_GET_SIZE(objects)) : tensors.size();
+  }
+  PyObject* get(size_t index) const {  // new; NULL with a Python error set
+    if (index >= size()) {
+      return PyErr_Format(PyExc_SystemError, "the executor gave %zu outputs, output %zu is missing",
+                          size(), index);
+    }
+    return objects ? Py_NewRef(PySequence_Fast_GET_ITEM(objects, static_cast<Py_ssize_t>(index)))
+                   : wrap(tensors[index]);
+  }
+};
+
+Outcome run_plan(Variant* v, HeldInputs& inputs, Outputs& outputs, std::string& why) {
+  Pointers<c10::TensorImpl*> tensors(inputs.size());
+  for (size_t k = 0; k < inputs.size(); k++) {
+    tensors[k] = inputs[k] ? unwrap(inputs[k]) : nullptr;
+    if (!tensors[k]) {
+      why = "input " + std::to_string(k) + " is not a plain tensor";
+      return Outcome::failed;
+    }
+  }
+  switch (run(*v->native, tensors.data(), inputs.size(), outputs.tensors, &why)) {
+    case RunStatus::ok: return Outcome::served;
+    case RunStatus::misspeculated: return Outcome::misspeculated;
+    case RunStatus::error: return Outcome::failed;
+    case RunStatus::torn:
+      v->errors++;
+      PyErr_SetString(torn_error, why.c_str());
+      return Outcome::raised;
+  }
+  return Outcome::failed;
+}
+
+Outcome run_callable(Variant* v, HeldInputs& inputs, Outputs& outputs, std::string& why) {
+  PyObject* list = PyList_New(static_cast<Py_ssize_t>(inputs.size()));
+  if (!list) return take_error(why) ? Outcome::failed : Outcome::raised;
+  for (size_t k = 0; k < inputs.size(); k++) {
+    PyList_SET_ITEM(list, static_cast<Py_ssize_t>(k), Py_NewRef(inputs[k] ? inputs[k] : Py_None));
+  }
+  PyObject* answer;
+  {
+    DispatchPause pause;
+    answer = PyObject_CallOneArg(v->executor, list);
+  }
+  Py_DECREF(list);
+  if (!answer) return take_error(why) ? Outcome::failed : Outcome::raised;
+  if (answer == Py_None) {
+    Py_DECREF(answer);
+    return Outcome::misspeculated;
+  }
+  if (!PyList_Check(answer) && !PyTuple_Check(answer)) {
+    why = std::string("the backend's callable returned a ") + Py_TYPE(answer)->tp_name;
+    Py_DECREF(answer);
+    return Outcome::failed;
+  }
+  outputs.objects = answer;
+  return Outcome::served;
+}
+
+// ---- results -----------------------------------------------------------------------
+
+PyObject* output_list(const Outputs& outputs) {
+  PyObject* list = PyList_New(static_cast<Py_ssize_t>(outputs.size()));
+  for (size_t k = 0; list && k < outputs.size(); k++) {
+    PyObject* output = outputs.get(k);
+    if (output) PyList_SET_ITEM(list, static_cast<Py_ssize_t>(k), output);
+    else Py_CLEAR(list);
+  }
+  return list;
+}
+
+PyObject* call_finish(Variant* v, const GuardCheck& check, const Outputs& outputs) {
+  PyObject* arguments[2] = {output_list(outputs), nullptr};
+  arguments[1] = arguments[0] ? check.slot_list() : nullptr;
+  PyObject* result = nullptr;
+  if (arguments[1]) {
+    DispatchPause pause;
+    result = PyObject_Vectorcall(v->payload, arguments, 2, nullptr);
+  }
+  Py_XDECREF(arguments[0]);
+  Py_XDECREF(arguments[1]);
+  return result;
+}
+
+// New reference, or NULL with a Python error set: by now effects may have been applied, so
+// an error is the program's to see, not a reason to run the body.
+PyObject* make_result(Variant* v, const GuardCheck& check, const Outputs& outputs) {
+  switch (v->kind) {
+    case ResultKind::tensor: return outputs.get(static_cast<size_t>((*v->picks)[0]));
+    case ResultKind::constant: return Py_NewRef(v->payload);
+    case ResultKind::call: return call_finish(v, check, outputs);
+    case ResultKind::tuple: break;
+  }
+  PyObject* tuple = PyTuple_New(static_cast<Py_ssize_t>(v->picks->size()));
+  for (size_t k = 0; tuple && k < v->picks->size(); k++) {
+    PyObject* output = outputs.get(static_cast<size_t>((*v->picks)[k]));
+    if (output) PyTuple_SET_ITEM(tuple, static_cast<Py_ssize_t>(k), output);
+    else Py_CLEAR(tuple);
+  }
+  return tuple;
+}
+
+// ---- construction ------------------------------------------------------------------
+
+bool take_indices(PyObject* object, size_t limit, const char* what, std::vector<int32_t>& into) {
+  PyObject* sequence = PySequence_Fast(object, "expected a sequence of numbers");
+  if (!sequence) return false;
+  bool ok = true;
+  for (Py_ssize_t k = 0; ok && k < PySequence_Fast_GET_SIZE(sequence); k++) {
+    Py_ssize_t index =
+        PyNumber_AsSsize_t(PySequence_Fast_GET_ITEM(sequence, k), PyExc_OverflowError);
+    ok = !PyErr_Occurred();
+    if (ok && (index < 0 || static_cast<size_t>(index) >= limit)) {
+      PyErr_Format(PyExc_ValueError, "there is no %s %zd", what, index);
+      ok = false;
+    }
+    if (ok) into.push_back(static_cast<int32_t>(index));
+  }
+  Py_DECREF(sequence);
+  return ok;
+}
+
+constexpr size_t ANY_OUTPUT = 1 << 20;
+
+bool take_call(Variant* v, PyObject* result, size_t slots) {
+  v->kind = ResultKind::call;
+  v->payload = Py_NewRef(PyTuple_GET_ITEM(result, 1));
+  if (!PyCallable_Check(v->payload)) {
+    PyErr_SetString(PyExc_TypeError, "a call result needs a callable");
+    return false;
+  }
+  if (PyTuple_GET_SIZE(result) == 2) return true;
+  v->needed = new std::vector<int32_t>();
+  return take_indices(PyTuple_GET_ITEM(result, 2), slots, "slot", *v->needed);
+}
+
+bool take_result(Variant* v, PyObject* result, size_t slots) {
+  bool shaped = PyTuple_Check(result) && PyTuple_GET_SIZE(result) >= 2 &&
+                PyTuple_GET_SIZE(result) <= 3 && PyUnicode_Check(PyTuple_GET_ITEM(result, 0));
+  const char* kind = shaped ? PyUnicode_AsUTF8(PyTuple_GET_ITEM(result, 0)) : nullptr;
+  if (kind) {
+    PyObject* operand = PyTuple_GET_ITEM(result, 1);
+    if (std::strcmp(kind, "call") == 0) return take_call(v, result, slots);
+    if (std::strcmp(kind, "const") == 0) {
+      v->kind = ResultKind::constant;
+      v->payload = Py_NewRef(operand);
+      return true;
+    }
+    if (std::strcmp(kind, "tuple") == 0) {
+      v->kind = ResultKind::tuple;
+      return take_indices(operand, ANY_OUTPUT, "output", *v->picks);
+    }
+    if (std::strcmp(kind, "tensor") == 0) {
+      v->kind = ResultKind::tensor;
+      PyObject* one = PyTuple_Pack(1, operand);
+      bool ok = one && take_indices(one, ANY_OUTPUT, "output", *v->picks);
+      Py_XDECREF(one);
+      return ok;
+    }
+  }
+  if (!PyErr_Occurred()) {
+    PyErr_Format(PyExc_ValueError,
+                 "a result is (\"tensor\", k), (\"tuple\", [k, ...]), (\"const\", object) or "
+                 "(\"call\", finish[, slots]), not %R",
+                 result);
+  }
+  return false;
+}
+
+PyObject* variant_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
+  static const char* names[] = {"guards", "ambient", "executor", "inputs", "result", nullptr};
+  PyObject *guards, *ambient, *executor, *inputs, *result;
+  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOO:Variant", const_cast<char**>(names),
+                                   &guards, &ambient, &executor, &inputs, &result)) {
+    return nullptr;
+  }
+  GuardProgram* program = as_guard_program(guards);
+  if (!program) return PyErr_Format(PyExc_TypeError, "guards must be a GuardProgram");
+  if (Py_TYPE(ambient) != ambient_type) {
+    return PyErr_Format(PyExc_TypeError, "ambient must be an accel._native.Ambient");
+  }
+  const Executor* native = as_executor(executor);
+  if (!native && !PyCallable_Check(executor)) {
+    return PyErr_Format(PyExc_TypeError, "executor must be an Executor or a callable");
+  }
+  auto* v = reinterpret_cast<Variant*>(type->tp_alloc(type, 0));
+  if (!v) return nullptr;
+  v->guards = Py_NewRef(guards);
+  v->ambient = Py_NewRef(ambient);
+  v->state = reinterpret_cast<AmbientObject*>(ambient)->state;
+  v->executor = Py_NewRef(executor);
+  v->native = native;
+  v->inputs = new std::vector<int32_t>();
+  v->picks = new std::vector<int32_t>();
+  size_t slots = slot_count(*program);
+  if (!take_indices(inputs, slots, "slot", *v->inputs) || !take_result(v, result, slots)) {
+    Py_DECREF(v);
+    return nullptr;
+  }
+  return reinterpret_cast<PyObject*>(v);
+}
+
+int variant_traverse(PyObject* self, visitproc visit, void* arg) {
+  Py_VISIT(Py_TYPE(self));
+  Variant* v = self_of(self);
+  Py_VISIT(v->guards);
+  Py_VISIT(v->ambient);
+  Py_VISIT(v->executor);
+  Py_VISIT(v->payload);
+  return 0;
+}
+
+// No tp_clear: a variant is immutable while it serves, and the cycles it may be part of
+// go through its program, its callable or an entry, which can be cleared.
+void variant_dealloc(PyObject* self) {
+  PyTypeObject* type = Py_TYPE(self);
+  PyObject_GC_UnTrack(self);
+  Variant* v = self_of(self);
+  Py_XDECREF(v->guards);
+  Py_XDECREF(v->ambient);
+  Py_XDECREF(v->executor);
+  Py_XDECREF(v->payload);
+  delete v->inputs;
+  delete v->picks;
+  delete v->needed;
+  type->tp_free(self);
+  Py_DECREF(type);
+}
+
+PyMemberDef MEMBERS[] = {
+    {"guards", T_OBJECT, offsetof(Variant, guards), READONLY, nullptr},
+    {"ambient", T_OBJECT, offsetof(Variant, ambient), READONLY, nullptr},
+    {"executor", T_OBJECT, offsetof(Variant, executor), READONLY, nullptr},
+    {"hits", T_LONG, offsetof(Variant, hits), READONLY, "calls served"},
+    {"guard_failures", T_LONG, offsetof(Variant, guard_failures), READONLY, nullptr},
+    {"ambient_failures", T_LONG, offsetof(Variant, ambient_failures), READONLY, nullptr},
+    {"misspeculations", T_LONG, offsetof(Variant, misspeculations), READONLY, nullptr},
+    {"errors", T_LONG, offsetof(Variant, errors), READONLY, "runs in which the executor failed"},
+    {nullptr, 0, 0, 0, nullptr},
+};
+
+PyType_Slot SLOTS[] = {
+    {Py_tp_new, reinterpret_cast<void*>(variant_new)},
+    {Py_tp_dealloc, reinterpret_cast<void*>(variant_dealloc)},
+    {Py_tp_traverse, reinterpret_cast<void*>(variant_traverse)},
+    {Py_tp_members, MEMBERS},
+    {Py_tp_doc, const_cast<char*>("Variant(guards, ambient, executor, inputs, result)")},
+    {0, nullptr},
+};
+
+PyType_Spec SPEC = {"accel._native.Variant", sizeof(Variant), 0,
+                    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, SLOTS};
+
+}  // namespace
+
+bool is_variant(PyObject* object) { return Py_TYPE(object) == variant_type; }
+
+long error_count(const Variant* variant) { return variant->errors; }
+
+Outcome serve(Variant* v, PyObject* const* roots, size_t count, PyObject* last, long* skips,
+              Serving& serving) {
+  if (!ambient_equal(*v->state)) {
+    v->ambient_failures++;
+    return Outcome::guarded;
+  }
+  GuardCheck check(*as_guard_program(v->guards));
+  if (!check.holds(roots, count, last)) {
+    v->guard_failures++;
+    return Outcome::guarded;
+  }
+  if (*skips > 0) {
+    --*skips;
+    return Outcome::skipped;
+  }
+  HeldInputs inputs(check, *v->inputs);
+  if (v->kind == ResultKind::call) check.hold_slots(v->needed);
+  Outputs outputs;
+  Outcome outcome = v->native ? run_plan(v, inputs, outputs, serving.why)
+                              : run_callable(v, inputs, outputs, serving.why);
+  if (outcome == Outcome::served) {
+    v->hits++;
+    serving.result = make_result(v, check, outputs);
+    return serving.result ? Outcome::served : Outcome::raised;
+  }
+  if (outcome == Outcome::misspeculated) v->misspeculations++;
+  if (outcome == Outcome::failed) v->errors++;
+  return outcome;
+}
+
+int init_variant(PyObject* module) {
+  ambient_type =
+      reinterpret_cast<PyTypeObject*>(PyObject_GetAttrString(module, "Ambient"));
+  torn_error = PyObject_GetAttrString(module, "TornCommitError");
+  variant_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&SPEC));
+  if (!ambient_type || !torn_error || !variant_type) return -1;
+  if (ambient_type->tp_basicsize != static_cast<Py_ssize_t>(sizeof(AmbientObject))) {
+    PyErr_SetString(PyExc_SystemError, "the layout of accel._native.Ambient changed");
+    return -1;
+  }
+  return PyModule_AddObjectRef(module, "Variant", reinterpret_cast<PyObject*>(variant_type));
+}
+
+}  // namespace accel

@@ -1,0 +1,43 @@
+// Variants: one compiled form of a root, and when and how it serves a call.
+// Shared by variant.cpp and dispatch.cpp only. Everything here needs the GIL.
+#pragma once
+
+#include "native.h"
+
+#include <string>
+
+namespace accel {
+
+// The Python object accel._native.Variant. Immutable but for its counters.
+struct Variant;
+
+enum class Outcome {
+  served,         // `result` is the call's result (new reference)
+  guarded,        // ambient state or guards do not hold: try the next variant
+  skipped,        // they hold, but the caller asked to run the body instead
+  misspeculated,  // a speculation failed; nothing was committed: try the next variant
+  failed,         // the executor failed, nothing was committed, see `why`: run the body
+  raised,         // a Python error is set which the program must see
+};
+
+struct Serving {
+  PyObject* result = nullptr;
+  std::string why;
+};
+
+// True for a Variant.
+bool is_variant(PyObject* object);
+
+// Serves a call with these roots (borrowed, alive for the call; `last` may be NULL).
+// `variant` must stay alive for the call. `*skips` counts down when guards hold.
+Outcome serve(Variant* variant, PyObject* const* roots, size_t count, PyObject* last,
+              long* skips, Serving& serving);
+
+// How often the executor of this variant failed.
+long error_count(const Variant* variant);
+
+// ---- called by init_dispatch ---------------------------------------------------------
+
+int init_variant(PyObject* module);
+
+}  // namespace accel
