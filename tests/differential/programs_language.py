@@ -119,9 +119,17 @@ def _(s: Session) -> None:
         return x if depth == 0 else f(x + 1, depth - 1)
 
     root = s.root(f)
+
+    def too_deep(x):
+        try:
+            return root(x, 5000)
+        except RecursionError:
+            return "too deep"  # how deep exactly depends on who calls
+
     for _ in range(2):
         s.call(root, torch.ones(3), 300)
-    s.call(root, torch.ones(3), 5000)
+    s.call(too_deep, torch.ones(3))
+    s.call(root, torch.ones(3), 300)
 
 
 @program(PROGRAMS, "generator inside", expect=ANY)
@@ -207,9 +215,21 @@ def _(s: Session) -> None:
     def f(x):
         with torch.no_grad():
             y = x * 2
-        with torch.inference_mode(False), torch.set_grad_enabled(False):
+        with torch.set_grad_enabled(False):
             z = y + 1
         return y, z, torch.is_grad_enabled()
+
+    s.warm(s.root(f), torch.ones(3))
+
+
+@program(PROGRAMS, "inference mode inside", expect=ANY)
+def _(s: Session) -> None:
+    def f(x):
+        with torch.inference_mode():
+            y = x * 2
+        with torch.inference_mode(False):
+            z = x + 1
+        return y, z
 
     s.warm(s.root(f), torch.ones(3))
 
@@ -570,7 +590,7 @@ def _(s: Session) -> None:
         z = torch.zeros(5).index_add(0, i, x)
         w = torch.zeros(5)
         w[i] = x
-        w[x > 100] = 1
+        w[w > 100] = 1
         return y, z, w, z.gather(0, i), z.index_select(0, i), torch.take(z, i)
 
     f = s.root(f)

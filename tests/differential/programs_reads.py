@@ -216,7 +216,9 @@ def _(s: Session) -> None:
 def _(s: Session) -> None:
     def f(x):
         frame = sys._getframe()
-        return x + 1, frame.f_code.co_name, sorted(frame.f_locals)
+        name, names = frame.f_code.co_name, sorted(frame.f_locals)
+        del frame  # or it would keep the arguments alive
+        return x + 1, name, names
 
     s.warm(s.root(f), torch.ones(3))
 
