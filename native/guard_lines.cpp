@@ -212,7 +212,8 @@ class Builder {
     switch (rule) {
       case LineRule::attributes: return step_attributes(i);
       case LineRule::dict_order:
-        return PyODict_Check(value(i.in)) ? emit_run(i) : step_dict(i);
+        if (!is_inline(value(i.in)) && PyODict_Check(value(i.in))) return emit_run(i);
+        return step_dict(i);
       case LineRule::dict: return step_dict(i);
       case LineRule::length: return step_length(i);
       case LineRule::tensor: return step_tensor(i);
