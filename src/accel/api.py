@@ -141,7 +141,7 @@ def counters() -> dict[str, float]:
     """What happened so far, as plain numbers; see docs/glossary.md for the words."""
     driver = _driver()
     if driver is None:
-        from accel.counters import Counters
+        from accel.counting import Counters
 
         return Counters().snapshot()
     return driver.read_counters()  # type: ignore[no-any-return]

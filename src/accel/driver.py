@@ -9,6 +9,7 @@ that body being recorded.
 
 from __future__ import annotations
 
+import builtins
 import sys
 import types
 import weakref
@@ -23,8 +24,8 @@ from accel.capture.recorder import Recorder, Recording
 from accel.capture.twins import TwinFactory
 from accel.compile.service import CompiledSegment, CompileService
 from accel.config import Config
-from accel.counters import Counters
-from accel.report import Progress, Summary
+from accel.counting import Counters
+from accel.report import Progress, RootLine, Summary
 from accel.rewriter import hook, prologue, twin
 from accel.rewriter.cache import CodeCache
 from accel.roots import Installed, Limits, Root
@@ -55,6 +56,11 @@ class Driver:
         self._base_calls: dict[int, int] = {}
         self.script_directory: Path | None = None
         native = runtime.native
+        vars(builtins).update(
+            __accel_prologue__=native.prologue,
+            __accel_module_prologue__=native.module_prologue,
+            __accel_run_body__=native.RUN_BODY,
+        )
         native.set_module_hook(self.on_module_call)
         self._patch_module_call()
 
@@ -141,10 +147,9 @@ class Driver:
         root = self._module_root(entry, module)
         if not self._wants_recording(root):
             return None
-        call = prologue.original_code(torch.nn.Module._wrapped_call_impl.__code__)
         named = [("self", module), ("args", args), ("kwargs", kwargs)]
         function = torch.nn.Module._wrapped_call_impl
-        return self._record(root, named, function, call, (module, *args), kwargs)
+        return self._record(root, named, function, (module, *args), kwargs, (1, 2))
 
     def _decide_function(self, entry: Any, roots: tuple[Any, ...]) -> Any:
         root = self.roots[entry.index]
@@ -155,9 +160,8 @@ class Driver:
         *values, function = roots
         named = list(zip(argument_names(code), values, strict=True))
         args, kwargs = call_arguments(code, values)
-        return self._record(
-            root, [*named, (code.co_name, function)], function, code, args, kwargs
-        )
+        named.append((code.co_name, function))
+        return self._record(root, named, function, args, kwargs, starred_positions(code))
 
     def _wants_recording(self, root: Root) -> bool:
         entry = root.entry
@@ -199,7 +203,8 @@ class Driver:
             if enclosing is root and not skipped_self:
                 skipped_self = True
             elif enclosing is not None and enclosing is not root and not enclosing.judged:
-                root.deferrals += 1
+                if enclosing.state != "compiling":  # which will be judged by itself
+                    root.deferrals += 1
                 return True
             frame = frame.f_back
         del own
@@ -212,16 +217,20 @@ class Driver:
         root: Root,
         named: list[tuple[str, Any]],
         function: types.FunctionType,
-        code: types.CodeType,
         args: tuple[Any, ...],
         kwargs: dict[str, Any] | None,
+        starred: tuple[int, ...],
     ) -> Any:
         twin_function = self.twins.function(function)
         if twin_function is None:
             self._give_up(root, "no_twin", function.__qualname__, root.location)
             return None
         recorder = Recorder(
-            named, self.twins.function, lambda recording: self._recorded(root, named, recording)
+            named,
+            self.twins.function,
+            lambda recording: self._recorded(root, named, recording),
+            starred=starred,
+            function=len(named) - 1 if root.kind == "function" else None,
         )
         self.counters.add("recordings")
         root.recordings += 1
@@ -286,9 +295,11 @@ class Driver:
         lowered = guards.lower(root_count, [*recording.inputs, *template.sources])
         program = runtime.native.GuardProgram(lowered.instructions, root_count)
         slots = lowered.slots
-        finish = template.builder(lambda source: slots[id(source)])
+        needed = [slots[id(source)] for source in template.sources]
+        position = {id(source): i for i, source in enumerate(template.sources)}
+        finish = template.builder(lambda source: position[id(source)])
         inputs = [slots[id(source)] for source in recording.inputs]
-        result = result_plan(template, finish, lambda source: slots[id(source)])
+        result = result_plan(template, finish, needed)
         root.pending += 1
         root.state = "compiling"
         root.entry.state = "count" if not root.variants else "armed"
@@ -446,6 +457,12 @@ def argument_names(code: types.CodeType) -> list[str]:
     return list(code.co_varnames[:count])
 
 
+def starred_positions(code: types.CodeType) -> tuple[int, ...]:
+    """Where *args and **kwargs are among the argument locals."""
+    first = code.co_argcount + code.co_kwonlyargcount
+    return tuple(range(first, first + bool(code.co_flags & 4) + bool(code.co_flags & 8)))
+
+
 def call_arguments(
     code: types.CodeType, values: list[Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any] | None]:
@@ -463,10 +480,9 @@ def call_arguments(
     return args, kwargs or None
 
 
-def result_plan(
-    template: Any, finish: Callable[..., Any], slot_of: Callable[[Source], int]
-) -> tuple[Any, ...]:
-    """The shortest of the native result forms that builds this result."""
+def result_plan(template: Any, finish: Callable[..., Any], needed: list[int]) -> tuple[Any, ...]:
+    """The shortest of the native result forms that builds this result; `needed` are the guard
+    slots that `finish` is given."""
     spec = template.result
     if not template.effects:
         if spec[0] == "output":
@@ -477,11 +493,29 @@ def result_plan(
                 return ("tuple", [part[1] for part in parts])
         if spec[0] == "const":
             return ("const", spec[1])
-    return ("call", finish)
+    return ("call", finish, needed)
+
+
+def summarise(driver: Driver) -> Summary:
+    lines = []
+    for root in driver.roots.values():
+        hits = sum(v.native.hits for v in root.variants)
+        lines.append(
+            RootLine(
+                root.name,
+                root.location,
+                root.state,
+                root.reason,
+                root.reason_location,
+                len(root.variants),
+                hits,
+                max(root.entry.calls - hits, 0),
+            )
+        )
+    return Summary(driver.read_counters(), lines)
 
 
 current: Driver | None = None
-_summary_done = False
 
 
 def start(config: Config) -> Driver:
@@ -492,4 +526,19 @@ def start(config: Config) -> Driver:
     return current
 
 
-__all__ = ["Driver", "Installed", "Recording", "Summary", "hook", "start"]
+def prepare_script(code: types.CodeType, path: str) -> types.CodeType:
+    """The script's module code with prologues in its functions; modules beside it follow."""
+    assert current is not None
+    current.script_directory = Path(path).resolve().parent
+    current.install_hook()
+    return hook.rewrite_module_code(code, current.assign_index)
+
+
+def finish() -> Summary:
+    """The end of a program: nothing new starts; what happened."""
+    assert current is not None
+    current.close()
+    return summarise(current)
+
+
+__all__ = ["Driver", "Installed", "Recording", "finish", "prepare_script", "start"]

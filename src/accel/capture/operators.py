@@ -48,6 +48,8 @@ class OperatorEvents(AttributeEvents):
         if ta in CONSTANT_TYPES and tb in CONSTANT_TYPES:
             return None
         if ta in PLAIN_TENSORS or tb in PLAIN_TENSORS:
+            if op >= _IN_PLACE and ta not in PLAIN_TENSORS:
+                op -= _IN_PLACE  # `n += tensor` with a number n makes a new tensor
             name = BINARY_NAMES[op]
             return self.operation("call_function", f"_operator.{name}", _BINARY[op], (a, b), {})
         self._operand(a, deeply=False)

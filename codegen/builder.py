@@ -1,0 +1,198 @@
+"""What lowerings build with: loop nodes from functions of an index.
+
+In: views and functions `index -> Expr`. Out: loop nodes appended to a `Program`.
+Invariant: a value whose expression reads no memory (constants, aranges, masks made of
+them) is written into its readers' expressions and costs no buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from accel.codegen.affine import ZERO, Affine, address, invert
+from accel.codegen.loop_ir import (
+    VALUE_TYPE,
+    Const,
+    Expr,
+    Load,
+    Table,
+    cast,
+    constant,
+    leaves,
+    rounded,
+    substitute,
+)
+from accel.codegen.loop_ir import Op as OpExpr
+from accel.codegen.program import LoopNode, Program
+from accel.codegen.tensor_graph import Buffer, View, contiguous_strides, span
+
+Index = Sequence[Affine]
+# A value of at most this cost, read from one small tensor, is computed again by readers.
+_INLINE_COST = 4.0
+_INLINE_OPERATIONS = 24
+
+
+class Unsupported(Exception):
+    """This use of the operation has no lowering: it stays an ATen call."""
+
+
+class Builder:
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.definitions: dict[int, LoopNode] = {}
+        self.inlinable: dict[int, tuple[LoopNode, bool]] = {}
+        self.location = ""
+        self._reader_numel = 1
+
+    # ------------------------------------------------------------ values
+
+    def buffer(self, view: View) -> Buffer:
+        return self.program.graph.buffers[view.buffer]
+
+    def temporary(self, sizes: Sequence[int], dtype: str) -> View:
+        sizes = tuple(sizes)
+        strides = contiguous_strides(sizes)
+        return self.program.graph.new_buffer(span(sizes, strides), dtype, sizes, strides).view
+
+    def supported(self, *views: View) -> None:
+        for view in views:
+            if view.dtype not in VALUE_TYPE:
+                raise Unsupported(f"dtype {view.dtype}")
+
+    def load(self, view: View, index: Index) -> Expr:
+        """The element of `view` at `index`, which is broadcast to the view's rank."""
+        self.supported(view)
+        index = list(index)[len(index) - len(view.sizes) :]
+        index = [ZERO if n == 1 else i for n, i in zip(view.sizes, index, strict=True)]
+        where = address(view.offset, view.strides, index)
+        inlined = self._inline(view, where)
+        return Load(view.buffer, where, view.dtype) if inlined is None else inlined
+
+    def _inline(self, view: View, where: Affine) -> Expr | None:
+        buffer = self.buffer(view)
+        if buffer.constant is not None and buffer.dtype == view.dtype:
+            type_ = VALUE_TYPE[view.dtype]
+            values = tuple(constant(v, type_) for v in buffer.constant.flatten().tolist())
+            if len(values) == 1:
+                return Const(values[0], type_)
+            return Table(values, where, type_)
+        found = self.inlinable.get(view.buffer)
+        if found is None or buffer.dtype != view.dtype:
+            return None
+        node, reads_memory = found
+        if reads_memory and buffer.numel * 2 > self._reader_numel:
+            return None
+        index = invert(where, self.program.sizes, buffer.strides, buffer.sizes)
+        if index is None:
+            return None
+        by = {}
+        dims = iter(node.dims)
+        for n, i in zip(buffer.sizes, index, strict=True):
+            if n != 1:
+                by[next(dims)] = i
+        return substitute(node.expr, by)
+
+    # ------------------------------------------------------------ nodes
+
+    def index_space(self, sizes: Sequence[int]) -> tuple[list[Affine], list[str]]:
+        """One variable for every dimension that has more than one element."""
+        index, names = [], []
+        for n in sizes:
+            if n == 1:
+                index.append(ZERO)
+            else:
+                names.append(self.program.variable(n))
+                index.append(Affine.var(names[-1]))
+        return index, names
+
+    def pointwise(
+        self, out: View, value: Callable[[list[Affine]], Expr], region: bool = False
+    ) -> None:
+        """`out[index] = value(index)`."""
+        self.supported(out)
+        if 0 in out.sizes:
+            return
+        index, names = self.index_space(out.sizes)
+        self._reader_numel = out.numel
+        expr = rounded(value(index), out.dtype)
+        node = LoopNode(
+            self.program.fresh("n"),
+            out.buffer,
+            address(out.offset, out.strides, index),
+            out.dtype,
+            expr,
+            names,
+            region=region,
+            location=self.location,
+        )
+        self._append(node)
+        if not region and self.buffer(out).view == out:
+            self._consider_inlining(node, expr)
+
+    def _consider_inlining(self, node: LoopNode, expr: Expr) -> None:
+        loads = [e for e in leaves(expr) if isinstance(e, Load)]
+        operations = _count(expr)
+        if not loads and operations <= _INLINE_OPERATIONS:
+            self.inlinable[node.buffer] = (node, False)
+        elif len(loads) == 1 and operations <= _INLINE_COST:
+            source = self.definitions.get(loads[0].buffer)
+            if source is None or source.kind is None:
+                self.inlinable[node.buffer] = (node, True)
+
+    def reduce(
+        self,
+        out: View,
+        sizes: Sequence[int],
+        axes: Sequence[int],
+        kind: str,
+        value: Callable[[list[Affine]], Expr],
+        keepdim: bool,
+    ) -> None:
+        """`out[kept] = kind over axes of value(index)`, index over `sizes`."""
+        self.supported(out)
+        if 0 in sizes:
+            raise Unsupported("a reduction over nothing")
+        index, _ = self.index_space(sizes)
+        kept = [ZERO if d in axes else i for d, i in enumerate(index)]
+        if not keepdim:
+            kept = [i for d, i in enumerate(kept) if d not in axes]
+        dims = [v for d, i in enumerate(index) if d not in axes for v in i.variables()]
+        reduced = [v for d, i in enumerate(index) if d in axes for v in i.variables()]
+        self._reader_numel = 1
+        for n in sizes:
+            self._reader_numel *= n
+        type_ = VALUE_TYPE[out.dtype]
+        expr = cast(value(index), type_)
+        where = address(out.offset, out.strides, kept)
+        if not reduced:
+            expr = rounded(expr, out.dtype)
+        self._append(
+            LoopNode(
+                self.program.fresh("n"), out.buffer, where, out.dtype, expr, dims, reduced,
+                kind if reduced else None, location=self.location,
+            )
+        )
+
+    def _append(self, node: LoopNode) -> None:
+        self.program.steps.append(node)
+        self.definitions[node.buffer] = node
+
+    # ------------------------------------------------------------ pieces lowerings share
+
+    def copy(self, out: View, source: View, region: bool = False) -> None:
+        type_ = VALUE_TYPE.get(out.dtype)
+        if type_ is None:
+            raise Unsupported(f"dtype {out.dtype}")
+        self.pointwise(out, lambda i: cast(self.load(source, i), type_), region)
+
+    def scalar(self, value: Any, type_: str) -> Const:
+        if isinstance(value, complex):
+            raise Unsupported("a complex number")
+        return Const(constant(value, type_), type_)
+
+
+def _count(expr: Expr) -> int:
+    if not isinstance(expr, OpExpr):
+        return 0
+    return 1 + sum(_count(a) for a in expr.args)

@@ -1,0 +1,98 @@
+"""ATen operations that are written as other ATen operations before lowering.
+
+In: the arguments of one dispatched operation, on fake tensors with the recorder active.
+Out: what the operation returns. Rules for a new row: (1) only where eager's own kernel does
+something a lowering cannot say (hidden writes, several results of different spaces);
+(2) the result has eager's sizes, strides and dtype; (3) hidden writes become in-place
+operations here, so that they reach the commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+aten = torch.ops.aten
+
+
+def _batch_norm(
+    x: Any, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float
+) -> Any:
+    if training:
+        return _batch_norm_training(x, weight, bias, mean, var, momentum, eps)
+    shape = [1, -1] + [1] * (x.dim() - 2)
+    wide = torch.promote_types(x.dtype, mean.dtype)
+    scale = torch.rsqrt(var + eps)
+    if weight is not None:
+        scale = scale * weight
+    shift = -mean * scale
+    if bias is not None:
+        shift = shift + bias
+    out = (x.to(wide) * scale.view(shape) + shift.view(shape)).to(x.dtype)
+    empty = x.new_empty(0, dtype=mean.dtype)
+    return out, empty, empty.clone()
+
+
+def _batch_norm_training(
+    x: Any, weight: Any, bias: Any, mean: Any, var: Any, momentum: float, eps: float
+) -> Any:
+    shape = [1, -1] + [1] * (x.dim() - 2)
+    axes = [d for d in range(x.dim()) if d != 1]
+    wide = x if x.dtype not in (torch.bfloat16, torch.float16) else x.float()
+    batch_mean = wide.mean(axes)
+    centred = wide - batch_mean.view(shape)
+    batch_var = (centred * centred).mean(axes)
+    invstd = torch.rsqrt(batch_var + eps)
+    out = centred * invstd.view(shape)
+    if weight is not None:
+        out = out * weight.view(shape)
+    if bias is not None:
+        out = out + bias.view(shape)
+    count = x.numel() // x.size(1)
+    if mean is not None:
+        mean.mul_(1 - momentum).add_(batch_mean, alpha=momentum)
+    if var is not None:
+        unbiased = batch_var * (count / max(count - 1, 1))
+        var.mul_(1 - momentum).add_(unbiased, alpha=momentum)
+    return out.to(x.dtype), batch_mean, invstd
+
+
+def _var(x: Any, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
+    axes = list(range(x.dim())) if dim is None or len(dim) == 0 else [d % x.dim() for d in dim]
+    wide = x if x.dtype not in (torch.bfloat16, torch.float16) else x.float()
+    count = 1
+    for d in axes:
+        count *= x.size(d)
+    centred = wide - wide.mean(axes, keepdim=True)
+    total = (centred * centred).sum(axes, keepdim=keepdim)
+    divisor = count - (1 if correction is None else correction)
+    return (total / max(divisor, 0.0)).to(x.dtype)
+
+
+def _std(x: Any, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
+    wide = x if x.dtype not in (torch.bfloat16, torch.float16) else x.float()
+    return torch.sqrt(_var(wide, dim, correction=correction, keepdim=keepdim)).to(x.dtype)
+
+
+def _var_mean(x: Any, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
+    axes = list(range(x.dim())) if dim is None or len(dim) == 0 else list(dim)
+    return _var(x, dim, correction=correction, keepdim=keepdim), x.mean(axes, keepdim=keepdim)
+
+
+def _addcmul(x: Any, a: Any, b: Any, *, value: Any = 1) -> Any:
+    return x + (a * b if value == 1 else value * a * b)
+
+
+def _stack(tensors: Any, dim: int = 0) -> Any:
+    return torch.cat([t.unsqueeze(dim) for t in tensors], dim)
+
+
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
+    aten.native_batch_norm.default: _batch_norm,
+    aten.var.correction: _var,
+    aten.std.correction: _std,
+    aten.var_mean.correction: _var_mean,
+    aten.stack.default: _stack,
+}

@@ -1,0 +1,305 @@
+"""The loop IR: what a kernel computes, before it is printed for a machine.
+
+    kernel  := Kernel(name, params, scratch, body, parallel)
+    param   := Param(dtype, written)                    p[i], addresses in elements
+    stmt    := Loop(var, size, vector, body)
+             | Let(name, expr)                          one value, SSA
+             | Store(param, address, expr, dtype)
+             | Keep(scratch, address, expr)             a row's value, for a later loop
+             | Begin(name, kind, type)                  an accumulator gets its identity
+             | Accumulate(name, kind, expr)
+             | Finish(name, accumulator, kind)          the accumulator's value over all lanes
+    expr    := Const(value, type) | Iota(address) | Local(name, type)
+             | Load(buffer | param, address, dtype) | Kept(scratch, address, type)
+             | Table(values, address, type)
+             | Op(name, args, type)
+    address := Affine over loop variables
+    type    := f32 | f64 | i32 | i64 | bool             what is computed with
+    dtype   := torch's name                             what lies in memory
+
+Invariants, held by `verify`: every variable used is bound by an enclosing loop; every
+local is defined before it is used, in the same or an enclosing body; at most one loop on
+each path is a vector loop; types fit the table of scalar operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from accel.codegen.affine import Affine
+
+# What values of a memory dtype are computed with.
+VALUE_TYPE = {
+    "float32": "f32",
+    "float64": "f64",
+    "bfloat16": "f32",
+    "float16": "f32",
+    "int64": "i64",
+    "int32": "i32",
+    "int16": "i32",
+    "int8": "i32",
+    "uint8": "i32",
+    "bool": "bool",
+}
+ITEM_BYTES = {
+    "float32": 4,
+    "float64": 8,
+    "bfloat16": 2,
+    "float16": 2,
+    "int64": 8,
+    "int32": 4,
+    "int16": 2,
+    "int8": 1,
+    "uint8": 1,
+    "bool": 1,
+}
+# The operation that makes a computed value what memory would hold.
+ROUNDING = {
+    "bfloat16": "round_bfloat16",
+    "float16": "round_float16",
+    "int16": "wrap_int16",
+    "int8": "wrap_int8",
+    "uint8": "wrap_uint8",
+}
+REDUCTIONS = ("sum", "prod", "max", "min", "any", "all")
+
+
+class Expr:
+    """Base of expressions, with operators for lowerings to write formulas with."""
+
+    type: str
+
+    def _binary(self, name: str, other: Any, swap: bool = False) -> Expr:
+        other = other if isinstance(other, Expr) else Const(other, self.type)
+        return op(name, other, self) if swap else op(name, self, other)
+
+    def __add__(self, other: Any) -> Expr:
+        return self._binary("add", other)
+
+    def __radd__(self, other: Any) -> Expr:
+        return self._binary("add", other, True)
+
+    def __sub__(self, other: Any) -> Expr:
+        return self._binary("sub", other)
+
+    def __rsub__(self, other: Any) -> Expr:
+        return self._binary("sub", other, True)
+
+    def __mul__(self, other: Any) -> Expr:
+        return self._binary("mul", other)
+
+    def __rmul__(self, other: Any) -> Expr:
+        return self._binary("mul", other, True)
+
+    def __truediv__(self, other: Any) -> Expr:
+        return self._binary("div", other)
+
+    def __rtruediv__(self, other: Any) -> Expr:
+        return self._binary("div", other, True)
+
+    def __neg__(self) -> Expr:
+        return op("neg", self)
+
+
+@dataclass(frozen=True, eq=True)
+class Const(Expr):
+    value: Any
+    type: str
+
+
+@dataclass(frozen=True)
+class Iota(Expr):
+    address: Affine
+    type: str = "i64"
+
+
+@dataclass(frozen=True)
+class Local(Expr):
+    name: str
+    type: str
+
+
+@dataclass(frozen=True)
+class Load(Expr):
+    buffer: int
+    address: Affine
+    dtype: str
+
+    @property
+    def type(self) -> str:  # type: ignore[override]
+        return VALUE_TYPE[self.dtype]
+
+
+@dataclass(frozen=True)
+class Kept(Expr):
+    scratch: str
+    address: Affine
+    type: str
+
+
+@dataclass(frozen=True)
+class Table(Expr):
+    """Element `address` of a list of constants."""
+
+    values: tuple[Any, ...]
+    address: Affine
+    type: str
+
+
+@dataclass(frozen=True)
+class Op(Expr):
+    name: str
+    args: tuple[Expr, ...]
+    type: str
+
+
+def op(name: str, *args: Expr) -> Expr:
+    """An operation on expressions; its type follows from the table of scalar operations."""
+    from accel.codegen.scalar_ops import SCALAR_OPS
+
+    return Op(name, args, SCALAR_OPS[name].result_type(args))
+
+
+def cast(value: Expr, type_: str) -> Expr:
+    if value.type == type_:
+        return value
+    if isinstance(value, Const):
+        return Const(constant(value.value, type_), type_)
+    return Op(f"to_{type_}", (value,), type_)
+
+
+def constant(value: Any, type_: str) -> Any:
+    if type_ == "bool":
+        return bool(value)
+    if type_ in ("i32", "i64"):
+        return int(value)
+    return float(value)
+
+
+def rounded(value: Expr, dtype: str) -> Expr:
+    """`value` as a memory cell of `dtype` would give it back."""
+    value = cast(value, VALUE_TYPE[dtype])
+    name = ROUNDING.get(dtype)
+    if name is None or (isinstance(value, Load) and value.dtype == dtype):
+        return value
+    return Op(name, (value,), value.type)
+
+
+@dataclass(frozen=True)
+class Param:
+    dtype: str
+    written: bool
+
+
+@dataclass
+class Let:
+    name: str
+    expr: Expr
+
+
+@dataclass
+class Store:
+    param: int
+    address: Affine
+    expr: Expr
+    dtype: str
+
+
+@dataclass
+class Keep:
+    scratch: str
+    address: Affine
+    expr: Expr
+
+
+@dataclass
+class Begin:
+    name: str
+    kind: str
+    type: str
+
+
+@dataclass
+class Accumulate:
+    name: str
+    kind: str
+    expr: Expr
+
+
+@dataclass
+class Finish:
+    name: str
+    accumulator: str
+    kind: str
+    type: str
+
+
+@dataclass
+class Loop:
+    var: str
+    size: int
+    vector: bool
+    body: list[Any]
+
+
+@dataclass
+class Kernel:
+    """One function over memory.
+
+    `outer` are the loops that threads share out (row-major), `scratch` maps a row buffer's
+    name to (elements, type), `lanes_over_rows` says that the vector variable is the last
+    of the outer loops instead of the innermost of the inner ones.
+    """
+
+    name: str
+    params: list[Param]
+    outer: list[tuple[str, int]]
+    body: list[Any]
+    scratch: dict[str, tuple[int, str]] = field(default_factory=dict)
+    vector_var: str | None = None
+    lanes_over_rows: bool = False
+    parallel: bool = False
+    cost_ns: float = 0.0
+
+
+def children(expr: Expr) -> tuple[Expr, ...]:
+    return expr.args if isinstance(expr, Op) else ()
+
+
+def transform(expr: Expr, leaf: Callable[[Expr], Expr]) -> Expr:
+    """`expr` with every leaf replaced by `leaf(leaf)`."""
+    if not isinstance(expr, Op):
+        return leaf(expr)
+    args = tuple(transform(a, leaf) for a in expr.args)
+    return expr if args == expr.args else Op(expr.name, args, expr.type)
+
+
+def leaves(expr: Expr) -> Iterator[Expr]:
+    if isinstance(expr, Op):
+        for a in expr.args:
+            yield from leaves(a)
+    else:
+        yield expr
+
+
+def substitute(expr: Expr, by: Mapping[str, Affine]) -> Expr:
+    """`expr` with loop variables replaced in every address."""
+
+    def leaf(e: Expr) -> Expr:
+        if isinstance(e, Load):
+            return Load(e.buffer, e.address.substitute(by), e.dtype)
+        if isinstance(e, Iota):
+            return Iota(e.address.substitute(by))
+        if isinstance(e, Table):
+            return Table(e.values, e.address.substitute(by), e.type)
+        return e
+
+    return transform(expr, leaf) if by else expr
+
+
+def addresses(expr: Expr) -> Iterator[Affine]:
+    for e in leaves(expr):
+        if isinstance(e, (Load, Iota, Kept, Table)):
+            yield e.address

@@ -1,0 +1,176 @@
+"""Tensor graph -> program: every node becomes loop nodes, a small matrix product or a call.
+
+In: a `TensorGraph`. Out: a `Program`. Invariant: nothing is unsupported, only unfused: a
+node without a row in `LOWERINGS`, or whose row declines, calls its ATen operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from accel.codegen import lowerings_pointwise as pointwise
+from accel.codegen import lowerings_reduce as reduce
+from accel.codegen import lowerings_shapes as shapes
+from accel.codegen.builder import Builder, Unsupported
+from accel.codegen.options import CodegenOptions, CompileError
+from accel.codegen.program import ExternNode, GemmNode, LoopNode, Program, reads, writes
+from accel.codegen.small_gemm import is_small_gemm
+from accel.codegen.tensor_graph import Node, TensorGraph, View
+
+aten = torch.ops.aten
+Lowering = Callable[[Builder, Node, View], None]
+
+# One result.
+LOWERINGS: dict[Any, Lowering] = {
+    **dict.fromkeys(pointwise.FORMULAS, pointwise.lower_formula),
+    **dict.fromkeys(pointwise.COMPARISONS, pointwise.lower_comparison),
+    **dict.fromkeys(pointwise.LOGICAL, pointwise.lower_logical),
+    **dict.fromkeys(shapes.FILL_VALUES, shapes.lower_fill),
+    **dict.fromkeys(shapes.FILL_ARGUMENT, shapes.lower_fill),
+    **dict.fromkeys(reduce.EXTREMA, reduce.lower_extremum),
+    **dict.fromkeys(reduce.TRUTHS, reduce.lower_truth),
+    aten.logical_not.default: pointwise.lower_logical_not,
+    aten.where.self: pointwise.lower_where,
+    aten.masked_fill.Scalar: pointwise.lower_masked_fill,
+    aten.masked_fill.Tensor: pointwise.lower_masked_fill,
+    aten.isnan.default: pointwise.lower_isnan,
+    aten.isinf.default: pointwise.lower_isinf,
+    aten.arange.default: shapes.lower_arange,
+    aten.arange.start: shapes.lower_arange,
+    aten.arange.start_step: shapes.lower_arange,
+    aten.eye.default: shapes.lower_eye,
+    aten.tril.default: shapes.lower_triangle,
+    aten.triu.default: shapes.lower_triangle,
+    aten.cat.default: shapes.lower_cat,
+    aten.constant_pad_nd.default: shapes.lower_pad,
+    aten.repeat.default: shapes.lower_repeat,
+    aten.copy.default: lambda b, node, out: b.copy(out, node.args[1]),
+    aten.sum.default: reduce.lower_sum,
+    aten.sum.dim_IntList: reduce.lower_sum,
+    aten.mean.default: reduce.lower_mean,
+    aten.mean.dim: reduce.lower_mean,
+    aten.prod.default: reduce.lower_prod,
+    aten.prod.dim_int: reduce.lower_prod,
+    aten.linalg_vector_norm.default: reduce.lower_vector_norm,
+    aten._softmax.default: reduce.lower_softmax,
+    aten._safe_softmax.default: reduce.lower_softmax,
+    aten._log_softmax.default: reduce.lower_softmax,
+    "copy": shapes.lower_copy,
+    "write": shapes.lower_write,
+}
+# Several results, or results of which some may be missing.
+MULTIPLE: dict[Any, Callable[[Builder, Node, list[View | None]], None]] = {
+    aten.native_layer_norm.default: reduce.lower_layer_norm,
+    aten._fused_rms_norm.default: reduce.lower_rms_norm,
+}
+# Operations called with an out argument, so that their result lies in planned memory.
+OUT_VARIANTS: dict[Any, str] = {
+    aten.mm.default: "aten::mm.out",
+    aten.addmm.default: "aten::addmm.out",
+    aten.bmm.default: "aten::bmm.out",
+    aten.baddbmm.default: "aten::baddbmm.out",
+}
+
+
+def lower_graph(graph: TensorGraph, options: CodegenOptions) -> Program:
+    """The program for `graph`; the steps nobody reads are gone."""
+    program = Program(graph)
+    builder = Builder(program)
+    for node in graph.nodes:
+        builder.location = node.location
+        _lower_node(builder, node, options)
+    _materialise_constants(builder)
+    for commit in graph.commits:
+        _lower_commit(builder, commit.region, commit.value)
+    _drop_dead(program)
+    return program
+
+
+def _lower_node(b: Builder, node: Node, options: CodegenOptions) -> None:
+    mark = len(b.program.steps)
+    known = dict(b.definitions), dict(b.inlinable)
+    try:
+        outs = [None if r is None else b.program.graph.buffers[r].view for r in node.results]
+        if node.target in MULTIPLE:
+            b.supported(*(o for o in outs if o is not None))
+            MULTIPLE[node.target](b, node, outs)
+        elif options.small_gemm and is_small_gemm(node, b.program.graph):
+            _lower_gemm(b, node)
+        elif node.target in LOWERINGS and len(outs) == 1 and outs[0] is not None:
+            b.supported(outs[0], *node.views())
+            if outs[0].numel:
+                LOWERINGS[node.target](b, node, outs[0])
+        else:
+            raise Unsupported("no lowering")
+    except Unsupported as why:
+        del b.program.steps[mark:]
+        b.definitions, b.inlinable = known
+        if isinstance(node.target, str):
+            raise CompileError(f"{node.target} at {node.location}: {why}") from None
+        b.program.steps.append(_extern(node))
+
+
+def _lower_gemm(b: Builder, node: Node) -> None:
+    (out,) = node.results
+    assert out is not None
+    if node.target is aten.mm.default:
+        bias, (left, right) = None, node.args
+    else:
+        bias, left, right = node.args
+    b.program.steps.append(GemmNode(out, left, right, bias, node.location))
+
+
+def _extern(node: Node) -> ExternNode:
+    out = OUT_VARIANTS.get(node.target)
+    if out is not None:
+        return ExternNode(out, node.args, node.kwargs, [], node.results[0], node.location)
+    schema = node.target._schema
+    name = schema.name + (f".{schema.overload_name}" if schema.overload_name else "")
+    return ExternNode(name, node.args, node.kwargs, list(node.results), None, node.location)
+
+
+def _materialise_constants(b: Builder) -> None:
+    """Constants that calls or outputs want as memory get a node that writes them."""
+    steps = b.program.steps
+    wanted: set[int] = {view.buffer for view in b.program.graph.roots()}
+    for step in steps:
+        wanted |= reads(step)
+    b.program.steps = []
+    for buffer in list(b.program.graph.buffers):
+        if buffer.constant is not None and buffer.id in wanted:
+            try:
+                b.copy(buffer.view, buffer.view)
+            except Unsupported as why:
+                raise CompileError(f"a constant tensor: {why}") from None
+    b.program.steps += steps
+
+
+def _lower_commit(b: Builder, region: View, value: View) -> None:
+    steps, b.program.steps = b.program.steps, []
+    try:
+        # The value is read as memory: it was computed before the commit began.
+        b.inlinable = {}
+        b.copy(region, value, region=True)
+    except Unsupported:
+        b.program.steps.append(  # type: ignore[arg-type]
+            ExternNode("aten::copy_", (region, value), {}, [], None)
+        )
+    finally:
+        b.program.commit_steps += b.program.steps  # type: ignore[arg-type]
+        b.program.steps = steps
+
+
+def _drop_dead(program: Program) -> None:
+    needed = {view.buffer for view in program.graph.roots()}
+    for step in program.commit_steps:
+        needed |= reads(step)
+    kept: list[LoopNode | ExternNode | GemmNode] = []
+    for step in reversed(program.steps):
+        # A call may raise: it stays even when nobody reads its result.
+        if isinstance(step, ExternNode) or needed & writes(step):
+            needed |= reads(step)
+            kept.append(step)
+    program.steps = kept[::-1]

@@ -1,0 +1,33 @@
+"""What a caller may ask of the compiler, and the one error it answers with.
+
+In: nothing. Out: `CodegenOptions`, `CompileError`. Invariant: options that change the
+generated code are part of the library's content hash through the source or the flags.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class CompileError(Exception):
+    """A graph that cannot be compiled, with the reason: the caller runs eagerly."""
+
+
+@dataclass(frozen=True)
+class CodegenOptions:
+    """How to compile one graph.
+
+    `threads` is the thread count to schedule for (None: torch's), `march` goes to the
+    compiler's `-march`, `verify` runs the IR verifier after every pass, and `dump_dir`
+    receives one numbered file per stage.
+    """
+
+    threads: int | None = None
+    march: str = "native"
+    verify: bool = bool(os.environ.get("ACCEL_VERIFY"))
+    dump_dir: Path | None = None
+    fuse: bool = True
+    small_gemm: bool = True
+    compiler: str | None = None

@@ -1,0 +1,128 @@
+"""The lowered program: loop nodes, extern calls and small matrix products over buffers.
+
+In: built by the lowerings. Out: read by fusion, the memory planner and the emitter.
+Invariant: steps are in program order; a buffer may have several writers only if they
+write it together ("regions": concatenation, padding, partial writes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from accel.codegen.affine import Affine
+from accel.codegen.loop_ir import Expr, Load, leaves, substitute
+from accel.codegen.tensor_graph import TensorGraph, View, nested_views
+
+
+@dataclass
+class LoopNode:
+    """`buffer[address] = expr` over `dims`, or its reduction by `kind` over `reduced`.
+
+    `region` marks a writer that shares its buffer with others.
+    """
+
+    name: str
+    buffer: int
+    address: Affine
+    dtype: str
+    expr: Expr
+    dims: list[str]
+    reduced: list[str] = field(default_factory=list)
+    kind: str | None = None
+    region: bool = False
+    location: str = ""
+
+    @property
+    def space(self) -> frozenset[str]:
+        return frozenset(self.dims) | frozenset(self.reduced)
+
+    def loads(self) -> list[Load]:
+        return [e for e in leaves(self.expr) if isinstance(e, Load)]
+
+    def rename(self, by: dict[str, Affine]) -> None:
+        """Puts expressions of new variables in place of old ones."""
+        self.address = self.address.substitute(by)
+        self.expr = substitute(self.expr, by)
+        self.dims = _expand(self.dims, by)
+        self.reduced = _expand(self.reduced, by)
+
+
+def _expand(names: list[str], by: dict[str, Affine]) -> list[str]:
+    result = []
+    for name in names:
+        if name in by:  # outer part first
+            result += [v for v, _ in sorted(by[name].terms, key=lambda t: -t[1])]
+        else:
+            result.append(name)
+    return result
+
+
+@dataclass
+class ExternNode:
+    """A call of an ATen operator.
+
+    `out` is the buffer passed as the out argument; otherwise `results` are bound to the
+    fresh tensors that the call returns.
+    """
+
+    target: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    results: list[int | None]
+    out: int | None = None
+    location: str = ""
+
+    def views(self) -> Iterator[View]:
+        yield from nested_views((self.args, self.kwargs))
+
+
+@dataclass
+class GemmNode:
+    """out[m, n] = sum over k of a[m, k] * b[k, n] (+ bias[m, n]), as one generated kernel."""
+
+    out: int
+    a: View
+    b: View
+    bias: View | None
+    location: str = ""
+
+
+@dataclass
+class Program:
+    graph: TensorGraph
+    sizes: dict[str, int] = field(default_factory=dict)
+    steps: list[LoopNode | ExternNode | GemmNode] = field(default_factory=list)
+    commit_steps: list[LoopNode] = field(default_factory=list)
+    _names: int = 0
+
+    def fresh(self, prefix: str = "i") -> str:
+        self._names += 1
+        return f"{prefix}{self._names}"
+
+    def variable(self, size: int) -> str:
+        name = self.fresh()
+        self.sizes[name] = size
+        return name
+
+    def part(self) -> str:
+        return self.fresh()
+
+
+def reads(step: LoopNode | ExternNode | GemmNode) -> set[int]:
+    if isinstance(step, LoopNode):
+        return {load.buffer for load in step.loads()}
+    if isinstance(step, GemmNode):
+        return {v.buffer for v in (step.a, step.b, step.bias) if v is not None}
+    return {view.buffer for view in step.views()}
+
+
+def writes(step: LoopNode | ExternNode | GemmNode) -> set[int]:
+    if isinstance(step, LoopNode):
+        return {step.buffer}
+    if isinstance(step, GemmNode):
+        return {step.out}
+    if step.out is not None:
+        return {step.out}
+    return {r for r in step.results if r is not None}

@@ -1,0 +1,138 @@
+"""The scalar operations of the loop IR: type, cost, meaning, C++ text.
+
+In: operand types. Out: `SCALAR_OPS`, one row per operation. The interpreter reads
+`torch`, the C++ emitter reads `cpp`, the scheduler reads `cost`.
+
+Rules for a new row:
+1. `type` is "same" (of the first operand), "second", or a value type.
+2. `torch` works on tensors whose dtype is the value type's; it is the oracle.
+3. `cpp` works on GCC vectors of any lane count; bool is a vector of int 0 / -1.
+4. `cost` is in units of a vector addition; a call per lane counts 40 or more.
+5. NaN, infinities and signed zeros behave as in ATen's CPU kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class ScalarOp:
+    type: str
+    cost: float
+    cpp: str
+    torch: Callable[..., Any]
+
+    def result_type(self, args: Sequence[Any]) -> str:
+        if self.type == "same":
+            return str(args[0].type)
+        if self.type == "second":
+            return str(args[1].type)
+        return self.type
+
+
+TORCH_TYPE = {
+    "f32": torch.float32,
+    "f64": torch.float64,
+    "i32": torch.int32,
+    "i64": torch.int64,
+    "bool": torch.bool,
+}
+
+
+def _libm(name: str, function: Callable[..., Any], cost: float = 60.0) -> ScalarOp:
+    operands = "{0}, {1}" if name in _BINARY_LIBM else "{0}"
+    return ScalarOp("same", cost, f"m_{name}({operands})", function)
+
+
+_BINARY_LIBM = frozenset({"pow", "atan2", "fmod", "hypot", "copysign", "nextafter"})
+
+
+def _wrap(dtype: torch.dtype) -> Callable[..., Any]:
+    return lambda x: x.to(dtype).to(x.dtype)
+
+
+def _floor_divide(a: Any, b: Any) -> Any:
+    return torch.div(a, b, rounding_mode="floor")
+
+
+def _truncate_divide(a: Any, b: Any) -> Any:
+    return torch.div(a, b, rounding_mode="trunc")
+
+
+def _divide(a: Any, b: Any) -> Any:
+    return a / b
+
+
+SCALAR_OPS: dict[str, ScalarOp] = {
+    "add": ScalarOp("same", 1, "({0} + {1})", torch.add),
+    "sub": ScalarOp("same", 1, "({0} - {1})", torch.sub),
+    "mul": ScalarOp("same", 1, "({0} * {1})", torch.mul),
+    "div": ScalarOp("same", 4, "({0} / {1})", _divide),
+    "floor_divide": ScalarOp("same", 12, "v_floor_divide({0}, {1})", _floor_divide),
+    "truncate_divide": ScalarOp("same", 8, "v_truncate_divide({0}, {1})", _truncate_divide),
+    "remainder": ScalarOp("same", 60, "v_remainder({0}, {1})", torch.remainder),
+    "neg": ScalarOp("same", 1, "(-{0})", torch.neg),
+    "abs": ScalarOp("same", 1, "v_abs({0})", torch.abs),
+    "maximum": ScalarOp("same", 2, "v_max({0}, {1})", torch.maximum),
+    "minimum": ScalarOp("same", 2, "v_min({0}, {1})", torch.minimum),
+    "sqrt": ScalarOp("same", 6, "v_sqrt({0})", torch.sqrt),
+    "rsqrt": ScalarOp("same", 10, "(1 / v_sqrt({0}))", lambda x: 1 / torch.sqrt(x)),
+    "exp": ScalarOp("same", 10, "v_exp({0})", torch.exp),
+    "log": ScalarOp("same", 12, "v_log({0})", torch.log),
+    "tanh": ScalarOp("same", 20, "v_tanh({0})", torch.tanh),
+    "sigmoid": ScalarOp("same", 14, "v_sigmoid({0})", torch.sigmoid),
+    "erf": ScalarOp("same", 20, "v_erf({0})", torch.erf),
+    "sin": ScalarOp("same", 20, "v_sin({0})", torch.sin),
+    "cos": ScalarOp("same", 20, "v_cos({0})", torch.cos),
+    "floor": ScalarOp("same", 1, "v_floor({0})", torch.floor),
+    "ceil": ScalarOp("same", 1, "v_ceil({0})", torch.ceil),
+    "trunc": ScalarOp("same", 1, "v_trunc({0})", torch.trunc),
+    "round": ScalarOp("same", 1, "v_round({0})", torch.round),
+    "pow": _libm("pow", torch.pow),
+    "atan2": _libm("atan2", torch.atan2),
+    "fmod": _libm("fmod", torch.fmod),
+    "hypot": _libm("hypot", torch.hypot),
+    "nextafter": _libm("nextafter", torch.nextafter),
+    "copysign": _libm("copysign", torch.copysign),
+    "expm1": _libm("expm1", torch.expm1),
+    "log1p": _libm("log1p", torch.log1p),
+    "exp2": _libm("exp2", torch.exp2),
+    "log2": _libm("log2", torch.log2),
+    "log10": _libm("log10", torch.log10),
+    "tan": _libm("tan", torch.tan),
+    "asin": _libm("asin", torch.asin),
+    "acos": _libm("acos", torch.acos),
+    "atan": _libm("atan", torch.atan),
+    "sinh": _libm("sinh", torch.sinh),
+    "cosh": _libm("cosh", torch.cosh),
+    "asinh": _libm("asinh", torch.asinh),
+    "acosh": _libm("acosh", torch.acosh),
+    "atanh": _libm("atanh", torch.atanh),
+    "erfc": _libm("erfc", torch.erfc),
+    "eq": ScalarOp("bool", 1, "v_mask({0} == {1})", torch.eq),
+    "ne": ScalarOp("bool", 1, "v_mask({0} != {1})", torch.ne),
+    "lt": ScalarOp("bool", 1, "v_mask({0} < {1})", torch.lt),
+    "le": ScalarOp("bool", 1, "v_mask({0} <= {1})", torch.le),
+    "gt": ScalarOp("bool", 1, "v_mask({0} > {1})", torch.gt),
+    "ge": ScalarOp("bool", 1, "v_mask({0} >= {1})", torch.ge),
+    "where": ScalarOp("second", 1, "v_where({0}, {1}, {2})", torch.where),
+    "and": ScalarOp("same", 1, "({0} & {1})", torch.bitwise_and),
+    "or": ScalarOp("same", 1, "({0} | {1})", torch.bitwise_or),
+    "xor": ScalarOp("same", 1, "({0} ^ {1})", torch.bitwise_xor),
+    "not": ScalarOp("same", 1, "(~{0})", torch.bitwise_not),
+    "round_bfloat16": ScalarOp("same", 3, "v_round_bfloat16({0})", _wrap(torch.bfloat16)),
+    "round_float16": ScalarOp("same", 3, "v_round_float16({0})", _wrap(torch.float16)),
+    "wrap_int16": ScalarOp("same", 2, "v_wrap<short>({0})", _wrap(torch.int16)),
+    "wrap_int8": ScalarOp("same", 2, "v_wrap<signed char>({0})", _wrap(torch.int8)),
+    "wrap_uint8": ScalarOp("same", 1, "v_wrap<unsigned char>({0})", _wrap(torch.uint8)),
+    "to_f32": ScalarOp("f32", 1, "v_to<float>({0})", lambda x: x.to(torch.float32)),
+    "to_f64": ScalarOp("f64", 1, "v_to<double>({0})", lambda x: x.to(torch.float64)),
+    "to_i32": ScalarOp("i32", 1, "v_to<int>({0})", lambda x: x.to(torch.int32)),
+    "to_i64": ScalarOp("i64", 1, "v_to<long>({0})", lambda x: x.to(torch.int64)),
+    "to_bool": ScalarOp("bool", 1, "v_mask({0} != 0)", lambda x: x != 0),
+}

@@ -1,0 +1,162 @@
+"""The tensor graph: ATen operations without side effects over buffers.
+
+In: built by `tracing`. Out: read by the optimiser, the lowerings and the planner.
+Invariant: a buffer is written by exactly one node (or is an input or a constant) and never
+changes; every tensor is a `View`, a strided look at one buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class View:
+    """A strided tensor over a buffer; offsets and strides count elements of `dtype`."""
+
+    buffer: int
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int
+    dtype: str
+
+    @property
+    def numel(self) -> int:
+        count = 1
+        for s in self.sizes:
+            count *= s
+        return count
+
+
+@dataclass
+class Buffer:
+    """Memory of `numel` elements, seen by its writer as `sizes` and `strides`."""
+
+    id: int
+    numel: int
+    dtype: str
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    input: int | None = None
+    constant: torch.Tensor | None = None
+
+    @property
+    def view(self) -> View:
+        return View(self.id, self.sizes, self.strides, 0, self.dtype)
+
+
+@dataclass
+class Node:
+    """One operation. `results` are the buffers it writes (None: not a tensor).
+
+    `target` is an ATen overload, or one of our own: "write" (args: base view or None, the
+    region's view of the result, the value) makes a copy of base with a region replaced;
+    "copy" (args: value) makes a tensor with the result's layout.
+    """
+
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    results: list[int | None]
+    result_is_list: bool = False
+    operand_dtype: str = ""  # what the operands promote to, where ATen would promote
+    location: str = ""
+
+    def views(self) -> Iterator[View]:
+        yield from nested_views((self.args, self.kwargs))
+
+
+@dataclass
+class Commit:
+    """A write to an input: `region` of it becomes `value`, both as views."""
+
+    region: View
+    value: View
+
+
+@dataclass
+class TensorGraph:
+    buffers: list[Buffer] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
+    inputs: list[int] = field(default_factory=list)
+    outputs: list[View] = field(default_factory=list)
+    commits: list[Commit] = field(default_factory=list)
+    speculations: list[tuple[View, bool]] = field(default_factory=list)
+
+    def new_buffer(
+        self, numel: int, dtype: str, sizes: tuple[int, ...], strides: tuple[int, ...], **more: Any
+    ) -> Buffer:
+        buffer = Buffer(len(self.buffers), numel, dtype, sizes, strides, **more)
+        self.buffers.append(buffer)
+        return buffer
+
+    def roots(self) -> Iterator[View]:
+        """What must be computed."""
+        yield from self.outputs
+        for commit in self.commits:
+            yield commit.value
+        for view, _ in self.speculations:
+            yield view
+
+    def dump(self) -> str:
+        lines = [f"input b{b}: {_show(self.buffers[b].view)}" for b in self.inputs]
+        for node in self.nodes:
+            results = ", ".join("_" if r is None else f"b{r}" for r in node.results)
+            args = ", ".join(_show(a) for a in node.args)
+            more = "".join(f", {k}={_show(v)}" for k, v in node.kwargs.items())
+            lines.append(f"{results} = {node.target}({args}{more})")
+        lines += [f"commit {_show(c.region)} <- {_show(c.value)}" for c in self.commits]
+        lines += [f"expect {_show(v)} is {e}" for v, e in self.speculations]
+        lines.append("return " + ", ".join(_show(v) for v in self.outputs))
+        return "\n".join(lines) + "\n"
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, View):
+        sizes = "x".join(map(str, value.sizes)) or "scalar"
+        return f"b{value.buffer}[{sizes} {value.dtype} {list(value.strides)}+{value.offset}]"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_show, value)) + "]"
+    return repr(value)
+
+
+def nested_views(value: Any) -> Iterator[View]:
+    """The views in a nest of arguments."""
+    if isinstance(value, View):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for v in value:
+            yield from nested_views(v)
+    elif isinstance(value, dict):
+        for v in value.values():
+            yield from nested_views(v)
+
+
+def map_views(value: Any, function: Callable[[View], Any]) -> Any:
+    """A nest of arguments with every view replaced."""
+    if isinstance(value, View):
+        return function(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(map_views(v, function) for v in value)
+    if isinstance(value, dict):
+        return {k: map_views(v, function) for k, v in value.items()}
+    return value
+
+
+def span(sizes: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    """Elements from the first to the last element of a strided tensor, both included."""
+    if 0 in sizes:
+        return 0
+    return 1 + sum((n - 1) * s for n, s in zip(sizes, strides, strict=True))
+
+
+def contiguous_strides(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    strides, step = [], 1
+    for n in reversed(sizes):
+        strides.append(step)
+        step *= max(n, 1)
+    return tuple(reversed(strides))

@@ -1,0 +1,426 @@
+"""Torch-level graph -> tensor graph: runs the graph on fake tensors and writes ATen down.
+
+In: a `SegmentGraph`. Out: a `TensorGraph`. Views are recognised by the storage they share,
+in-place operations become their functional forms plus a "write" of the region, and what
+reached an input's storage becomes the commit. Invariant: the fake tensors have the
+recorded sizes, strides, dtypes and storage offsets, so the operations are eager's own.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from accel.codegen.decompositions import DECOMPOSITIONS
+from accel.codegen.options import CompileError
+from accel.codegen.tensor_graph import (
+    Commit,
+    Node,
+    TensorGraph,
+    View,
+    contiguous_strides,
+    span,
+)
+from accel.trace import SegmentGraph, TensorMeta, map_values, resolve
+
+aten = torch.ops.aten
+
+# Operations that only say something about their argument.
+_TRANSPARENT = {aten.lift_fresh.default, aten.lift_fresh_copy.default}
+# Results are views by schema, but the storage test below sees that by itself.
+_CONSTANT_MAX_NUMEL = 1024
+
+
+@dataclass
+class _Storage:
+    """A storage's state: the buffer that holds its contents now, and how it came to that."""
+
+    buffer: int
+    dtype: str
+    input: int | None = None
+    shift: int = 0  # of an input: its storage offset; addresses count from its first element
+    original: int = -1
+    writes: int = 0
+    last_write: tuple[View, View] | None = None  # region and value, when there was only one
+
+
+def trace_graph(graph: SegmentGraph) -> TensorGraph:
+    """The functional ATen form of `graph`.
+
+    Errors: CompileError when an operation cannot run on fake tensors, has no functional
+    form, or the results do not have the recorded metadata.
+    """
+    return _Tracer(graph).run()
+
+
+class _Tracer(TorchDispatchMode):
+    def __init__(self, graph: SegmentGraph) -> None:
+        super().__init__()
+        self.source = graph
+        self.graph = TensorGraph()
+        self.storages: dict[int, _Storage] = {}
+        self.alive: list[Any] = []  # storages are known by address: none may be freed
+        self.location = ""
+        self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def run(self) -> TensorGraph:
+        values: dict[str, Any] = {}
+        with self.fake_mode:
+            for index, (name, meta) in enumerate(self.source.inputs):
+                values[name] = self._input(index, meta)
+        inference: AbstractContextManager[Any] = torch.no_grad()
+        with inference, self.fake_mode, self:
+            for o in self.source.operations:
+                self.location = o.location
+                values[o.name] = self._run_operation(o, values)
+        for name, meta in zip(self.source.outputs, self.source.output_metas, strict=True):
+            self.graph.outputs.append(self._output(name, values[name], meta))
+        for name, expected in self.source.speculations:
+            self.graph.speculations.append((self._speculated(values[name]), expected))
+        for state in list(self.storages.values()):
+            if state.input is not None and state.buffer != state.original:
+                self.graph.commits.append(self._commit(state))
+        return self.graph
+
+    def _run_operation(self, o: Any, values: dict[str, Any]) -> Any:
+        args, kwargs = (map_values(v, lambda ref: values[ref.name]) for v in (o.args, o.kwargs))
+        try:
+            if o.kind == "call_method":
+                return getattr(args[0], o.target)(*args[1:], **kwargs)
+            return resolve(o.target)(*args, **kwargs)
+        except CompileError:
+            raise
+        except Exception as error:  # whatever torch raises: the graph is not ours to run
+            text = (str(error).splitlines() or [""])[0]
+            raise CompileError(
+                f"{o.target} at {o.location or 'an unknown place'} cannot be traced: "
+                f"{type(error).__name__}: {text}"
+            ) from error
+
+    # ------------------------------------------------------------ inputs, outputs
+
+    def _input(self, index: int, meta: TensorMeta) -> FakeTensor:
+        if meta.device != "cpu":
+            raise CompileError(f"input {index} is on {meta.device}; only cpu is compiled")
+        length = meta.storage_offset + span(meta.sizes, meta.strides)
+        storage = torch.empty(length, dtype=meta.torch_dtype)
+        fake = storage.as_strided(meta.sizes, meta.strides, meta.storage_offset)
+        buffer = self.graph.new_buffer(
+            span(meta.sizes, meta.strides), meta.dtype, meta.sizes, meta.strides, input=index
+        )
+        self.graph.inputs.append(buffer.id)
+        self.storages[_key(fake)] = _Storage(
+            buffer.id, meta.dtype, index, meta.storage_offset, buffer.id
+        )
+        self.alive.append(fake)
+        return fake  # type: ignore[return-value]
+
+    def _output(self, name: str, value: Any, meta: TensorMeta) -> View:
+        if not isinstance(value, torch.Tensor):
+            raise CompileError(f"output {name} is a {type(value).__name__}, not a tensor")
+        found = TensorMeta.of(value)
+        if found.sizes != meta.sizes or found.dtype != meta.dtype:
+            raise CompileError(
+                f"output {name} was {meta.dtype}{list(meta.sizes)} when recorded, "
+                f"traces as {found.dtype}{list(found.sizes)}"
+            )
+        view = self.view_of(value)
+        if view.strides == meta.strides:
+            return view
+        same_cells = all(
+            a == b for a, b, n in zip(view.strides, meta.strides, meta.sizes, strict=True) if n > 1
+        )
+        if same_cells or view.numel == 0:
+            return View(view.buffer, view.sizes, meta.strides, view.offset, view.dtype)
+        state = self.storages[_key(value)]
+        if state.input is not None or view.numel != self.graph.buffers[state.buffer].numel:
+            raise CompileError(f"aliasing: output {name} is a view with other strides")
+        result = self.graph.new_buffer(
+            span(meta.sizes, meta.strides), meta.dtype, meta.sizes, meta.strides
+        )
+        self.graph.nodes.append(Node("copy", (view,), {}, [result.id]))
+        return result.view
+
+    def _speculated(self, value: Any) -> View:
+        if not isinstance(value, torch.Tensor) or value.numel() != 1:
+            raise CompileError("a speculated value is not a tensor of one element")
+        view = self.view_of(value)
+        if view.dtype != "bool":
+            result = self.graph.new_buffer(1, "bool", view.sizes, (1,) * len(view.sizes))
+            self.graph.nodes.append(Node(aten.ne.Scalar, (view, 0), {}, [result.id], False, view.dtype))
+            view = result.view
+        return view
+
+    def _commit(self, state: _Storage) -> Commit:
+        original = self.graph.buffers[state.original]
+        if state.writes == 1 and state.last_write is not None:
+            region, value = state.last_write
+            return Commit(
+                View(original.id, region.sizes, region.strides, region.offset, region.dtype), value
+            )
+        now = self.graph.buffers[state.buffer]
+        if original.numel != _dense_numel(original.sizes):
+            raise CompileError("an input with gaps or overlap between its elements is written twice")
+        flat = View(original.id, (original.numel,), (1,), 0, original.dtype)
+        return Commit(flat, View(now.id, (original.numel,), (1,), 0, now.dtype))
+
+    # ------------------------------------------------------------ operations
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "prim":
+            return func(*args, **kwargs)
+        if func in _TRANSPARENT:
+            return self._constant(func, args, kwargs)
+        decomposition = DECOMPOSITIONS.get(func)
+        if decomposition is not None:
+            with self:
+                return decomposition(*args, **kwargs)
+        schema = func._schema
+        if schema.is_mutable:
+            return self._mutating(func, args, kwargs)
+        out = func(*args, **kwargs)
+        self._record(func, args, kwargs, out)
+        return out
+
+    def _record(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        self.alive.append(out)
+        outs = list(out) if isinstance(out, (tuple, list)) else [out]
+        fresh = [
+            isinstance(t, torch.Tensor) and _key(t) not in self.storages for t in outs
+        ]
+        if not any(fresh):
+            return
+        node = Node(
+            func,
+            self._arguments(args),
+            self._arguments(kwargs),
+            [],
+            isinstance(out, list),
+            _promoted(func, args),
+            self.location,
+        )
+        for t, is_fresh in zip(outs, fresh, strict=True):
+            if isinstance(t, torch.Tensor) and not is_fresh and _key(t) in self.storages:
+                raise CompileError(f"aliasing: {func} returns both fresh tensors and views")
+            node.results.append(self._fresh(t).id if isinstance(t, torch.Tensor) else None)
+        self.graph.nodes.append(node)
+
+    def _fresh(self, tensor: torch.Tensor) -> Any:
+        """The new buffer of a tensor that an operation made."""
+        if tensor.device.type != "cpu":
+            raise CompileError(f"a tensor on {tensor.device}; only cpu is compiled")
+        if tensor.layout != torch.strided:
+            raise CompileError(f"a tensor with layout {tensor.layout}")
+        sizes, strides = tuple(tensor.shape), tuple(tensor.stride())
+        dtype = _dtype_name(tensor.dtype)
+        buffer = self.graph.new_buffer(span(sizes, strides), dtype, sizes, strides)
+        self.storages[_key(tensor)] = _Storage(buffer.id, dtype, shift=tensor.storage_offset())
+        return buffer
+
+    def _constant(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """A tensor that the operation brought along (torch.tensor, index constants)."""
+        (source,) = args
+        if isinstance(source, FakeTensor):
+            out = func(*args, **kwargs)
+            self.alive.append(out)
+            if _key(out) not in self.storages:
+                self._record(aten.clone.default, args, {}, out)
+            return out
+        return self._adopt(source)
+
+    def _adopt(self, source: torch.Tensor) -> Any:
+        if source.numel() > _CONSTANT_MAX_NUMEL:
+            raise CompileError(f"a constant tensor of {source.numel()} elements in the graph")
+        values = source.detach().clone().contiguous()
+        out = self.fake_mode.from_tensor(values)
+        sizes = tuple(values.shape)
+        buffer = self.graph.new_buffer(
+            values.numel(), _dtype_name(values.dtype), sizes, contiguous_strides(sizes),
+            constant=values,
+        )
+        self.storages[_key(out)] = _Storage(buffer.id, buffer.dtype)
+        self.alive += [out, values]
+        return out
+
+    def _arguments(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return self.view_of(value)
+        if isinstance(value, (list, tuple)):
+            return type(value)(self._arguments(v) for v in value)
+        if isinstance(value, dict):
+            return {k: self._arguments(v) for k, v in value.items()}
+        return value
+
+    def view_of(self, tensor: torch.Tensor) -> View:
+        """The tensor as a view of its storage's present buffer."""
+        if not isinstance(tensor, FakeTensor):
+            tensor = self._adopt(tensor)
+        state = self.storages.get(_key(tensor))
+        if state is None:
+            raise CompileError("a tensor from outside the graph")
+        if tensor.is_conj() or tensor.is_neg():
+            raise CompileError("a lazily conjugated or negated tensor")
+        dtype = _dtype_name(tensor.dtype)
+        shift = state.shift
+        if dtype != state.dtype:
+            size, base_size = tensor.element_size(), getattr(torch, state.dtype).itemsize
+            shift = shift * base_size // size
+        offset = tensor.storage_offset() - shift
+        if offset < 0:
+            raise CompileError("aliasing: a view that begins before the input it was made from")
+        return View(state.buffer, tuple(tensor.shape), tuple(tensor.stride()), offset, dtype)
+
+    # ------------------------------------------------------------ writes
+
+    def _mutating(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        targets = _written_arguments(func, args, kwargs)
+        if func in (aten.copy_.default, aten.fill_.Scalar, aten.fill_.Tensor, aten.zero_.default):
+            out = func(*args, **kwargs)
+            self._assign(func, args)
+            return out
+        functional = _functional_form(func)
+        values = self._compute(functional, func, args, kwargs)
+        out = func(*args, **kwargs)  # checks, and resizes an empty out
+        values = list(values) if isinstance(values, (tuple, list)) else [values]
+        if len(values) != len(targets):
+            raise CompileError(f"{func} writes {len(targets)} arguments")
+        for target, value in zip(targets, values, strict=True):
+            self._write(target, self.view_of(value))
+        return out
+
+    def _compute(self, functional: Any, func: Any, args: Any, kwargs: Any) -> Any:
+        if func._schema.is_mutable and "out" in kwargs:
+            kwargs = {k: v for k, v in kwargs.items() if k != "out"}
+        if functional in DECOMPOSITIONS:
+            with self:
+                return DECOMPOSITIONS[functional](*args, **kwargs)
+        value = functional(*args, **kwargs)
+        self._record(functional, args, kwargs, value)
+        return value
+
+    def _assign(self, func: Any, args: tuple[Any, ...]) -> None:
+        target = args[0]
+        view = self.view_of(target)
+        value = 0 if func is aten.zero_.default else args[1]
+        if func is aten.copy_.default or isinstance(value, torch.Tensor):
+            source = self.view_of(value)
+        else:
+            source = self._filled(view, value)
+        self._write(target, source)
+
+    def _filled(self, like: View, value: Any) -> View:
+        result = self.graph.new_buffer(1, like.dtype, (), ())
+        self.graph.nodes.append(
+            Node(aten.full.default, ([], value), {"dtype": getattr(torch, like.dtype)}, [result.id])
+        )
+        return result.view
+
+    def _write(self, target: torch.Tensor, value: View) -> None:
+        """The storage under `target` has `value` (broadcast, cast) there from now on."""
+        state = self.storages[_key(target)]
+        region = self.view_of(target)
+        if region.dtype != state.dtype:
+            raise CompileError("a write through a view of another dtype")
+        value = _broadcast(value, region.sizes)
+        before = self.graph.buffers[state.buffer]
+        whole = _covers(region, before.numel)
+        sizes, strides = (
+            (region.sizes, region.strides) if whole else (before.sizes, before.strides)
+        )
+        after = self.graph.new_buffer(before.numel, before.dtype, sizes, strides)
+        placed = View(after.id, region.sizes, region.strides, region.offset, region.dtype)
+        base = None if whole else View(before.id, before.sizes, before.strides, 0, before.dtype)
+        if base is not None and before.numel != _dense_numel(before.sizes):
+            base = View(before.id, (before.numel,), (1,), 0, before.dtype)
+        self.graph.nodes.append(Node("write", (base, placed, value), {}, [after.id]))
+        state.buffer = after.id
+        state.writes += 1
+        written = View(after.id, region.sizes, region.strides, region.offset, region.dtype)
+        state.last_write = (region, written if whole else value)
+        if whole:
+            state.writes = 1
+
+
+def _key(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _dense_numel(sizes: tuple[int, ...]) -> int:
+    count = 1
+    for n in sizes:
+        count *= n
+    return count
+
+
+def _covers(view: View, numel: int) -> bool:
+    """True when the view touches every element of its buffer exactly once."""
+    return view.offset == 0 and view.numel == numel and span(view.sizes, view.strides) == numel
+
+
+def _broadcast(view: View, sizes: tuple[int, ...]) -> View:
+    lead = len(sizes) - len(view.sizes)
+    if lead < 0:  # copy_ drops leading ones
+        view = View(
+            view.buffer, view.sizes[-lead:], view.strides[-lead:], view.offset, view.dtype
+        )
+        lead = 0
+    strides = [0] * lead
+    for n, s, want in zip(view.sizes, view.strides, sizes[lead:], strict=True):
+        strides.append(s if n == want else 0)
+    return View(view.buffer, sizes, tuple(strides), view.offset, view.dtype)
+
+
+def _promoted(func: Any, args: Any) -> str:
+    """The dtype two operands of an elementwise operation promote to, "" if there are none."""
+    if len(args) < 2 or not any(isinstance(a, torch.Tensor) for a in args[:2]):
+        return _dtype_name(args[0].dtype) if args and isinstance(args[0], torch.Tensor) else ""
+    try:
+        return _dtype_name(torch.result_type(args[0], args[1]))
+    except (TypeError, RuntimeError):
+        return ""
+
+
+def _written_arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    written = []
+    for i, formal in enumerate(func._schema.arguments):
+        if formal.alias_info is None or not formal.alias_info.is_write:
+            continue
+        value = args[i] if i < len(args) else kwargs.get(formal.name)
+        if isinstance(value, (list, tuple)):
+            written += list(value)
+        elif value is not None:
+            written.append(value)
+    return written
+
+
+def _functional_form(func: Any) -> Any:
+    """The operation without the write: `add_.Tensor` -> `add.Tensor`, `add.out` -> `add.Tensor`.
+
+    Errors: CompileError when there is none.
+    """
+    schema = func._schema
+    name = schema.name.split("::")[1]
+    is_out = any(a.is_out for a in schema.arguments)
+    base = name if is_out else name.removesuffix("_")
+    packet = getattr(getattr(torch.ops, func.namespace), base, None)
+    wanted = [str(a.type) for a in schema.arguments if not a.is_out]
+    if packet is not None:
+        for overload in packet.overloads():
+            candidate = getattr(packet, overload)
+            other = candidate._schema
+            if not other.is_mutable and [str(a.type) for a in other.arguments] == wanted:
+                return candidate
+    raise CompileError(f"{func} has no functional form")
+

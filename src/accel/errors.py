@@ -1,0 +1,89 @@
+"""Errors that accel raises, and the reasons it gives for not compiling.
+
+In: a reason's name and the thing it is about. Out: one line for the user.
+Invariant: every reason that code gives is a row of REASONS.
+"""
+
+from __future__ import annotations
+
+
+class AccelError(Exception):
+    """Base of the errors that accel raises to its user."""
+
+
+class ConfigError(AccelError):
+    """A setting is unknown or has a wrong type; names file, key and nearest valid key."""
+
+
+class CompileError(AccelError):
+    """A graph could not be compiled."""
+
+
+class UnknownBackendError(AccelError):
+    """No backend of this name is registered."""
+
+
+class GraphBreakError(AccelError):
+    """A graph break under `fullgraph=True`.
+
+    `file`, `line`, `reason` and `hint` say where, why, and what to do.
+    """
+
+    def __init__(self, file: str, line: int, reason: str, hint: str) -> None:
+        super().__init__(f"{file}:{line}: {reason}. {hint}")
+        self.file, self.line, self.reason, self.hint = file, line, reason, hint
+
+
+# Rules for whoever adds a row: name -> (what happened, what the user can do).
+# The first text may hold one {} for the thing.
+REASONS: dict[str, tuple[str, str]] = {
+    "aliased_write": ("a tensor is written through an alias: {}", "pass separate tensors"),
+    "ambient_changed": ("the call changes torch's global state: {}", "change it outside"),
+    "class_or_module_store": ("a class, module or function is changed: {}", "do it outside"),
+    "closure_store": ("a variable of an enclosing function is written", "return the value"),
+    "compile_failed": ("compilation failed: {}", "report it with ACCEL_LOG=driver,graph"),
+    "container": ("contents that cannot be guarded: {}", "use a list, tuple or dict"),
+    "container_write": ("a container from outside is changed: {}", "return the change"),
+    "delete": ("something from outside is deleted: {}", "do it outside"),
+    "escaped_operation": ("a torch operation ran unseen: {}", "call it from Python code"),
+    "finaliser": ("an object with __del__ is made: {}", "make it outside"),
+    "foreign_frame": ("other code ran in between: {}", "nothing: the call is tried again"),
+    "global_store": ("a global variable is written: {}", "return the value"),
+    "import": ("an import that cannot be guarded: {}", "import at the top of the file"),
+    "interrupted": ("the call was interrupted", "nothing: the call is tried again"),
+    "losing": ("compiled code was not faster than eager", "nothing: calls run eagerly"),
+    "no_operations": ("no torch operation ran", "nothing: there is nothing to compile"),
+    "no_twin": ("{} cannot be instrumented", "coroutines run as Python"),
+    "opaque_attribute": ("an attribute computed by C code is used: {}", "read it outside"),
+    "opaque_call": ("a call that accel does not know: {}", "move it out of the compiled part"),
+    "opaque_operation": ("an operation that accel does not know: {}", "move it outside"),
+    "operand": ("a torch operation takes {}", "pass tensors and plain numbers"),
+    "raised": ("the recorded call raised an exception", "nothing: the call is tried again"),
+    "random_numbers": ("random numbers are drawn", "use eval mode, or draw them outside"),
+    "read_after_write": ("a container is read whole after a write: {}", "read it first"),
+    "recorder_error": ("an error in accel: {}", "please report it"),
+    "requires_grad": ("gradients are recorded ({})", "call it under torch.no_grad()"),
+    "result": ("a result that cannot be rebuilt: {}", "return tensors and plain containers"),
+    "tensor_attribute": ("a tensor's attribute is read: {}", "read it outside"),
+    "tensor_attribute_store": ("a tensor's attribute is set: {}", "set it outside"),
+    "tensor_kind": ("a tensor that accel does not compile: {}", "use strided CPU tensors"),
+    "tensor_method": ("a tensor method that accel does not record: {}", "call it outside"),
+    "tensor_subclass": ("a tensor subclass is used: {}", "use plain tensors"),
+    "text_of_object": ("text is made from an object: {}", "format its fields"),
+    "too_many_variants": ("{} variants exist already", "keep shapes and flags stable"),
+    "unbound_slot": ("a slot without a value is read: {}", "set it first"),
+    "unknown_tensor": ("a tensor of unknown origin is used: {}", "pass it as an argument"),
+    "unknown_value": ("a value of unknown origin is used: {}", "pass it as an argument"),
+    "unseen_write": ("something was written unseen: {}", "please report it"),
+    "value_from_tensor": ("Python needs a tensor's values: {}", "use torch operations"),
+}
+
+
+def reason_text(kind: str, detail: str = "") -> str:
+    """One line for the user."""
+    text, _hint = REASONS[kind]
+    return text.format(detail) if "{}" in text else (f"{text}: {detail}" if detail else text)
+
+
+def reason_hint(kind: str) -> str:
+    return REASONS[kind][1]
