@@ -13,7 +13,7 @@ import builtins
 import sys
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -183,32 +183,32 @@ class Driver:
 
     def _defers(self, root: Root) -> bool:
         """True when an enclosing candidate should be judged before this inner root."""
-        if root.deferrals >= self.limits.max_deferrals:
+        waiting = False
+        for enclosing in self._enclosing(root):
+            if enclosing.state == "compiling":
+                return True  # it will be judged by itself, soon
+            waiting = waiting or not enclosing.judged
+        if not waiting or root.deferrals >= self.limits.max_deferrals:
             return False
+        root.deferrals += 1
+        return True
+
+    def _enclosing(self, root: Root) -> Iterator[Root]:
+        """The roots whose bodies are running in this thread, innermost first, besides `root`."""
         frame: types.FrameType | None = sys._getframe(1)
-        own = frame
         call = torch.nn.Module._wrapped_call_impl.__code__
-        skipped_self = False
         while frame is not None:
             code = frame.f_code
-            enclosing: Root | None = None
             if code is call:
-                entry = runtime.native.module_entry(frame.f_locals["self"])
-                enclosing = self.roots.get(entry.index) if entry is not None else None
-                if enclosing is None and entry is not None:
-                    enclosing = self._module_root(entry, frame.f_locals["self"])
-            elif prologue.original_code(code) is not code:
+                module = frame.f_locals["self"]
+                entry = runtime.native.module_entry(module)
+                if entry is not None and root is not (found := self._module_root(entry, module)):
+                    yield found
+            else:
                 index = self._code_index.get(prologue.original_code(code))
-                enclosing = self.roots.get(index) if index is not None else None
-            if enclosing is root and not skipped_self:
-                skipped_self = True
-            elif enclosing is not None and enclosing is not root and not enclosing.judged:
-                if enclosing.state != "compiling":  # which will be judged by itself
-                    root.deferrals += 1
-                return True
+                if index is not None and self.roots[index] is not root:
+                    yield self.roots[index]
             frame = frame.f_back
-        del own
-        return False
 
     # ------------------------------------------------------------ recording
 

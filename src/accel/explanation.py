@@ -64,21 +64,27 @@ class Explanation:
         return sum(r.state == "blacklisted" for r in self.roots)
 
     def __str__(self) -> str:
-        lines = [
+        head = (
             f"{self.graph_count} graph(s), {self.op_count} operations, "
             f"{self.graph_break_count} graph break(s)"
-        ]
-        for root in self.roots:
-            lines.append(f"\n{root.name} ({root.location}): {root.state}")
-            if root.reason:
-                where = f" at {root.reason_location}" if root.reason_location else ""
-                lines.append(f"  reason: {root.reason}{where}")
-            for graph in root.graphs:
-                lines += ["  graph:", *(f"    {line}" for line in graph.splitlines())]
-            if root.guards:
-                lines.append(f"  {len(root.guards)} guards; a call is eager when one fails:")
-                lines += [f"    {guard}" for guard in root.guards]
-        return "\n".join(lines)
+        )
+        return f"{head}\n{report_text(self.roots)}"
+
+
+def report_text(roots: list[RootReport]) -> str:
+    """Graphs, guards and reasons of some roots, as text."""
+    lines: list[str] = []
+    for root in roots:
+        lines.append(f"\n{root.name} ({root.location}): {root.state}")
+        if root.reason:
+            where = f" at {root.reason_location}" if root.reason_location else ""
+            lines.append(f"  reason: {root.reason}{where}")
+        for graph in root.graphs:
+            lines += ["  graph:", *(f"    {line}" for line in graph.splitlines())]
+        if root.guards:
+            lines.append(f"  {len(root.guards)} guards; a call is eager when one fails:")
+            lines += [f"    {guard}" for guard in root.guards]
+    return "\n".join(lines)
 
 
 def graph_text(graph: Any) -> str:
