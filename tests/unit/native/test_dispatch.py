@@ -67,7 +67,7 @@ class FakeRecorder:
         self.finished.append("failed" if failed else result)
 
 
-# ---- results ------------------------------------------------------------------------------
+# ---- results ----
 
 
 def test_tensor_result() -> None:
@@ -147,7 +147,7 @@ def test_missing_output_is_an_error() -> None:
         call(entry_of(variant(plus(1), ("tensor", 1))), X)
 
 
-# ---- plans ---------------------------------------------------------------------------------
+# ---- plans ----
 
 
 @pytest.fixture(scope="session")
@@ -189,7 +189,7 @@ def test_plan_input_that_is_no_tensor(library: str) -> None:
     assert "not a plain tensor" in events[0]
 
 
-# ---- choosing ------------------------------------------------------------------------------
+# ---- choosing ----
 
 
 def test_variants_in_order() -> None:
@@ -308,7 +308,7 @@ def test_global_switch() -> None:
     assert call(entry, X) is not RUN_BODY
 
 
-# ---- notification and recording ---------------------------------------------------------------
+# ---- notification and recording ----
 
 
 def test_on_call_runs_paused_and_may_raise() -> None:
@@ -374,7 +374,7 @@ def test_pause_is_per_thread_and_nests() -> None:
         _native.resume()
 
 
-# ---- failure -----------------------------------------------------------------------------------
+# ---- failure ----
 
 
 def failing(_: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -435,7 +435,7 @@ def test_backend_callables_run_paused() -> None:
     assert call(entry, X) is X
 
 
-# ---- replacing things while they run --------------------------------------------------------------
+# ---- replacing things while they run ----
 
 
 def test_entry_may_vanish_while_it_runs() -> None:
@@ -502,7 +502,7 @@ def test_after_fork(library: str) -> None:
     assert os.waitpid(pid, 0)[1] == 0
 
 
-# ---- ownership -------------------------------------------------------------------------------------
+# ---- ownership ----
 
 
 def test_no_leaks(library: str) -> None:
@@ -558,7 +558,7 @@ def test_cycles_are_collected() -> None:
     assert alive() is None and entry_alive() is None
 
 
-# ---- modules -----------------------------------------------------------------------------------------
+# ---- modules ----
 
 
 @pytest.fixture
