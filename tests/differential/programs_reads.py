@@ -215,10 +215,9 @@ def _(s: Session) -> None:
 @program(PROGRAMS, "frames", expect=ANY)
 def _(s: Session) -> None:
     def f(x):
-        frame = sys._getframe()
-        name, names = frame.f_code.co_name, sorted(frame.f_locals)
-        del frame  # or it would keep the arguments alive
-        return x + 1, name, names
+        name = sys._getframe().f_code.co_name
+        caller = sys._getframe(1).f_code.co_filename.endswith("harness.py")
+        return x + 1, name, caller
 
     s.warm(s.root(f), torch.ones(3))
 
