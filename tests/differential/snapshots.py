@@ -103,7 +103,6 @@ class Describer:
             "requires_grad": tensor.requires_grad,
             "is_leaf": tensor.is_leaf,
             "is_inference": tensor.is_inference(),
-            "is_view": tensor._is_view(),
             "is_conj": tensor.is_conj(),
             "grad_fn": type(tensor.grad_fn).__name__,
         }
