@@ -134,7 +134,8 @@ class _Fusion:
 
     def _join(self, group: Group, node: LoopNode) -> bool:
         """Puts `node` into `group` if its reads line up with what the group writes."""
-        if len(group.nodes) >= _MAX_NODES or node.region and node.buffer in group.reads():
+        # Two writers of one buffer walk it in different orders.
+        if len(group.nodes) >= _MAX_NODES or (node.region and node.buffer in group.writes()):
             return False
         anchors = []
         for load in node.loads():
@@ -309,12 +310,17 @@ class _Fusion:
         source_outer = set(_expanded(source.outer, source_by))
         source_inner = set(_expanded(source.inner, source_by))
         same = source_outer == outer_after and source_inner == inner_after
+        takes_rows = (
+            bool(source_inner) and not inner_after and source_outer | source_inner == outer_after
+        )
         pointwise_rows = not source_inner and source_outer == outer_after | inner_after
         row_values = not source_inner and source_outer == outer_after
-        if not (same or pointwise_rows or row_values):
+        if not (same or takes_rows or pointwise_rows or row_values):
             return False
         target.rename(target_by)
         source.rename(source_by)
+        if takes_rows:
+            target.outer, target.inner = source.outer, source.inner
         target.nodes = source.nodes + target.nodes
         return True
 

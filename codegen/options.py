@@ -1,4 +1,4 @@
-"""What a caller may ask of the compiler, and the one error it answers with.
+"""What a caller may ask of the compiler, and the error it answers with.
 
 In: nothing. Out: `CodegenOptions`, `CompileError`. Invariant: options that change the
 generated code are part of the library's content hash through the source or the flags.
@@ -10,9 +10,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-
-class CompileError(Exception):
-    """A graph that cannot be compiled, with the reason: the caller runs eagerly."""
+from accel.errors import CompileError as CompileError
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def is_small_gemm(node: Node, graph: TensorGraph) -> bool:
     if min(m, n, k) == 0 or max(m, n, k) > _MAX_EXTENT or m * n * k > _MAX_WORK:
         return False
     rows = left.strides[1] == 1 or k == 1
-    columns = right.strides[1] == 1 or right.strides[0] == 1
+    columns = right.strides[1] == 1 or n == 1 or right.strides[0] == 1 or k == 1
     return rows and columns
 
 
@@ -41,10 +41,8 @@ def gemm_text(left: View, right: View, bias: View | None, name: str) -> str:
     """The kernel: p[0] = a, p[1] = b, p[2] = out, p[3] = bias if there is one."""
     (m, k), n = left.sizes, right.sizes[1]
     lda = left.strides[0]
-    if right.strides[1] == 1 and n > 1:
-        layout, ldb = "false", right.strides[0]
-    else:
-        layout, ldb = "true", right.strides[1]
+    transposed = right.strides[1] != 1 and n > 1
+    layout, ldb = ("true", right.strides[1]) if transposed else ("false", right.strides[0])
     bias_m, bias_n = _bias_strides(bias)
     bias_pointer = "(const float*)p[3]" if bias is not None else "nullptr"
     return (

@@ -84,6 +84,9 @@ class TensorGraph:
     nodes: list[Node] = field(default_factory=list)
     inputs: list[int] = field(default_factory=list)
     outputs: list[View] = field(default_factory=list)
+    # Which outputs and inputs are one tensor object: equal numbers, same tensor.
+    output_identity: list[int] = field(default_factory=list)
+    input_identity: list[int] = field(default_factory=list)
     commits: list[Commit] = field(default_factory=list)
     speculations: list[tuple[View, bool]] = field(default_factory=list)
 

@@ -72,7 +72,8 @@ class _Tracer(TorchDispatchMode):
         values: dict[str, Any] = {}
         with self.fake_mode:
             for index, (name, meta) in enumerate(self.source.inputs):
-                values[name] = self._input(index, meta)
+                values[name] = fake = self._input(index, meta)
+                self.graph.input_identity.append(id(fake))
         inference: AbstractContextManager[Any] = torch.no_grad()
         with inference, self.fake_mode, self:
             for o in self.source.operations:
@@ -85,7 +86,16 @@ class _Tracer(TorchDispatchMode):
         for state in list(self.storages.values()):
             if state.input is not None and state.buffer != state.original:
                 self.graph.commits.append(self._commit(state))
+        self._detach_commits()
         return self.graph
+
+    def _detach_commits(self) -> None:
+        """A commit must not read what an earlier commit has written: such values are copied."""
+        written = {commit.region.buffer for commit in self.graph.commits}
+        for commit in self.graph.commits:
+            if commit.value.buffer in written:
+                result = self._copied(commit.value, contiguous_strides(commit.value.sizes))
+                commit.value = result
 
     def _run_operation(self, o: Any, values: dict[str, Any]) -> Any:
         args, kwargs = (map_values(v, lambda ref: values[ref.name]) for v in (o.args, o.kwargs))
@@ -129,7 +139,12 @@ class _Tracer(TorchDispatchMode):
                 f"output {name} was {meta.dtype}{list(meta.sizes)} when recorded, "
                 f"traces as {found.dtype}{list(found.sizes)}"
             )
+        self.graph.output_identity.append(id(value))
+        self.alive.append(value)
         view = self.view_of(value)
+        state = self.storages[_key(value)]
+        if state.input is not None:  # its memory is the input's, after the commit as well
+            view = View(state.original, view.sizes, view.strides, view.offset, view.dtype)
         if view.strides == meta.strides:
             return view
         same_cells = all(
@@ -137,11 +152,13 @@ class _Tracer(TorchDispatchMode):
         )
         if same_cells or view.numel == 0:
             return View(view.buffer, view.sizes, meta.strides, view.offset, view.dtype)
-        state = self.storages[_key(value)]
         if state.input is not None or view.numel != self.graph.buffers[state.buffer].numel:
             raise CompileError(f"aliasing: output {name} is a view with other strides")
+        return self._copied(view, meta.strides)
+
+    def _copied(self, view: View, strides: tuple[int, ...]) -> View:
         result = self.graph.new_buffer(
-            span(meta.sizes, meta.strides), meta.dtype, meta.sizes, meta.strides
+            span(view.sizes, strides), view.dtype, view.sizes, strides
         )
         self.graph.nodes.append(Node("copy", (view,), {}, [result.id]))
         return result.view

@@ -1,0 +1,145 @@
+"""C++ text -> shared library, named by its content.
+
+In: kernel texts and options. Out: the library's file name in the output folder. A library
+that exists is not built again. Invariant: a library appears under its name complete or not
+at all.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from accel.codegen.options import CodegenOptions, CompileError
+
+FLAGS = (
+    "-O3 -std=c++17 -fPIC -fno-math-errno -fno-trapping-math -ffp-contract=fast "
+    "-fno-strict-aliasing -fwrapv -fno-exceptions -fno-rtti -fno-asynchronous-unwind-tables "
+    "-fno-tree-loop-distribute-patterns -w"
+).split()
+PREAMBLE = Path(__file__).with_name("preamble.h")
+_TIMEOUT_S = 120
+# Texts beyond this many characters are split into parts compiled in parallel.
+_PART_CHARACTERS = 12_000
+
+
+@functools.cache
+def cpu_features() -> str:
+    """What `-march=native` depends on."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return " ".join(sorted(line.split(":", 1)[1].split()))
+    except OSError:
+        pass
+    return "unknown"
+
+
+@functools.cache
+def vector_bytes() -> int:
+    """Width of the widest vectors of this CPU, in bytes."""
+    features = cpu_features().split()
+    if {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= set(features):
+        return 64
+    return 32 if "avx2" in features else 16
+
+
+def find_compiler(options: CodegenOptions) -> str:
+    """The C++ compiler. Errors: CompileError when there is none."""
+    names = [options.compiler] if options.compiler else [os.environ.get("CXX"), "g++", "c++"]
+    for name in names:
+        found = shutil.which(name) if name else None
+        if found:
+            return found
+    raise CompileError("there is no C++ compiler (g++) on the PATH")
+
+
+@functools.cache
+def _compiler_version(compiler: str) -> str:
+    try:
+        result = subprocess.run(
+            [compiler, "--version"], capture_output=True, text=True, timeout=30, check=False
+        )
+    except OSError as error:
+        raise CompileError(f"{compiler} does not run: {error}") from error
+    return result.stdout.splitlines()[0] if result.stdout else "unknown"
+
+
+def build(texts: list[str], out_dir: Path, options: CodegenOptions) -> str:
+    """Builds a library of the kernels; returns its name.
+
+    Errors: CompileError with the compiler's first lines, or when `out_dir` is not writable.
+    """
+    compiler = find_compiler(options)
+    flags = [*FLAGS, f"-march={options.march}"]
+    if vector_bytes() == 64 and options.march == "native":
+        flags.append("-mprefer-vector-width=512")
+    preamble = PREAMBLE.read_text()
+    content = "\0".join(
+        [preamble, *texts, *flags, _compiler_version(compiler), cpu_features()]
+    )
+    name = f"k_{hashlib.sha256(content.encode()).hexdigest()[:24]}.so"
+    target = out_dir / name
+    if target.exists():
+        return name
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out_dir, prefix=".build_") as scratch:
+            _compile(compiler, flags, preamble, texts, Path(scratch))
+            os.replace(Path(scratch) / "out.so", target)
+    except OSError as error:
+        raise CompileError(f"cannot build in {out_dir}: {error}") from error
+    return name
+
+
+def _compile(
+    compiler: str, flags: list[str], preamble: str, texts: list[str], folder: Path
+) -> None:
+    parts = _parts(texts)
+    sources = []
+    for i, part in enumerate(parts):
+        source = folder / f"part{i}.cpp"
+        source.write_text(preamble + "\n" + "\n".join(part))
+        sources.append(source)
+    if len(sources) == 1:
+        _run([compiler, *flags, "-shared", str(sources[0]), "-o", "out.so", "-lm"], folder)
+        return
+    with ThreadPoolExecutor(min(len(sources), os.cpu_count() or 1)) as pool:
+        list(
+            pool.map(
+                lambda s: _run([compiler, *flags, "-c", str(s), "-o", f"{s}.o"], folder), sources
+            )
+        )
+    objects = [f"{s}.o" for s in sources]
+    _run([compiler, "-shared", *objects, "-o", "out.so", "-lm"], folder)
+
+
+def _parts(texts: list[str]) -> list[list[str]]:
+    """Splits the kernels into about equal parts, one for each core at most."""
+    total = sum(map(len, texts))
+    count = max(1, min(total // _PART_CHARACTERS + 1, os.cpu_count() or 1, len(texts)))
+    parts: list[list[str]] = [[] for _ in range(count)]
+    sizes = [0] * count
+    for text in sorted(texts, key=len, reverse=True):
+        smallest = sizes.index(min(sizes))
+        parts[smallest].append(text)
+        sizes[smallest] += len(text)
+    return parts
+
+
+def _run(command: list[str], folder: Path) -> None:
+    try:
+        result = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CompileError(f"the C++ compiler took more than {_TIMEOUT_S} s") from error
+    if result.returncode != 0:
+        lines = "\n".join(result.stderr.splitlines()[:8])
+        raise CompileError(f"the C++ compiler failed ({result.returncode}): {lines}")

@@ -1,0 +1,436 @@
+"""Loop IR -> C++.
+
+In: a verified `Kernel` and its lane count. Out: the text of one function, without the
+preamble it needs (`preamble.h`). Invariant: names are numbered in order of appearance, so
+kernels that do the same on other buffers have the same text.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from accel.codegen import loop_ir as ir
+from accel.codegen.affine import Affine
+from accel.codegen.scalar_ops import SCALAR_OPS
+
+MEMORY_TYPE = {
+    "float32": "float",
+    "float64": "double",
+    "bfloat16": "bfloat16",
+    "float16": "float16",
+    "int64": "i64",
+    "int32": "int",
+    "int16": "short",
+    "int8": "signed char",
+    "uint8": "unsigned char",
+    "bool": "boolean",
+}
+COMPUTE_TYPE = {"f32": "float", "f64": "double", "i32": "int", "i64": "i64", "bool": "int"}
+COMBINE = {
+    "sum": "{0} + {1}",
+    "prod": "{0} * {1}",
+    "max": "v_max({0}, {1})",
+    "min": "v_min({0}, {1})",
+    "any": "{0} | {1}",
+    "all": "{0} & {1}",
+}
+_LOWEST = {"f32": "-__builtin_inff()", "f64": "-__builtin_inf()",
+           "i32": "(-2147483647 - 1)", "i64": "(-9223372036854775807L - 1)"}
+_HIGHEST = {"f32": "__builtin_inff()", "f64": "__builtin_inf()",
+            "i32": "2147483647", "i64": "9223372036854775807L"}
+# A chain of this many additions is added up before the next begins.
+_SUM_CHAIN = 256
+_UNROLL = 4
+# Threads share out at least this many units where the loops allow it.
+_MIN_UNITS = 32
+
+
+def emit(kernel: ir.Kernel, lanes: int, name: str | None = None) -> str:
+    """The C++ function `name` (default: the kernel's own name)."""
+    return _Emitter(kernel, lanes, name or kernel.name).text()
+
+
+def identity(kind: str, type_: str) -> str:
+    if kind == "max":
+        return _LOWEST[type_]
+    if kind == "min":
+        return _HIGHEST[type_]
+    return {"sum": "0", "prod": "1", "any": "0", "all": "-1"}[kind]
+
+
+class _Emitter:
+    def __init__(self, kernel: ir.Kernel, lanes: int, name: str) -> None:
+        self.kernel, self.lanes, self.name = kernel, lanes, name
+        self.lines: list[str] = []
+        self.names: dict[str, str] = {}
+        self.counts: dict[str, int] = {}
+        self.types: dict[str, str] = {}
+        self.accumulators: dict[str, tuple[str, str, int, bool]] = {}
+        self.tables: list[str] = []
+        self.in_vector = False
+        self.depth = 1
+
+    def line(self, text: str) -> None:
+        self.lines.append("  " * self.depth + text)
+
+    def rename(self, name: str, prefix: str) -> str:
+        if name not in self.names:
+            number = self.counts.get(prefix, 0)
+            self.counts[prefix] = number + 1
+            self.names[name] = f"{prefix}{number}"
+        return self.names[name]
+
+    def var(self, name: str) -> str:
+        return self.rename(name, "i")
+
+    def local(self, name: str) -> str:
+        return self.rename(name, "v")
+
+    # ------------------------------------------------------------ function
+
+    def text(self) -> str:
+        k = self.kernel
+        units, parts = self._units()
+        for i, param in enumerate(k.params):
+            const = "" if param.written else "const "
+            type_ = f"{const}{MEMORY_TYPE[param.dtype]}*"
+            self.line(f"{type_} __restrict__ const p{i} = ({type_})p[{i}];")
+        for name, (length, type_) in k.scratch.items():
+            size = length * (self.lanes if k.lanes_over_rows else 1)
+            size = -(-size // self.lanes) * self.lanes
+            row = self.rename(name + "/row", "row")
+            self.line(f"alignas(64) {COMPUTE_TYPE[type_]} {row}[{size}];")
+        self.line("for (i64 unit = begin; unit < end; ++unit) {")
+        self.depth += 1
+        self._decode(parts)
+        for statement in k.body:
+            if parts > 1:
+                self._shared_loop(statement, parts)
+            else:
+                self.statement(statement)
+        self.depth -= 1
+        self.line("}")
+        tables = [f"  {t}" for t in self.tables]
+        call = f"share({self.name}_part, p, {units}, threads)" if k.parallel else (
+            f"{self.name}_part(p, 0, {units})"
+        )
+        head = f"static void {self.name}_part(void* const* p, i64 begin, i64 end) {{"
+        lanes = f"  constexpr int L = {self.lanes};"
+        entry = f'extern "C" void {self.name}(void* const* p, long threads) {{ {call}; }}'
+        return "\n".join([head, lanes, *tables, *self.lines, "}", entry, ""])
+
+    def _units(self) -> tuple[int, int]:
+        """How many units threads share out, and how many parts of the vector loop that is."""
+        rows = 1
+        for _, size in self.kernel.outer:
+            rows *= size
+        loop = self._shared()
+        if loop is None or not self.kernel.parallel or rows >= _MIN_UNITS:
+            return rows, 1
+        blocks = -(-loop.size // self.lanes)
+        parts = max(min(blocks, -(-_MIN_UNITS // rows)), 1)
+        return rows * parts, parts
+
+    def _shared(self) -> ir.Loop | None:
+        """The outermost vector loop, when it is all of the body."""
+        body = self.kernel.body
+        if len(body) == 1 and isinstance(body[0], ir.Loop) and body[0].vector:
+            return body[0]
+        return None
+
+    def _decode(self, parts: int) -> None:
+        factors = [(self.var(v), n) for v, n in self.kernel.outer]
+        if parts > 1:
+            factors.append(("part", parts))
+        rest = "unit"
+        for i in range(len(factors) - 1, -1, -1):
+            name, size = factors[i]
+            if i == 0:
+                self.line(f"const i64 {name} = {rest};")
+                continue
+            self.line(f"const i64 {name} = {rest} % {size};")
+            after = f"u{i}"
+            self.line(f"const i64 {after} = {rest} / {size};")
+            rest = after
+
+    # ------------------------------------------------------------ loops
+
+    def _shared_loop(self, loop: ir.Loop, parts: int) -> None:
+        blocks = loop.size // self.lanes
+        self.line(f"const i64 from = part * {blocks} / {parts} * L;")
+        self.line(f"const i64 to = (part + 1) * {blocks} / {parts} * L;")
+        tail = loop.size % self.lanes
+        self._step_function(loop, [])
+        v = self.var(loop.var)
+        self.line(f"for (i64 {v} = from; {v} < to; {v} += L) step({v}, count<L>{{}});")
+        if tail:
+            self.line(f"if (part == {parts - 1}) step({blocks * self.lanes}, count<{tail}>{{}});")
+
+    def _step_function(self, loop: ir.Loop, accumulators: list[str]) -> None:
+        """`step`: the loop's body for one vector, of which `k` lanes count."""
+        params = [f"const i64 {self.var(loop.var)}", "auto k"]
+        for name in accumulators:
+            type_ = COMPUTE_TYPE[self.accumulators[name][1]]
+            params.append(f"vec<{type_}, L>& {self.local(name)}_")
+        self.line(f"auto step = [&]({', '.join(params)}) __attribute__((always_inline)) {{")
+        self.depth += 1
+        self.line("constexpr int K = decltype(k)::value;")
+        outside, self.in_vector = self.in_vector, True
+        for s in loop.body:
+            self.statement(s)
+        self.in_vector = outside
+        self.depth -= 1
+        self.line("};")
+
+    def _vector_loop(self, loop: ir.Loop) -> None:
+        inside = [s.name for s in loop.body if isinstance(s, ir.Accumulate)]
+        unroll = max((self.accumulators[n][2] for n in inside), default=1)
+        chained = any(self.accumulators[n][3] for n in inside)
+        lanes, size = self.lanes, loop.size
+        v = self.var(loop.var)
+
+        def call(at: str, lane_count: str, slot: int) -> str:
+            slots = "".join(f", {self.local(n)}[{slot}]" for n in inside)
+            return f"step({at}, count<{lane_count}>{{}}{slots});"
+
+        self.line("{")
+        self.depth += 1
+        self._step_function(loop, inside)
+        block = _SUM_CHAIN * unroll * lanes
+        end = str(size - size % lanes)
+        start = "0"
+        if chained:
+            self.line(f"for (i64 block = 0; block < {end}; block += {block}) {{")
+            self.depth += 1
+            self.line(f"const i64 stop = block + {block} < {end} ? block + {block} : {end};")
+            start, end = "block", "stop"
+        if unroll > 1 or chained:
+            self.line(f"i64 {v} = {start};")
+            if unroll > 1:
+                width = unroll * lanes
+                calls = " ".join(call(f"{v} + {lanes * u}", "L", u) for u in range(unroll))
+                self.line(f"for (; {v} + {width} <= {end}; {v} += {width}) {{ {calls} }}")
+            self.line(f"for (; {v} < {end}; {v} += L) {call(v, 'L', 0)}")
+        elif size >= lanes:
+            self.line(f"for (i64 {v} = 0; {v} < {end}; {v} += L) {call(v, 'L', 0)}")
+        if chained:
+            for n in inside:
+                if self.accumulators[n][3]:
+                    self._flush(n)
+            self.depth -= 1
+            self.line("}")
+        if size % lanes:
+            self.line(call(str(size - size % lanes), str(size % lanes), 0))
+        self.depth -= 1
+        self.line("}")
+
+    def _flush(self, name: str) -> None:
+        """Adds a sum's partial sums to its total."""
+        a, unroll = self.local(name), self.accumulators[name][2]
+        self.line(f"{a}_total += {self._combined(name)};")
+        self.line(f"for (int u = 0; u < {unroll}; u++) {a}[u] = decltype({a}_total){{}};")
+
+    def _combined(self, name: str) -> str:
+        kind, _, unroll, _ = self.accumulators[name]
+        parts = [f"{self.local(name)}[{u}]" for u in range(unroll)]
+        while len(parts) > 1:
+            parts = [
+                f"({COMBINE[kind].format(parts[i], parts[i + 1])})"
+                for i in range(0, len(parts), 2)
+            ]
+        return parts[0]
+
+    def _serial_loop(self, loop: ir.Loop) -> None:
+        v, size = self.var(loop.var), loop.size
+        inside = [s.name for s in loop.body if isinstance(s, ir.Accumulate)]
+        chained = [n for n in inside if self.accumulators[n][3]]
+        if chained and size > _SUM_CHAIN:
+            self.line(f"for (i64 block = 0; block < {size}; block += {_SUM_CHAIN}) {{")
+            self.depth += 1
+            self.line(
+                f"const i64 stop = block + {_SUM_CHAIN} < {size} ? block + {_SUM_CHAIN} : {size};"
+            )
+            self.line(f"for (i64 {v} = block; {v} < stop; ++{v}) {{")
+        else:
+            self.line(f"for (i64 {v} = 0; {v} < {size}; ++{v}) {{")
+        self.depth += 1
+        for s in loop.body:
+            self.statement(s)
+        self.depth -= 1
+        self.line("}")
+        for n in chained:
+            self._flush(n)
+        if chained and size > _SUM_CHAIN:
+            self.depth -= 1
+            self.line("}")
+
+    # ------------------------------------------------------------ statements
+
+    def statement(self, s: Any) -> None:
+        getattr(self, f"_emit_{type(s).__name__.lower()}")(s)
+
+    def _emit_loop(self, s: ir.Loop) -> None:
+        if s.vector:
+            self._vector_loop(s)
+        else:
+            self._serial_loop(s)
+
+    def _emit_let(self, s: ir.Let) -> None:
+        value = self.expr(s.expr)
+        self.line(f"const auto {self.local(s.name)} = {value};")
+
+    def _emit_store(self, s: ir.Store) -> None:
+        pointer, step = self._pointer(s.param, s.address)
+        value = self.expr(s.expr)
+        if step == 0:
+            self.line(f"store_one<L>({pointer}, {value});")
+        elif step == 1:
+            self.line(f"store<L, K>({pointer}, {value});")
+        else:
+            self.line(f"store_strided<L, K>({pointer}, {step}, {value});")
+
+    def _emit_keep(self, s: ir.Keep) -> None:
+        self.line(f"store_raw<L, L>({self._row(s.scratch, s.address)}, {self.expr(s.expr)});")
+
+    def _row(self, scratch: str, address: Affine) -> str:
+        row = self.rename(scratch + "/row", "row")
+        where = self.address(address)
+        return f"{row} + ({where}) * L" if self.kernel.lanes_over_rows else f"{row} + {where}"
+
+    def _emit_begin(self, s: ir.Begin) -> None:
+        loop, nested = self._loop_of(s.name, self.kernel.body, 0)
+        long_chain = nested > 1
+        unroll = 1
+        if loop.vector:
+            vectors = loop.size // self.lanes
+            unroll = _UNROLL if vectors >= 2 * _UNROLL else 2 if vectors >= 4 else 1
+            long_chain |= vectors > _SUM_CHAIN * unroll
+        else:
+            long_chain |= loop.size > _SUM_CHAIN
+        chained = s.kind == "sum" and s.type == "f32" and long_chain
+        self.accumulators[s.name] = (s.kind, s.type, unroll, chained)
+        a, type_ = self.local(s.name), COMPUTE_TYPE[s.type]
+        first = f"splat<{type_}, L>({identity(s.kind, s.type)})"
+        self.line(f"vec<{type_}, L> {a}[{unroll}] = {{{', '.join([first] * unroll)}}};")
+        if chained:
+            self.line(f"vec<{type_}, L> {a}_total = {{}};")
+
+    def _loop_of(self, name: str, body: list[Any], depth: int) -> tuple[ir.Loop, int]:
+        """The innermost loop that accumulates into `name`, and the loops around it."""
+        for s in body:
+            if not isinstance(s, ir.Loop):
+                continue
+            if any(isinstance(x, ir.Accumulate) and x.name == name for x in s.body):
+                return s, depth + (0 if s.vector and self.kernel.lanes_over_rows else 1)
+            inner = depth + (0 if s.vector else 1)
+            try:
+                return self._loop_of(name, s.body, inner)
+            except LookupError:
+                continue
+        raise LookupError(name)
+
+    def _emit_accumulate(self, s: ir.Accumulate) -> None:
+        kind, type_, _, _ = self.accumulators[s.name]
+        value = self.expr(s.expr)
+        a = self.local(s.name)
+        target = f"{a}[0]" if self.kernel.lanes_over_rows else f"{a}_"
+        if not self.kernel.lanes_over_rows:
+            value = f"keep_first<K>({value}, {identity(kind, type_)})"
+        self.line(f"{target} = {COMBINE[kind].format(target, value)};")
+
+    def _emit_finish(self, s: ir.Finish) -> None:
+        kind, type_, _, chained = self.accumulators[s.accumulator]
+        value = self._combined(s.accumulator)
+        if chained:
+            value = f"({self.local(s.accumulator)}_total + {value})"
+        if not self.kernel.lanes_over_rows:
+            value = f"splat<{COMPUTE_TYPE[type_]}, L>(across_{kind}({value}))"
+        self.line(f"const auto {self.local(s.name)} = {value};")
+
+    # ------------------------------------------------------------ expressions
+
+    def address(self, address: Affine, without: str | None = None) -> str:
+        # Sorted as numbered, so that equal kernels print equally.
+        parts = sorted((self.var(v), c) for v, c in address.terms if v != without)
+        text = [v if c == 1 else f"{c} * {v}" for v, c in parts]
+        if address.const or not text:
+            text.append(str(address.const))
+        return " + ".join(text)
+
+    def _step(self, address: Affine) -> int:
+        vector = self.kernel.vector_var
+        return address.coefficient(vector) if vector and self.in_vector else 0
+
+    def _pointer(self, param: int, address: Affine) -> tuple[str, int]:
+        where = self.address(address)
+        pointer = f"p{param}" if where == "0" else f"p{param} + {where}"
+        return pointer, self._step(address)
+
+    def expr(self, e: ir.Expr) -> str:
+        return str(getattr(self, f"_expr_{type(e).__name__.lower()}")(e))
+
+    def _expr_const(self, e: ir.Const) -> str:
+        return f"splat<{COMPUTE_TYPE[e.type]}, L>({literal(e.value, e.type)})"
+
+    def _expr_iota(self, e: ir.Iota) -> str:
+        type_, step = COMPUTE_TYPE[e.type], self._step(e.address)
+        if step == 0:
+            return f"splat<{type_}, L>({self.address(e.address)})"
+        return f"iota<{type_}, L>({self.address(e.address)}, {step})"
+
+    def _expr_local(self, e: ir.Local) -> str:
+        return self.local(e.name)
+
+    def _expr_load(self, e: ir.Load) -> str:
+        pointer, step = self._pointer(e.buffer, e.address)
+        return self._load(pointer, step)
+
+    def _load(self, pointer: str, step: int) -> str:
+        if step == 0:
+            return f"load_one<L>({pointer})"
+        if step == 1:
+            return f"load<L, K>({pointer})"
+        return f"load_strided<L, K>({pointer}, {step})"
+
+    def _expr_kept(self, e: ir.Kept) -> str:
+        return f"load_raw<L, L>({self._row(e.scratch, e.address)})"
+
+    def _expr_table(self, e: ir.Table) -> str:
+        name = f"t{len(self.tables)}"
+        memory = "boolean" if e.type == "bool" else COMPUTE_TYPE[e.type]
+        values = ", ".join(
+            f"{{{int(v)}}}" if e.type == "bool" else literal(v, e.type) for v in e.values
+        )
+        self.tables.append(f"static const {memory} {name}[] = {{{values}}};")
+        return self._load(f"{name} + {self.address(e.address)}", self._step(e.address))
+
+    def _expr_op(self, e: ir.Op) -> str:
+        args = [self.expr(a) for a in e.args]
+        if e.name.startswith("to_") and e.args[0].type == "bool":
+            args = [f"({args[0]} & 1)"]
+        return SCALAR_OPS[e.name].cpp.format(*args)
+
+
+def literal(value: Any, type_: str) -> str:
+    """A C++ constant with exactly this value."""
+    if type_ == "bool":
+        return "-1" if value else "0"
+    if type_ in ("i32", "i64"):
+        if value == -(1 << 63):
+            return "(-9223372036854775807L - 1)"
+        return f"{int(value)}{'L' if type_ == 'i64' else ''}"
+    suffix = "f" if type_ == "f32" else ""
+    value = float(value)
+    if math.isnan(value):
+        return f'__builtin_nan{suffix}("")'
+    if type_ == "f32" and math.isfinite(value):
+        import numpy as np
+
+        with np.errstate(over="ignore"):
+            value = float(np.float32(value))
+    if math.isinf(value):
+        return f"{'-' if value < 0 else ''}__builtin_inf{suffix}()"
+    if value == int(value) and abs(value) < 1e6 and math.copysign(1, value) > 0:
+        return f"{int(value)}.0{suffix}"
+    return f"{value.hex()}{suffix}"

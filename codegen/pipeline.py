@@ -1,0 +1,198 @@
+"""The compiler as one list of passes: recorded graph -> plan and library.
+
+In: a `SegmentGraph`. Out: the plan of docs/architecture.md and at most one shared library.
+Invariant: every pass's result is dumped under the pass's name, and verified when asked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+from accel.codegen.build import build, vector_bytes
+from accel.codegen.emit_cpp import emit
+from accel.codegen.fusion import Group, Step, fuse
+from accel.codegen.lowering import lower_graph
+from accel.codegen.options import CodegenOptions
+from accel.codegen.plan import Planner
+from accel.codegen.program import GemmNode, LoopNode, Program, reads
+from accel.codegen.schedule import Scheduled, lanes_for, schedule, spilled
+from accel.codegen.simplify import eliminate_common, eliminate_dead
+from accel.codegen.small_gemm import gemm_text
+from accel.codegen.tensor_graph import TensorGraph
+from accel.codegen.tracing import trace_graph
+from accel.codegen.verifier import verify
+from accel.trace import SegmentGraph
+
+
+@dataclass
+class Compilation:
+    """What the passes hand on; every pass fills in its part."""
+
+    source: SegmentGraph
+    options: CodegenOptions
+    out_dir: Path
+    graph: TensorGraph = field(default_factory=TensorGraph)
+    program: Program | None = None
+    steps: list[Step] = field(default_factory=list)
+    commit: list[Step] = field(default_factory=list)
+    stored: set[int] = field(default_factory=set)
+    scheduled: dict[int, Scheduled] = field(default_factory=dict)  # by id(step)
+    texts: dict[str, str] = field(default_factory=dict)  # text -> symbol
+    kernels: dict[int, tuple[str, list[int], bool]] = field(default_factory=dict)
+    plan: dict[str, Any] = field(default_factory=dict)
+
+
+def trace_(c: Compilation) -> str:
+    c.graph = trace_graph(c.source)
+    return c.graph.dump()
+
+
+def simplify_(c: Compilation) -> str:
+    eliminate_common(c.graph)
+    eliminate_dead(c.graph)
+    return c.graph.dump()
+
+
+def lower_(c: Compilation) -> str:
+    c.program = lower_graph(c.graph, c.options)
+    return "\n".join(_show_step(s) for s in [*c.program.steps, *c.program.commit_steps]) + "\n"
+
+
+def fuse_(c: Compilation) -> str:
+    assert c.program is not None
+    if c.options.fuse:
+        c.steps = fuse(c.program, c.program.steps)
+    else:
+        c.steps = [_alone(s) for s in c.program.steps]
+    c.commit = [_alone(s) for s in c.program.commit_steps]
+    c.stored = _stored_buffers(c)
+    return "\n".join(_show_group(s, c.stored) for s in [*c.steps, *c.commit]) + "\n"
+
+
+def schedule_(c: Compilation) -> str:
+    assert c.program is not None
+    groups = [s for s in [*c.steps, *c.commit] if isinstance(s, Group)]
+    for i, group in enumerate(groups):
+        result = schedule(group, c.program.sizes, c.stored, f"g{i}", vector_bytes())
+        if c.options.verify:
+            verify(result.kernel)
+        c.scheduled[id(group)] = result
+    return "\n".join(repr(s.kernel) for s in c.scheduled.values()) + "\n"
+
+
+def emit_(c: Compilation) -> str:
+    """Equal kernels share one function."""
+    for step in [*c.steps, *c.commit]:
+        if isinstance(step, Group):
+            scheduled = c.scheduled[id(step)]
+            text = emit(scheduled.kernel, lanes_for(step, vector_bytes()), "@")
+            buffers, parallel = scheduled.buffers, scheduled.kernel.parallel
+        elif isinstance(step, GemmNode):
+            text, buffers, parallel = gemm_text(step.a, step.b, step.bias, "@"), [], False
+        else:
+            continue
+        symbol = c.texts.setdefault(text, f"k{len(c.texts)}")
+        c.kernels[id(step)] = (symbol, buffers, parallel)
+    return "\n".join(kernel_texts(c))
+
+
+def kernel_texts(c: Compilation) -> list[str]:
+    return [text.replace("@", symbol) for text, symbol in c.texts.items()]
+
+
+def plan_(c: Compilation) -> str:
+    import json
+
+    assert c.program is not None
+    c.plan = Planner(c.program, c.steps, c.commit, c.stored).plan(c.kernels)
+    return json.dumps(c.plan, indent=1) + "\n"
+
+
+def build_(c: Compilation) -> str:
+    if c.texts:
+        c.plan["library"] = build(kernel_texts(c), c.out_dir, c.options)
+    return f"{c.plan['library']}\n"
+
+
+PASSES = (
+    ("trace", trace_),
+    ("simplify", simplify_),
+    ("lower", lower_),
+    ("fuse", fuse_),
+    ("schedule", schedule_),
+    ("emit", emit_),
+    ("plan", plan_),
+    ("build", build_),
+)
+
+
+def compile_graph(
+    graph: SegmentGraph, *, out_dir: Path, options: CodegenOptions | None = None
+) -> dict[str, Any]:
+    """Compiles `graph`: the plan as data; its library lies in `out_dir`.
+
+    Errors: CompileError with the reason; nothing is left behind then.
+    """
+    return run_passes(graph, Path(out_dir), options or CodegenOptions()).plan
+
+
+def run_passes(graph: SegmentGraph, out_dir: Path, options: CodegenOptions) -> Compilation:
+    c = Compilation(graph, options, out_dir)
+    for number, (name, function) in enumerate(PASSES):
+        text = function(c)
+        if options.dump_dir is not None:
+            options.dump_dir.mkdir(parents=True, exist_ok=True)
+            (options.dump_dir / f"{number:02}_{name}.txt").write_text(text)
+    return c
+
+
+def _alone(step: Any) -> Step:
+    """A loop node as a group of its own."""
+    if not isinstance(step, LoopNode):
+        return step  # type: ignore[no-any-return]
+    return Group([step], list(step.dims), list(step.reduced))
+
+
+def _stored_buffers(c: Compilation) -> set[int]:
+    """Buffers that somebody outside the kernel that writes them reads, and inputs."""
+    assert c.program is not None
+    stored = set(c.graph.inputs) | {v.buffer for v in c.graph.roots()}
+    stored |= {commit.region.buffer for commit in c.graph.commits}
+    steps = [*c.steps, *c.commit]
+    for step in steps:
+        if not isinstance(step, Group):
+            stored |= reads(step)
+            stored |= {step.out} if isinstance(step, GemmNode) else _extern_writes(step)
+            continue
+        single = {b for b in step.writes() if step.writer(b) is not None}
+        stored |= step.reads() - single
+        stored |= step.writes() - single
+        stored |= spilled(step, c.program.sizes)
+    return stored
+
+
+def _extern_writes(step: Any) -> set[int]:
+    return {r for r in [*step.results, step.out] if r is not None}
+
+
+def _show_step(step: Any) -> str:
+    if isinstance(step, LoopNode):
+        kind = f"{step.kind} over {step.reduced}: " if step.kind else ""
+        return (
+            f"{step.name}: b{step.buffer}[{step.address.show()}] = {kind}{step.expr}"
+            f"  {step.dims} {step.dtype}{' region' if step.region else ''}"
+        )
+    return str(step)
+
+
+def _show_group(step: Any, stored: set[int]) -> str:
+    if not isinstance(step, Group):
+        return _show_step(step)
+    kept = sorted(step.writes() & stored)
+    head = f"group outer={step.outer} inner={step.inner} stores={kept}"
+    return "\n".join([head, *("  " + _show_step(n) for n in step.nodes)])
+
+

@@ -1,0 +1,263 @@
+"""Fused steps -> the plan that the executor runs (docs/architecture.md).
+
+In: steps, kernels and the tensor graph. Out: plan data without the library's name.
+Invariant: every output has its recorded layout and owns its storage, or shares it with the
+input or output that eager would share it with.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from accel.codegen.fusion import Group, Step
+from accel.codegen.memory import Life, place
+from accel.codegen.options import CompileError
+from accel.codegen.program import ExternNode, GemmNode, Program, reads, writes
+from accel.codegen.tensor_graph import View, nested_views
+
+
+class Planner:
+    """Collects buffers and steps of one plan."""
+
+    def __init__(
+        self, program: Program, steps: list[Step], commit: list[Step], stored: set[int]
+    ) -> None:
+        """`stored` are the buffers with memory; other values stay inside kernels."""
+        self.graph, self.stored = program.graph, stored
+        self.steps, self.commit = steps, commit
+        self.buffers: list[dict[str, Any]] = []
+        self.ids: dict[int, int] = {}
+        self.view_ids: dict[Any, int] = {}
+        self.dynamic = {
+            r
+            for s in steps
+            if isinstance(s, ExternNode)
+            for r in s.results
+            if r is not None
+        }
+        self.outputs = {v.buffer for v in self.graph.outputs}
+
+    def plan(self, kernels: dict[int, tuple[str, list[int], bool]]) -> dict[str, Any]:
+        """The plan; `kernels` maps id(step) to (symbol, buffers, parallel)."""
+        arena_bytes = self._place()
+        steps = [self._step(s, kernels) for s in self.steps]
+        commit = [self._step(s, kernels) for s in self.commit]
+        self._mark_writes(commit)
+        return {
+            "version": 1,
+            "library": None,
+            "inputs": [self._layout(self.graph.buffers[b].view) for b in self.graph.inputs],
+            "arena_bytes": arena_bytes,
+            "speculations": [
+                {"buffer": self.view_id(v), "expected": expected}
+                for v, expected in self.graph.speculations
+            ],
+            "outputs": self._outputs(),
+            "steps": self._with_frees(steps),
+            "commit": commit,
+            "buffers": self.buffers,
+        }
+
+    # ------------------------------------------------------------ buffers
+
+    def _place(self) -> int:
+        for index, buffer in enumerate(self.graph.inputs):
+            self._add(buffer, {"kind": "input", "index": index})
+        lives = self._lives()
+        offsets, total = place(lives)
+        for life in lives:
+            layout = self._layout(self.graph.buffers[life.buffer].view)
+            self._add(life.buffer, {"kind": "arena", "offset": offsets[life.buffer], **layout})
+        return total
+
+    def _lives(self) -> list[Life]:
+        first: dict[int, int] = {}
+        last: dict[int, int] = {}
+        for at, step in enumerate([*self.steps, *self.commit]):
+            read = step.reads() if isinstance(step, Group) else reads(step)
+            written = step.writes() if isinstance(step, Group) else writes(step)
+            for b in (read | written) & self.stored:
+                first.setdefault(b, at)
+                last[b] = at
+        end = len(self.steps) + len(self.commit)
+        for view, _ in self.graph.speculations:
+            last[view.buffer] = end
+            first.setdefault(view.buffer, 0)
+        for commit in self.graph.commits:
+            last[commit.value.buffer] = end
+        lives = []
+        for b, at in first.items():
+            buffer = self.graph.buffers[b]
+            if buffer.input is not None or b in self.dynamic or b in self.outputs:
+                continue
+            size = buffer.numel * getattr(torch, buffer.dtype).itemsize
+            lives.append(Life(b, size, at, last[b]))
+        return lives
+
+    def _add(self, buffer: int, row: dict[str, Any]) -> int:
+        self.ids[buffer] = len(self.buffers)
+        self.buffers.append(row)
+        return self.ids[buffer]
+
+    def id_of(self, buffer: int) -> int:
+        known = self.ids.get(buffer)
+        if known is not None:
+            return known
+        b = self.graph.buffers[buffer]
+        layout = self._layout(b.view)
+        kind = "dynamic" if buffer in self.dynamic else "output"
+        return self._add(buffer, {"kind": kind, **layout})
+
+    def view_id(self, view: View, again: int = 0) -> int:
+        """The plan's buffer for a tensor; `again` tells equal tensors apart."""
+        base = self.graph.buffers[view.buffer]
+        same = (
+            view.sizes == base.sizes
+            and view.dtype == base.dtype
+            and view.offset == 0
+            and view.strides == base.strides
+        )
+        base_id = self.id_of(view.buffer)
+        if same and not again:
+            return base_id
+        key = (view, again)
+        if key not in self.view_ids:
+            self.view_ids[key] = len(self.buffers)
+            self.buffers.append(
+                {"kind": "view", "base": base_id, "offset": view.offset, **self._layout(view)}
+            )
+        return self.view_ids[key]
+
+    def _layout(self, view: View) -> dict[str, Any]:
+        return {"sizes": list(view.sizes), "strides": list(view.strides), "dtype": view.dtype}
+
+    def _outputs(self) -> list[int]:
+        """Ids of outputs: one tensor object, one id; equal tensors that are not one differ."""
+        ids: dict[int, int] = {}
+        used = {
+            self.ids[b]: identity
+            for b, identity in zip(self.graph.inputs, self.graph.input_identity, strict=True)
+        }
+        result = []
+        for view, identity in zip(self.graph.outputs, self.graph.output_identity, strict=True):
+            if identity not in ids:
+                again = 0
+                while used.get(self.view_id(view, again), identity) != identity:
+                    again += 1
+                ids[identity] = self.view_id(view, again)
+                used[ids[identity]] = identity
+            result.append(ids[identity])
+        return result
+
+    # ------------------------------------------------------------ steps
+
+    def _step(self, step: Step, kernels: dict[int, tuple[str, list[int], bool]]) -> dict[str, Any]:
+        if isinstance(step, ExternNode):
+            return self._extern(step)
+        symbol, buffers, parallel = kernels[id(step)]
+        if isinstance(step, GemmNode):
+            views = [step.a, step.b, self.graph.buffers[step.out].view]
+            views += [step.bias] if step.bias is not None else []
+            ids = [self.view_id(v) for v in views]
+        else:
+            ids = [self.id_of(b) for b in buffers]
+        return {"op": "kernel", "symbol": symbol, "buffers": ids, "parallel": parallel}
+
+    def _extern(self, step: ExternNode) -> dict[str, Any]:
+        kwargs = {k: self._argument(v) for k, v in step.kwargs.items()}
+        if step.out is not None:
+            kwargs["out"] = {"b": self.id_of(step.out)}
+        return {
+            "op": "extern",
+            "target": step.target,
+            "args": [self._argument(a) for a in step.args],
+            "kwargs": kwargs,
+            "results": [None if r is None else self.id_of(r) for r in step.results],
+        }
+
+    def _argument(self, value: Any) -> dict[str, Any]:
+        if isinstance(value, View):
+            return {"b": self.view_id(value)}
+        if isinstance(value, (list, tuple)):
+            return self._list_argument(list(value))
+        for type_, encode in _SCALAR_ARGUMENTS:
+            if isinstance(value, type_):
+                return encode(value)
+        raise CompileError(f"an argument of type {type(value).__name__} in an ATen call")
+
+    def _list_argument(self, values: list[Any]) -> dict[str, Any]:
+        if any(True for _ in nested_views(values)):
+            return {"bl": [None if v is None else self.view_id(v) for v in values]}
+        if all(type(v) is bool for v in values) and values:
+            return {"boollist": values}
+        if all(type(v) is int for v in values):
+            return {"il": values}
+        if all(type(v) in (int, float) for v in values):
+            return {"fl": [_float_text(float(v)) for v in values]}
+        raise CompileError(f"a list argument {values!r} in an ATen call")
+
+    def _mark_writes(self, commit: list[dict[str, Any]]) -> None:
+        """Says which inputs a commit kernel writes."""
+        for step, row in zip(self.commit, commit, strict=True):
+            if isinstance(step, Group):
+                row["writes"] = sorted(self.ids[b] for b in step.writes())
+
+    def _with_frees(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Adds the steps that drop dynamic buffers after their last use."""
+        keep = {self._root(b) for b in self._kept_ids()}
+        last: dict[int, int] = {}
+        for at, row in enumerate(rows):
+            for b in _row_buffers(row):
+                last[self._root(b)] = at
+        ends: dict[int, list[int]] = {}
+        for b, at in last.items():
+            if self.buffers[b]["kind"] == "dynamic" and b not in keep:
+                ends.setdefault(at, []).append(b)
+        result = []
+        for at, row in enumerate(rows):
+            result.append(row)
+            result += [{"op": "free", "buffer": b} for b in sorted(ends.get(at, ()))]
+        return result
+
+    def _kept_ids(self) -> list[int]:
+        kept = [self.id_of(v.buffer) for v in self.graph.outputs]
+        kept += [self.id_of(v.buffer) for v, _ in self.graph.speculations]
+        kept += [self.id_of(c.value.buffer) for c in self.graph.commits]
+        return kept
+
+    def _root(self, b: int) -> int:
+        while self.buffers[b]["kind"] == "view":
+            b = self.buffers[b]["base"]
+        return b
+
+
+def _row_buffers(row: dict[str, Any]) -> list[int]:
+    if row["op"] == "kernel":
+        return list(row["buffers"])
+    found = [r for r in row["results"] if r is not None]
+    for argument in [*row["args"], *row["kwargs"].values()]:
+        if "b" in argument:
+            found.append(argument["b"])
+        found += [b for b in argument.get("bl", ()) if b is not None]
+    return found
+
+
+def _float_text(value: float) -> str:
+    return value.hex() if math.isfinite(value) else repr(value)
+
+
+# In order: bool is an int.
+_SCALAR_ARGUMENTS: list[tuple[Any, Any]] = [
+    (type(None), lambda v: {"none": True}),
+    (bool, lambda v: {"bool": v}),
+    (int, lambda v: {"i": v}),
+    (float, lambda v: {"f": _float_text(v)}),
+    (str, lambda v: {"s": v}),
+    (torch.dtype, lambda v: {"dtype": str(v).removeprefix("torch.")}),
+    (torch.device, lambda v: {"device": str(v)}),
+    (torch.layout, lambda v: {"layout": str(v).removeprefix("torch.")}),
+    (torch.memory_format, lambda v: {"memory_format": str(v).removeprefix("torch.")}),
+]

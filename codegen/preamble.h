@@ -1,0 +1,607 @@
+// What every generated kernel builds on: vectors of N lanes, loads and stores, functions.
+//
+// No header is included, so that a library compiles in tenths of a second. Rules:
+// 1. bool is a vector of int, 0 or -1 in each lane.
+// 2. NaN, infinities and signed zeros come out as in ATen's CPU kernels.
+// 3. Error bounds against the exact result are stated in ULP and held by tests.
+typedef long i64;
+typedef unsigned long u64;
+#define INLINE static inline __attribute__((always_inline, unused))
+
+template <class T, int N> struct vector_ { typedef T type __attribute__((vector_size(sizeof(T) * N))); };
+template <class T, int N> using vec = typename vector_<T, N>::type;
+template <int K> struct count { static constexpr int value = K; };
+
+template <class A, class B> struct is_same_ { static constexpr bool value = false; };
+template <class A> struct is_same_<A, A> { static constexpr bool value = true; };
+
+struct bfloat16 { unsigned short bits; };
+struct float16 { unsigned short bits; };
+struct boolean { unsigned char bits; };
+
+template <class V> struct shape_;
+#define SHAPE(T, N)                                                   \
+  template <> struct shape_<vec<T, N>> {                              \
+    typedef T element;                                                \
+    static constexpr int n = N;                                       \
+  };
+#define SHAPES(N) SHAPE(float, N) SHAPE(double, N) SHAPE(int, N) SHAPE(i64, N)
+SHAPES(2) SHAPES(4) SHAPES(8) SHAPES(16)
+#define LANES(V) (shape_<V>::n)
+template <class V> using element = typename shape_<V>::element;
+template <class V> using ints = vec<int, shape_<V>::n>;
+
+template <class T, int N> INLINE vec<T, N> splat(T x) { return x - vec<T, N>{}; }
+
+// ---- conversions
+
+template <class T, class V> INLINE vec<T, LANES(V)> v_to(V x) {
+  return __builtin_convertvector(x, vec<T, LANES(V)>);
+}
+// A comparison's result (lanes as wide as the operands) as bool.
+template <class M> INLINE ints<M> v_mask(M m) {
+  if constexpr (sizeof(element<M>) == 8) return __builtin_convertvector(m, ints<M>);
+  else return m;
+}
+
+template <class V> INLINE V v_where(ints<V> m, V a, V b) {
+  if constexpr (sizeof(element<V>) == 8) {
+    return __builtin_convertvector(m, vec<i64, LANES(V)>) ? a : b;
+  } else {
+    return m ? a : b;
+  }
+}
+template <class T, class V> INLINE V v_wrap(V x) {
+  return __builtin_convertvector(__builtin_convertvector(x, vec<T, LANES(V)>), V);
+}
+
+INLINE unsigned float_bits(float x) { return __builtin_bit_cast(unsigned, x); }
+
+template <class V> INLINE V v_round_bfloat16(V x) {
+  typedef vec<unsigned, LANES(V)> U;
+  U u = (U)x;
+  U r = (u + 0x7fffu + ((u >> 16) & 1u)) & 0xffff0000u;
+  return x == x ? (V)r : (V)(u | 0x00400000u);
+}
+
+#ifdef __F16C__
+typedef float f32x8 __attribute__((vector_size(32)));
+typedef short i16x8 __attribute__((vector_size(16)));
+#endif
+INLINE float half_to_float(unsigned short h) {
+  unsigned sign = (unsigned)(h & 0x8000) << 16, rest = h & 0x7fff;
+  if (rest >= 0x7c00) return __builtin_bit_cast(float, sign | 0x7f800000u | (rest & 0x3ff) << 13);
+  if (rest < 0x400) {
+    float f = (float)rest * 5.9604644775390625e-8f;
+    return __builtin_bit_cast(float, float_bits(f) | sign);
+  }
+  return __builtin_bit_cast(float, sign | ((rest << 13) + 0x38000000u));
+}
+INLINE unsigned short float_to_half(float x) {
+  unsigned u = float_bits(x), sign = u >> 16 & 0x8000u;
+  u &= 0x7fffffffu;
+  if (u > 0x7f800000u) return sign | 0x7e00 | (u >> 13 & 0x3ff);
+  if (u >= 0x477ff000u) return sign | 0x7c00;
+  if (u < 0x38800000u) {
+    float f = __builtin_bit_cast(float, u) + 0.5f;
+    return sign | (unsigned short)(float_bits(f) - 0x3f000000u);
+  }
+  return sign | (unsigned short)((u + 0xfffu + (u >> 13 & 1u) - 0x38000000u) >> 13);
+}
+template <int N> INLINE vec<float, N> halves_to_floats(vec<short, N> h) {
+  vec<float, N> r;
+#ifdef __F16C__
+  if constexpr (N >= 8) {
+    for (int k = 0; k < N / 8; k++) {
+      i16x8 part;
+      __builtin_memcpy(&part, (const char*)&h + 16 * k, 16);
+      f32x8 wide = __builtin_ia32_vcvtph2ps256(part);
+      __builtin_memcpy((char*)&r + 32 * k, &wide, 32);
+    }
+    return r;
+  }
+#endif
+  for (int l = 0; l < N; l++) r[l] = half_to_float((unsigned short)h[l]);
+  return r;
+}
+template <int N> INLINE vec<short, N> floats_to_halves(vec<float, N> x) {
+  vec<short, N> r;
+#ifdef __F16C__
+  if constexpr (N >= 8) {
+    for (int k = 0; k < N / 8; k++) {
+      f32x8 part;
+      __builtin_memcpy(&part, (const char*)&x + 32 * k, 32);
+      i16x8 narrow = __builtin_ia32_vcvtps2ph256(part, 0);
+      __builtin_memcpy((char*)&r + 16 * k, &narrow, 16);
+    }
+    return r;
+  }
+#endif
+  for (int l = 0; l < N; l++) r[l] = (short)float_to_half(x[l]);
+  return r;
+}
+template <class V> INLINE V v_round_float16(V x) {
+  return halves_to_floats<LANES(V)>(floats_to_halves<LANES(V)>(x));
+}
+
+// ---- memory: K of N lanes; the others are zero when loaded and untouched when stored
+
+template <int N, int K, class T> INLINE vec<T, N> load_raw(const T* p) {
+  vec<T, N> r;
+  if constexpr (K == N) {
+    __builtin_memcpy(&r, p, sizeof r);
+    return r;
+#ifdef __AVX512F__
+  } else if constexpr (N == 16 && sizeof(T) == 4) {
+    typedef float F __attribute__((vector_size(64)));
+    return (vec<T, N>)__builtin_ia32_loadups512_mask((const float*)p, (F){}, (unsigned short)((1u << K) - 1));
+  } else if constexpr (N == 8 && sizeof(T) == 8) {
+    typedef double D __attribute__((vector_size(64)));
+    return (vec<T, N>)__builtin_ia32_loadupd512_mask((const double*)p, (D){}, (unsigned char)((1u << K) - 1));
+#endif
+  } else {
+    r = vec<T, N>{};
+    for (int l = 0; l < K; l++) r[l] = p[l];
+    return r;
+  }
+}
+template <int N, int K, class T> INLINE void store_raw(T* p, vec<T, N> v) {
+  if constexpr (K == N) {
+    __builtin_memcpy(p, &v, sizeof v);
+#ifdef __AVX512F__
+  } else if constexpr (N == 16 && sizeof(T) == 4) {
+    typedef float F __attribute__((vector_size(64)));
+    __builtin_ia32_storeups512_mask((float*)p, (F)v, (unsigned short)((1u << K) - 1));
+  } else if constexpr (N == 8 && sizeof(T) == 8) {
+    typedef double D __attribute__((vector_size(64)));
+    __builtin_ia32_storeupd512_mask((double*)p, (D)v, (unsigned char)((1u << K) - 1));
+#endif
+  } else {
+    for (int l = 0; l < K; l++) p[l] = v[l];
+  }
+}
+
+// How values of a memory type T are computed with, and the way between.
+template <class T> struct memory;
+template <class T> struct same_memory {
+  typedef T raw;
+  typedef T value;
+  template <int N> INLINE vec<T, N> up(vec<T, N> v) { return v; }
+  template <int N> INLINE vec<T, N> down(vec<T, N> v) { return v; }
+};
+template <> struct memory<float> : same_memory<float> {};
+template <> struct memory<double> : same_memory<double> {};
+template <> struct memory<int> : same_memory<int> {};
+template <> struct memory<i64> : same_memory<i64> {};
+template <class T> struct small_memory {
+  typedef T raw;
+  typedef int value;
+  template <int N> INLINE vec<int, N> up(vec<T, N> v) { return __builtin_convertvector(v, vec<int, N>); }
+  template <int N> INLINE vec<T, N> down(vec<int, N> v) { return __builtin_convertvector(v, vec<T, N>); }
+};
+template <> struct memory<short> : small_memory<short> {};
+template <> struct memory<signed char> : small_memory<signed char> {};
+template <> struct memory<unsigned char> : small_memory<unsigned char> {};
+template <> struct memory<boolean> {
+  typedef unsigned char raw;
+  typedef int value;
+  template <int N> INLINE vec<int, N> up(vec<raw, N> v) { return __builtin_convertvector(v, vec<int, N>) != 0; }
+  template <int N> INLINE vec<raw, N> down(vec<int, N> v) { return __builtin_convertvector(v & 1, vec<raw, N>); }
+};
+template <> struct memory<bfloat16> {
+  typedef unsigned short raw;
+  typedef float value;
+  template <int N> INLINE vec<float, N> up(vec<raw, N> v) {
+    return (vec<float, N>)(__builtin_convertvector(v, vec<unsigned, N>) << 16);
+  }
+  template <int N> INLINE vec<raw, N> down(vec<float, N> v) {
+    return __builtin_convertvector((vec<unsigned, N>)v_round_bfloat16(v) >> 16, vec<raw, N>);
+  }
+};
+template <> struct memory<float16> {
+  typedef short raw;
+  typedef float value;
+  template <int N> INLINE vec<float, N> up(vec<short, N> v) { return halves_to_floats<N>(v); }
+  template <int N> INLINE vec<short, N> down(vec<float, N> v) { return floats_to_halves<N>(v); }
+};
+
+// K neighbours; K elements `step` apart; one element in every lane.
+template <int N, int K, class T> INLINE vec<typename memory<T>::value, N> load(const T* p) {
+  return memory<T>::template up<N>(load_raw<N, K>((const typename memory<T>::raw*)p));
+}
+template <int N, int K, class T> INLINE vec<typename memory<T>::value, N> load_strided(const T* p, i64 step) {
+  vec<typename memory<T>::raw, N> r = {};
+  for (int l = 0; l < K; l++) r[l] = ((const typename memory<T>::raw*)p)[l * step];
+  return memory<T>::template up<N>(r);
+}
+template <int N, class T> INLINE vec<typename memory<T>::value, N> load_one(const T* p) {
+  typedef typename memory<T>::raw raw;
+  vec<raw, N> r = *(const raw*)p - vec<raw, N>{};
+  return memory<T>::template up<N>(r);
+}
+template <int N, int K, class T> INLINE void store(T* p, vec<typename memory<T>::value, N> v) {
+  store_raw<N, K>((typename memory<T>::raw*)p, memory<T>::template down<N>(v));
+}
+template <int N, int K, class T> INLINE void store_strided(T* p, i64 step, vec<typename memory<T>::value, N> v) {
+  vec<typename memory<T>::raw, N> r = memory<T>::template down<N>(v);
+  for (int l = 0; l < K; l++) ((typename memory<T>::raw*)p)[l * step] = r[l];
+}
+template <int N, class T> INLINE void store_one(T* p, vec<typename memory<T>::value, N> v) {
+  *(typename memory<T>::raw*)p = memory<T>::template down<N>(v)[0];
+}
+
+// first, first + step, ... in the lanes
+template <class T, int N> INLINE vec<T, N> iota(i64 first, i64 step) {
+  vec<T, N> r;
+  for (int l = 0; l < N; l++) r[l] = (T)(l * step);
+  return r + (T)first;
+}
+// Lanes from K on get `filler`.
+template <int K, class V> INLINE V keep_first(V v, element<V> filler) {
+  if constexpr (K < LANES(V)) {
+    ints<V> lane;
+    for (int l = 0; l < LANES(V); l++) lane[l] = l < K ? -1 : 0;
+    return v_where<V>(lane, v, splat<element<V>, LANES(V)>(filler));
+  }
+  return v;
+}
+
+// ---- functions
+
+template <class V> INLINE V v_abs(V x) {
+  if constexpr (is_same_<element<V>, float>::value) return (V)((vec<int, LANES(V)>)x & 0x7fffffff);
+  else if constexpr (is_same_<element<V>, double>::value) return (V)((vec<i64, LANES(V)>)x & 0x7fffffffffffffffL);
+  else return x < 0 ? -x : x;
+}
+// A NaN in either operand wins.
+template <class V> INLINE V v_max(V a, V b) {
+  if constexpr (is_same_<element<V>, float>::value || is_same_<element<V>, double>::value)
+    return ((a > b) | (a != a)) ? a : b;
+  else return a > b ? a : b;
+}
+template <class V> INLINE V v_min(V a, V b) {
+  if constexpr (is_same_<element<V>, float>::value || is_same_<element<V>, double>::value)
+    return ((a < b) | (a != a)) ? a : b;
+  else return a < b ? a : b;
+}
+#define LANEWISE(name, call)                                  \
+  template <class V> INLINE V name(V x) {                     \
+    V r;                                                      \
+    for (int l = 0; l < LANES(V); l++) {                      \
+      if constexpr (sizeof(element<V>) == 8) r[l] = call(x[l]); \
+      else r[l] = call##f(x[l]);                              \
+    }                                                         \
+    return r;                                                 \
+  }
+#define LANEWISE2(name, call)                                 \
+  template <class V> INLINE V name(V x, V y) {                \
+    V r;                                                      \
+    for (int l = 0; l < LANES(V); l++) {                      \
+      if constexpr (sizeof(element<V>) == 8) r[l] = call(x[l], y[l]); \
+      else r[l] = call##f(x[l], y[l]);                        \
+    }                                                         \
+    return r;                                                 \
+  }
+LANEWISE(v_sqrt, __builtin_sqrt)
+LANEWISE(v_floor, __builtin_floor)
+LANEWISE(v_ceil, __builtin_ceil)
+LANEWISE(v_trunc, __builtin_trunc)
+LANEWISE(v_round, __builtin_rint)
+LANEWISE(m_exp, __builtin_exp)
+LANEWISE(m_log, __builtin_log)
+LANEWISE(m_tanh, __builtin_tanh)
+LANEWISE(m_erf, __builtin_erf)
+LANEWISE(m_sin, __builtin_sin)
+LANEWISE(m_cos, __builtin_cos)
+LANEWISE(m_expm1, __builtin_expm1)
+LANEWISE(m_log1p, __builtin_log1p)
+LANEWISE(m_exp2, __builtin_exp2)
+LANEWISE(m_log2, __builtin_log2)
+LANEWISE(m_log10, __builtin_log10)
+LANEWISE(m_tan, __builtin_tan)
+LANEWISE(m_asin, __builtin_asin)
+LANEWISE(m_acos, __builtin_acos)
+LANEWISE(m_atan, __builtin_atan)
+LANEWISE(m_sinh, __builtin_sinh)
+LANEWISE(m_cosh, __builtin_cosh)
+LANEWISE(m_asinh, __builtin_asinh)
+LANEWISE(m_acosh, __builtin_acosh)
+LANEWISE(m_atanh, __builtin_atanh)
+LANEWISE(m_erfc, __builtin_erfc)
+LANEWISE2(m_pow, __builtin_pow)
+LANEWISE2(m_atan2, __builtin_atan2)
+LANEWISE2(m_fmod, __builtin_fmod)
+LANEWISE2(m_hypot, __builtin_hypot)
+LANEWISE2(m_nextafter, __builtin_nextafter)
+LANEWISE2(m_copysign, __builtin_copysign)
+
+// exp: 1 ULP; denormal results, overflow and NaN are exact in kind.
+template <class V> INLINE V v_exp(V x) {
+  if constexpr (sizeof(element<V>) == 8) {
+    return m_exp(x);
+  } else {
+    typedef vec<int, LANES(V)> I;
+    V c = x < -104.f ? V{} - 104.f : x;
+    c = c > 89.f ? V{} + 89.f : c;
+    V t = c * 1.44269504088896341f + 12582912.f;
+    V n = t - 12582912.f;
+    V r = c - n * 0.693359375f;
+    r = r + n * 2.12194440e-4f;
+    V p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.f;
+#ifdef __AVX512F__
+    if constexpr (LANES(V) == 16) {
+      return __builtin_ia32_scalefps512_mask(p, n, V{}, (unsigned short)-1, 4);
+    }
+#endif
+    I e = (I)t - 0x4B400000;
+    I half = e >> 1;
+    V s1 = (V)((half + 127) << 23), s2 = (V)((e - half + 127) << 23);
+    return p * s1 * s2;
+  }
+}
+
+// log: 1.5 ULP.
+template <class V> INLINE V v_log(V x) {
+  if constexpr (sizeof(element<V>) == 8) {
+    return m_log(x);
+  } else {
+    typedef vec<int, LANES(V)> I;
+    I tiny = x < 1.17549435e-38f;
+    V y = tiny ? x * 8388608.f : x;
+    I u = (I)y - 0x3f3504f3;  // sqrt(1/2)
+    I e = u >> 23;
+    V m = (V)((u & 0x007fffff) + 0x3f3504f3);
+    V n = __builtin_convertvector(e, V) - (V)((I)(V{} + 23.f) & tiny);
+    V f = m - 1.f, z = f * f;
+    V p = f * 7.0376836292e-2f - 1.1514610310e-1f;
+    p = p * f + 1.1676998740e-1f;
+    p = p * f - 1.2420140846e-1f;
+    p = p * f + 1.4249322787e-1f;
+    p = p * f - 1.6668057665e-1f;
+    p = p * f + 2.0000714765e-1f;
+    p = p * f - 2.4999993993e-1f;
+    p = p * f + 3.3333331174e-1f;
+    V r = f * z * p;
+    r = r + n * -2.12194440e-4f;
+    r = r - 0.5f * z;
+    r = f + r;
+    r = r + n * 0.693359375f;
+    r = x < 0.f ? V{} + __builtin_nanf("") : r;
+    r = x == 0.f ? V{} - __builtin_inff() : r;
+    r = (x == __builtin_inff()) | (x != x) ? x : r;
+    return r;
+  }
+}
+
+// tanh: 2 ULP.
+template <class V> INLINE V v_tanh(V x) {
+  if constexpr (sizeof(element<V>) == 8) {
+    return m_tanh(x);
+  } else {
+    typedef vec<int, LANES(V)> I;
+    V a = v_abs(x), z = x * x;
+    V p = z * -5.70498872745e-3f + 2.06390887954e-2f;
+    p = p * z - 5.37397155531e-2f;
+    p = p * z + 1.33314422036e-1f;
+    p = p * z - 3.33332819422e-1f;
+    V small = p * z * x + x;
+    V big = 1.f - 2.f / (v_exp(a + a) + 1.f);
+    big = (V)((I)big | ((I)x & (int)0x80000000));
+    return a < 0.625f ? small : big;
+  }
+}
+
+// sigmoid: 2.5 ULP.
+template <class V> INLINE V v_sigmoid(V x) { return 1 / (1 + v_exp(-x)); }
+
+// erf: 2 ULP.
+template <class V> INLINE V v_erf(V x) {
+  if constexpr (sizeof(element<V>) == 8) {
+    return m_erf(x);
+  } else {
+    typedef vec<int, LANES(V)> I;
+    V t = v_abs(x), s = x * x;
+    V r = t * -1.72853470e-5f + 3.83197126e-4f;
+    V u = t * -3.88396438e-3f + 2.42546219e-2f;
+    r = r * s + u;
+    r = r * t - 1.06777877e-1f;
+    r = r * t - 6.34846687e-1f;
+    r = r * t - 1.28717512e-1f;
+    r = r * t - t;
+    V big = 1.f - v_exp(r);
+    big = (V)((I)big | ((I)x & (int)0x80000000));
+    big = t > 4.f ? (V)((I)(V{} + 1.f) | ((I)x & (int)0x80000000)) : big;
+    V p = s * -5.96761703e-4f + 4.99119423e-3f;
+    p = p * s - 2.67681349e-2f;
+    p = p * s + 1.12819925e-1f;
+    p = p * s - 3.76125336e-1f;
+    p = p * s + 1.28379166e-1f;
+    V small = p * x + x;
+    return x != x ? x : t > 0.927734375f ? big : small;
+  }
+}
+
+// sin, cos: 2 ULP below 8192 in magnitude; above, the C library.
+template <int PHASE, class V> INLINE V sine(V x) {
+  typedef vec<int, LANES(V)> I;
+  V t = x * 0.636619772367581343f + 12582912.f;
+  V n = t - 12582912.f;
+  I q = (I)t - 0x4B400000 + PHASE;
+  V r = x - n * 1.5703125f;
+  r = r - n * 4.837512969970703125e-4f;
+  r = r - n * 7.549789948768648e-8f;
+  V z = r * r;
+  V s = z * -1.9515295891e-4f + 8.3321608736e-3f;
+  s = s * z - 1.6666654611e-1f;
+  s = s * z * r + r;
+  V c = z * 2.443315711809948e-5f - 1.388731625493765e-3f;
+  c = c * z + 4.166664568298827e-2f;
+  c = c * (z * z) - 0.5f * z + 1.f;
+  V y = (q & 1) != 0 ? c : s;
+  return (V)((I)y ^ ((q & 2) << 30));
+}
+template <class V> INLINE bool all_below(V x, float limit) {
+  bool all = true;
+  for (int l = 0; l < LANES(V); l++) all &= x[l] < limit;
+  return all;
+}
+template <class V> INLINE V v_sin(V x) {
+  if constexpr (sizeof(element<V>) == 8) return m_sin(x);
+  else return all_below(v_abs(x), 8192.f) ? sine<0>(x) : m_sin(x);
+}
+template <class V> INLINE V v_cos(V x) {
+  if constexpr (sizeof(element<V>) == 8) return m_cos(x);
+  else return all_below(v_abs(x), 8192.f) ? sine<1>(x) : m_cos(x);
+}
+
+template <class V> INLINE V v_truncate_divide(V a, V b) {
+  if constexpr (is_same_<element<V>, int>::value || is_same_<element<V>, i64>::value) return a / b;
+  else return v_trunc(a / b);
+}
+// Python's floor division; floats as c10::div_floor_floating.
+template <class V> INLINE V v_floor_divide(V a, V b) {
+  if constexpr (is_same_<element<V>, int>::value || is_same_<element<V>, i64>::value) {
+    V q = a / b;
+    return ((a % b != 0) & ((a < 0) != (b < 0))) ? q - 1 : q;
+  } else {
+    V m = m_fmod(a, b);
+    V q = (a - m) / b;
+    q = ((m != 0) & ((b < 0) != (m < 0))) ? q - 1 : q;
+    V f = v_floor(q);
+    f = (q - f > (element<V>)0.5) ? f + 1 : f;
+    V zero = m_copysign(V{}, a / b);
+    V r = q != 0 ? f : zero;
+    return b == 0 ? a / b : r;
+  }
+}
+template <class V> INLINE V v_remainder(V a, V b) {
+  if constexpr (is_same_<element<V>, int>::value || is_same_<element<V>, i64>::value) {
+    V m = a % b;
+    return ((m != 0) & ((b < 0) != (m < 0))) ? m + b : m;
+  } else {
+    V m = m_fmod(a, b);
+    return ((m != 0) & ((b < 0) != (m < 0))) ? m + b : m;
+  }
+}
+
+// ---- reductions over lanes
+
+#define ACROSS(name, combine)                                  \
+  template <class V> INLINE element<V> name(V v) {             \
+    element<V> part[LANES(V)];                                 \
+    __builtin_memcpy(part, &v, sizeof v);                      \
+    for (int width = LANES(V) / 2; width; width /= 2)          \
+      for (int l = 0; l < width; l++) {                        \
+        element<V> a = part[l], b = part[l + width];           \
+        part[l] = combine;                                     \
+      }                                                        \
+    return part[0];                                            \
+  }
+ACROSS(across_sum, a + b)
+ACROSS(across_prod, a * b)
+ACROSS(across_max, (a > b || a != a) ? a : b)
+ACROSS(across_min, (a < b || a != a) ? a : b)
+ACROSS(across_any, a | b)
+ACROSS(across_all, a & b)
+
+// ---- threads: torch's own OpenMP, found in the process; without it one thread does all
+
+extern "C" void GOMP_parallel(void (*)(void*), void*, unsigned, unsigned) __attribute__((weak));
+extern "C" int omp_get_thread_num() __attribute__((weak));
+extern "C" int omp_get_num_threads() __attribute__((weak));
+
+struct shared_work {
+  void (*part)(void* const*, i64, i64);
+  void* const* p;
+  i64 units;
+};
+static void run_part(void* data) {
+  const shared_work& w = *(const shared_work*)data;
+  i64 me = omp_get_thread_num(), all = omp_get_num_threads();
+  w.part(w.p, w.units * me / all, w.units * (me + 1) / all);
+}
+INLINE void share(void (*part)(void* const*, i64, i64), void* const* p, i64 units, long threads) {
+  if (threads > units) threads = units;
+  if (threads > 1 && GOMP_parallel && omp_get_thread_num && omp_get_num_threads) {
+    shared_work w = {part, p, units};
+    GOMP_parallel(run_part, &w, (unsigned)threads, 0);
+  } else {
+    part(p, 0, units);
+  }
+}
+
+// ---- small matrix products
+
+template <int MR, int N, int K, int NV, int W>
+INLINE void gemm_rows(const float* a, i64 lda, const float* b, i64 ldb, const float* bias, i64 bias_m,
+                      i64 bias_n, float* out, int n0, int width) {
+  typedef vec<float, W> V;
+  V c[MR][NV];
+  for (int i = 0; i < MR; i++)
+    for (int j = 0; j < NV; j++) c[i][j] = V{};
+  for (int k = 0; k < K; k++) {
+    V row[NV];
+    for (int j = 0; j < NV; j++) __builtin_memcpy(&row[j], b + k * ldb + n0 + W * j, sizeof(V));
+    for (int i = 0; i < MR; i++) {
+      V x = a[i * lda + k] - V{};
+      for (int j = 0; j < NV; j++) c[i][j] += x * row[j];
+    }
+  }
+  for (int i = 0; i < MR; i++)
+    for (int j = 0; j < NV; j++) {
+      int left = width - W * j;
+      if (bias) {
+        V add = V{};
+        if (left >= W && bias_n == 1) __builtin_memcpy(&add, bias + i * bias_m + n0 + W * j, sizeof(V));
+        else for (int l = 0; l < W && l < left; l++) add[l] = bias[i * bias_m + (n0 + W * j + l) * bias_n];
+        c[i][j] += add;
+      }
+      float* o = out + i * N + n0 + W * j;
+      if (left >= W) __builtin_memcpy(o, &c[i][j], sizeof(V));
+      else for (int l = 0; l < left; l++) o[l] = c[i][j][l];
+    }
+}
+
+#ifdef __AVX512F__
+#define GEMM_LANES 16
+#else
+#define GEMM_LANES 8
+#endif
+
+// out[M,N] = a[M,K] * b (+ bias); b is [K,N], or with T its transpose [N,K].
+template <int M, int N, int K, bool T>
+static __attribute__((noinline)) void small_gemm(const float* __restrict__ a, i64 lda, const float* __restrict__ b, i64 ldb,
+                       const float* __restrict__ bias, i64 bias_m, i64 bias_n, float* __restrict__ out) {
+  constexpr int W = GEMM_LANES, NP = (N + W - 1) / W * W, NV = NP >= 2 * W ? 2 : 1, MR = NV == 2 ? 6 : 8;
+  typedef vec<float, W> V;
+  alignas(64) float packed[T || N % W ? K * NP : 1];
+  const float* rows = b;
+  i64 step = ldb;
+  if constexpr (T || N % W) {
+    for (int k = 0; k < K; k++)
+      for (int n = 0; n < NP; n++)
+        packed[k * NP + n] = n < N ? (T ? b[n * ldb + k] : b[k * ldb + n]) : 0.f;
+    rows = packed;
+    step = NP;
+  }
+  int n = 0;
+  for (; n + NV * W <= NP; n += NV * W) {
+    int i = 0;
+    for (; i + MR <= M; i += MR)
+      gemm_rows<MR, N, K, NV, W>(a + i * lda, lda, rows, step, bias ? bias + i * bias_m : bias, bias_m, bias_n, out + i * N, n, N - n);
+    for (; i < M; i++)
+      gemm_rows<1, N, K, NV, W>(a + i * lda, lda, rows, step, bias ? bias + i * bias_m : bias, bias_m, bias_n, out + i * N, n, N - n);
+  }
+  if constexpr (NP % (NV * W) != 0) {
+    int i = 0;
+    for (; i + MR <= M; i += MR)
+      gemm_rows<MR, N, K, 1, W>(a + i * lda, lda, rows, step, bias ? bias + i * bias_m : bias, bias_m, bias_n, out + i * N, n, N - n);
+    for (; i < M; i++)
+      gemm_rows<1, N, K, 1, W>(a + i * lda, lda, rows, step, bias ? bias + i * bias_m : bias, bias_m, bias_n, out + i * N, n, N - n);
+  }
+}

@@ -1,0 +1,463 @@
+"""Groups -> kernels: loop order, the vector variable, phases of a row, threads.
+
+In: a fused `Group` and which buffers need memory. Out: a `Kernel` of the loop IR and the
+buffers its parameters stand for. Invariant: a row's loops run in phases; a value computed
+in one phase and used in a later one is computed again, kept in a row buffer or read back
+from memory, never taken from another iteration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from accel.codegen.affine import Affine, row_major
+from accel.codegen.fusion import Group
+from accel.codegen.loop_ir import (
+    ITEM_BYTES,
+    ROUNDING,
+    VALUE_TYPE,
+    Accumulate,
+    Begin,
+    Const,
+    Expr,
+    Finish,
+    Iota,
+    Keep,
+    Kept,
+    Kernel,
+    Let,
+    Load,
+    Local,
+    Loop,
+    Op,
+    Param,
+    Store,
+    Table,
+    addresses,
+    leaves,
+    rounded,
+    transform,
+)
+from accel.codegen.program import LoopNode
+from accel.codegen.scalar_ops import SCALAR_OPS
+
+# Above this cost a value is kept for later phases instead of computed again.
+_RECOMPUTE_COST = 3.0
+_SCRATCH_BYTES = 1 << 15
+# Threads pay off above this estimate.
+_PARALLEL_NS = 12_000.0
+_NS_PER_VECTOR_OP = 0.35
+_NS_PER_BYTE = 0.03
+_NS_PER_STRIDED_ELEMENT = 0.7
+_STRIDED_PENALTY = 12.0
+_MIN_UNITS = 64
+
+
+@dataclass
+class Scheduled:
+    kernel: Kernel
+    buffers: list[int]
+    reads: set[int] = field(default_factory=set)
+    writes: set[int] = field(default_factory=set)
+
+
+def lanes_for(group: Group, vector_bytes: int) -> int:
+    """Lanes of a vector: as many as the widest type of the group allows."""
+    wide = any(_is_wide(n) for n in group.nodes)
+    return max(vector_bytes // (8 if wide else 4), 2)
+
+
+def _is_wide(node: LoopNode) -> bool:
+    return any(t in ("f64", "i64") for t in _types(node.expr)) or ITEM_BYTES[node.dtype] == 8
+
+
+def _types(expr: Expr) -> Iterator[str]:
+    yield expr.type
+    if isinstance(expr, Op):
+        for a in expr.args:
+            yield from _types(a)
+
+
+def spilled(group: Group, sizes: dict[str, int]) -> set[int]:
+    """Buffers that need memory because a row of them is too long to keep."""
+    length = 8
+    for v in group.inner:
+        length *= sizes[v]
+    if not group.inner or length <= _SCRATCH_BYTES:
+        return set()
+    rows = set(group.inner)
+    return {
+        n.buffer
+        for n in group.nodes
+        if n.kind is None and n.space & rows and _cost(n.expr) > _RECOMPUTE_COST
+    }
+
+
+def schedule(
+    group: Group, sizes: dict[str, int], stored: set[int], name: str, vector_bytes: int
+) -> Scheduled:
+    """The kernel of one group; `stored` are the buffers that other steps read."""
+    narrow_iotas(group, sizes)
+    lanes = lanes_for(group, vector_bytes)
+    _order(group, sizes)
+    collapse(group, sizes)
+    vector, over_rows = choose_vector(group, sizes, lanes)
+    return _KernelBuilder(group, sizes, stored, name, vector, over_rows, lanes).build()
+
+
+# ---------------------------------------------------------------- loops
+
+
+def group_addresses(group: Group) -> Iterator[Affine]:
+    for node in group.nodes:
+        yield node.address
+        yield from addresses(node.expr)
+
+
+def _order(group: Group, sizes: dict[str, int]) -> None:
+    """Sorts variables by the strides of the widest store."""
+    leading = max((n.address for n in group.nodes), key=lambda a: len(a.terms))
+    widest = max(group_addresses(group), key=lambda a: len(a.terms))
+    if len(widest.terms) > len(leading.terms):
+        leading = widest
+
+    def key(v: str) -> tuple[int, int]:
+        return (-leading.coefficient(v), 0)
+
+    group.outer.sort(key=key)
+    group.inner.sort(key=key)
+
+
+def collapse(group: Group, sizes: dict[str, int]) -> None:
+    """Makes one variable of neighbours that every address walks through in one stride."""
+    for names in (group.outer, group.inner):
+        i = 0
+        while i + 1 < len(names):
+            first, second = names[i], names[i + 1]
+            if _can_collapse(group, first, second, sizes):
+                _collapse_pair(group, names, i, sizes)
+            else:
+                i += 1
+
+
+def _can_collapse(group: Group, first: str, second: str, sizes: dict[str, int]) -> bool:
+    for node in group.nodes:
+        if (first in node.space) != (second in node.space):
+            return False
+    size = sizes[second]
+    return all(
+        a.coefficient(first) == a.coefficient(second) * size for a in group_addresses(group)
+    )
+
+
+def _collapse_pair(group: Group, names: list[str], i: int, sizes: dict[str, int]) -> None:
+    first, second = names[i], names[i + 1]
+    # The second takes both over: coefficients are right already once the first is gone.
+    sizes[second] = sizes[first] * sizes[second]
+    gone = {first: Affine()}
+    for node in group.nodes:
+        node.dims = [v for v in node.dims if v != first]
+        node.reduced = [v for v in node.reduced if v != first]
+        node.rename(gone)
+    del names[i]
+
+
+def choose_vector(
+    group: Group, sizes: dict[str, int], lanes: int
+) -> tuple[str | None, bool]:
+    """The variable whose iterations become lanes, and whether it is one of the outer ones
+    of a group with rows. Reorders so that it is the last of its list."""
+    candidates = [(v, False) for v in group.inner] or [(v, False) for v in group.outer]
+    if group.inner and group.outer:
+        candidates += [(v, True) for v in group.outer]
+    if not candidates:
+        return None, False
+    # Later variables have smaller strides: they win ties.
+    best = min(reversed(candidates), key=lambda c: _vector_cost(group, *c, sizes, lanes))
+    names = group.outer if best[1] or not group.inner else group.inner
+    names.remove(best[0])
+    names.append(best[0])
+    return best
+
+
+def _vector_cost(
+    group: Group, var: str, over_rows: bool, sizes: dict[str, int], lanes: int
+) -> float:
+    size = sizes[var]
+    used = size / (-(-size // lanes) * lanes)
+    cost = 0.0
+    for a in set(group_addresses(group)):
+        step = a.coefficient(var)
+        cost += 0.2 if step == 0 else 1.0 if step == 1 else _STRIDED_PENALTY
+    if over_rows:
+        cost *= 1.2  # rows are walked with a stride
+    return cost / used
+
+
+def narrow_iotas(group: Group, sizes: dict[str, int]) -> None:
+    """Positions that are only compared with positions are computed in 32 bits."""
+
+    def narrow(e: Expr) -> Expr | None:
+        if isinstance(e, Iota):
+            top = abs(e.address.const) + sum(abs(c) * sizes[v] for v, c in e.address.terms)
+            return Iota(e.address, "i32") if top < 1 << 30 else None
+        if isinstance(e, Const) and e.type == "i64" and abs(e.value) < 1 << 30:
+            return Const(e.value, "i32")
+        if isinstance(e, Op) and e.name in ("add", "sub") and e.type == "i64":
+            parts = [narrow(a) for a in e.args]
+            if all(p is not None and not isinstance(p, Op) for p in parts):
+                return Op(e.name, tuple(p for p in parts if p is not None), "i32")
+        return None
+
+    def walk(e: Expr) -> Expr:
+        if not isinstance(e, Op):
+            return e
+        if e.name in ("eq", "ne", "lt", "le", "gt", "ge"):
+            parts = [narrow(a) for a in e.args]
+            if all(p is not None for p in parts):
+                return Op(e.name, tuple(p for p in parts if p is not None), "bool")
+        if e.name in ("to_f32", "to_i32") and isinstance(e.args[0], Iota):
+            part = narrow(e.args[0])
+            if part is not None:
+                return part if e.name == "to_i32" else Op(e.name, (part,), e.type)
+        args = tuple(walk(a) for a in e.args)
+        return Op(e.name, args, e.type)
+
+    for node in group.nodes:
+        node.expr = walk(node.expr)
+
+
+# ---------------------------------------------------------------- phases
+
+
+class _KernelBuilder:
+    def __init__(
+        self,
+        group: Group,
+        sizes: dict[str, int],
+        stored: set[int],
+        name: str,
+        vector: str | None,
+        over_rows: bool,
+        lanes: int,
+    ) -> None:
+        self.group, self.sizes, self.stored = group, sizes, stored
+        self.vector, self.over_rows, self.lanes = vector, over_rows, lanes
+        self.kernel = Kernel(name, [], [], [], vector_var=vector, lanes_over_rows=over_rows)
+        self.buffers: list[int] = []
+        self.params: dict[tuple[int, str], int] = {}
+        self.rows = set(group.inner)
+        self.writer = {
+            n.buffer: n for n in group.nodes if group.writer(n.buffer) is n
+        }
+        self.phase: dict[str, int] = {}
+        self.kept: set[str] = set()
+        self.defined: set[str] = set()  # locals of the loop body being written
+        self.row_defined: set[str] = set()
+        self.names = 0
+
+    def is_full(self, node: LoopNode) -> bool:
+        return bool(node.space & self.rows)
+
+    def build(self) -> Scheduled:
+        self._number_params()
+        self._assign_phases()
+        body: list[object] = []
+        last = max(self.phase.values(), default=0)
+        for phase in range(last + 1):
+            self._row_statements(phase, body)
+            self._row_loop(phase, body)
+        self._row_statements(last + 1, body)
+        k = self.kernel
+        outer = list(self.group.outer)
+        if self.vector is not None and (not self.group.inner or self.over_rows):
+            outer.remove(self.vector)
+            body = [Loop(self.vector, self.sizes[self.vector], True, body)]
+        k.outer = [(v, self.sizes[v]) for v in outer]
+        k.body = body
+        k.cost_ns = self._estimate()
+        k.parallel = k.cost_ns > _PARALLEL_NS and self._units() > 1
+        return Scheduled(k, self.buffers, set(), set())
+
+    def _units(self) -> int:
+        units = 1
+        for v in self.group.outer:
+            units *= self.sizes[v]
+        return units
+
+    def _estimate(self) -> float:
+        total = 0.0
+        for node in self.group.nodes:
+            count = 1
+            for v in node.space:
+                count *= self.sizes[v]
+            total += count * (_cost(node.expr) + 1) * _NS_PER_VECTOR_OP / self.lanes
+            for a, dtype in _accesses(node, self.writer, self.stored):
+                if self.vector and a.coefficient(self.vector) > 1:
+                    total += count * _NS_PER_STRIDED_ELEMENT
+                elif self.vector and a.coefficient(self.vector):
+                    total += count * ITEM_BYTES[dtype] * _NS_PER_BYTE
+        return total
+
+    # ------------------------------------------------------------ params
+
+    def _number_params(self) -> None:
+        for node in self.group.nodes:
+            for load in node.loads():
+                if load.buffer not in self.writer or load.dtype != self.writer[load.buffer].dtype:
+                    self._param(load.buffer, load.dtype, False)
+        for node in self.group.nodes:
+            if node.buffer in self.stored or node.region:
+                self._param(node.buffer, node.dtype, True)
+
+    def _param(self, buffer: int, dtype: str, written: bool) -> int:
+        key = (buffer, dtype)
+        if key not in self.params:
+            self.params[key] = len(self.buffers)
+            self.buffers.append(buffer)
+            self.kernel.params.append(Param(dtype, written))
+        elif written:
+            self.kernel.params[self.params[key]] = Param(dtype, True)
+        return self.params[key]
+
+    # ------------------------------------------------------------ phases
+
+    def _assign_phases(self) -> None:
+        """A node's phase is the first in which its operands exist; a reduction's result
+        exists one phase later. Values wanted only later are computed later."""
+        earliest: dict[str, int] = {}
+        for node in self.group.nodes:
+            earliest[node.name] = max((self._ready(d, earliest) for d in self._deps(node)), default=0)
+        self.phase = dict(earliest)
+        for node in reversed(self.group.nodes):
+            if node.kind is not None or node.buffer in self.stored or node.region:
+                continue
+            users = [self.phase[u.name] for u in self.group.nodes if node in self._deps(u)]
+            if users:
+                self.phase[node.name] = max(earliest[node.name], min(users))
+        for node in self.group.nodes:
+            for dep in self._deps(node):
+                if self.is_full(dep) and dep.kind is None and self.is_full(node):
+                    if self.phase[dep.name] < self.phase[node.name]:
+                        self._carry(dep)
+
+    def _ready(self, dep: LoopNode, phases: dict[str, int]) -> int:
+        return phases[dep.name] + (1 if dep.kind is not None else 0)
+
+    def _deps(self, node: LoopNode) -> list[LoopNode]:
+        return [self.writer[e.buffer] for e in node.loads() if e.buffer in self.writer]
+
+    def _carry(self, dep: LoopNode) -> None:
+        """Decides how a later phase gets at `dep`'s value: memory, row buffer or anew."""
+        if dep.buffer in self.stored or dep.name in self.kept:
+            return
+        if _cost(dep.expr) > _RECOMPUTE_COST or len(dep.loads()) > 2:
+            length = 1
+            for v in self.group.inner:
+                length *= self.sizes[v]
+            self.kernel.scratch[dep.name] = (length, VALUE_TYPE[dep.dtype])
+            self.kept.add(dep.name)
+            return
+        for inner in self._deps(dep):
+            if self.is_full(inner) and inner.kind is None:
+                self._carry(inner)
+
+    # ------------------------------------------------------------ statements
+
+    def _row_statements(self, phase: int, body: list[object]) -> None:
+        """What is one value a row: results of reductions, then what is made of them."""
+        for node in self.group.nodes:
+            if node.kind is not None and self.phase[node.name] == phase - 1:
+                body.append(Finish(self._raw(node), f"a_{node.name}", node.kind,
+                                   node.expr.type))
+                value = rounded(Local(self._raw(node), node.expr.type), node.dtype)
+                body.append(Let(node.name, value))
+                self._store(node, body)
+        for node in self.group.nodes:
+            if node.kind is None and not self.is_full(node) and self.phase[node.name] == phase:
+                body.append(Let(node.name, self._body(node, phase, body)))
+                self._store(node, body)
+
+    def _raw(self, node: LoopNode) -> str:
+        return f"r_{node.name}"
+
+    def _store(self, node: LoopNode, body: list[object]) -> None:
+        if node.buffer in self.stored or node.region:
+            param = self._param(node.buffer, node.dtype, True)
+            body.append(
+                Store(param, node.address, Local(node.name, VALUE_TYPE[node.dtype]), node.dtype)
+            )
+
+    def _row_loop(self, phase: int, body: list[object]) -> None:
+        nodes = [
+            n for n in self.group.nodes if self.is_full(n) and self.phase[n.name] == phase
+        ]
+        if not nodes:
+            return
+        self.defined = set()
+        inside: list[object] = []
+        for node in nodes:
+            expr = self._body(node, phase, inside)
+            if node.kind is not None:
+                body.append(Begin(f"a_{node.name}", node.kind, node.expr.type))
+                inside.append(Accumulate(f"a_{node.name}", node.kind, expr))
+                continue
+            inside.append(Let(node.name, expr))
+            self.defined.add(node.name)
+            if node.name in self.kept:
+                where = row_major(self.group.inner, self.sizes)
+                inside.append(Keep(node.name, where, Local(node.name, VALUE_TYPE[node.dtype])))
+            self._store(node, inside)
+        loops = inside
+        for v in reversed(self.group.inner):
+            vector = v == self.vector and not self.over_rows
+            loops = [Loop(v, self.sizes[v], vector, loops)]
+        body += loops
+
+    def _body(self, node: LoopNode, phase: int, body: list[object]) -> Expr:
+        """The node's expression with parameters and locals in place of buffers."""
+
+        def leaf(e: Expr) -> Expr:
+            if not isinstance(e, Load):
+                return e
+            dep = self.writer.get(e.buffer)
+            if dep is None or dep.dtype != e.dtype:
+                return Load(self._param(e.buffer, e.dtype, False), e.address, e.dtype)
+            return self._value_of(dep, phase, body)
+
+        return transform(node.expr, leaf)
+
+    def _value_of(self, dep: LoopNode, phase: int, body: list[object]) -> Expr:
+        type_ = VALUE_TYPE[dep.dtype]
+        if not self.is_full(dep) or dep.kind is not None or dep.name in self.defined:
+            return Local(dep.name, type_)
+        # From an earlier phase: defined here once, under the same name.
+        if dep.buffer in self.stored:
+            again: Expr = Load(self._param(dep.buffer, dep.dtype, True), dep.address, dep.dtype)
+        elif dep.name in self.kept:
+            again = Kept(dep.name, row_major(self.group.inner, self.sizes), type_)
+        else:
+            again = self._body(dep, phase, body)
+        body.append(Let(dep.name, again))
+        self.defined.add(dep.name)
+        return Local(dep.name, type_)
+
+
+def _cost(expr: Expr) -> float:
+    if isinstance(expr, Op):
+        own = 0.0 if expr.name in ROUNDING.values() else SCALAR_OPS[expr.name].cost
+        return own + sum(_cost(a) for a in expr.args)
+    if isinstance(expr, Table):
+        return 8.0
+    return 0.0
+
+
+def _accesses(
+    node: LoopNode, writer: dict[int, LoopNode], stored: set[int]
+) -> Iterator[tuple[Affine, str]]:
+    for e in leaves(node.expr):
+        if isinstance(e, Load) and e.buffer not in writer:
+            yield e.address, e.dtype
+    if node.buffer in stored or node.region:
+        yield node.address, node.dtype
