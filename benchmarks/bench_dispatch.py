@@ -105,10 +105,9 @@ def per_call_ns(f: Callable[[], object], calls: int) -> float:
 
 def measure(rounds: int, calls: int) -> dict[str, float]:
     todo = subjects()
-    floor = _native.is_paused
     samples: dict[str, list[float]] = {name: [] for name in todo}
     for _ in range(rounds):
-        empty = per_call_ns(lambda: floor(), calls)
+        empty = per_call_ns(lambda: _native.is_paused(), calls)  # noqa: PLW0108 (as the others)
         for name, f in todo.items():
             count = calls // 20 if "layers" in name else calls
             samples[name].append(per_call_ns(f, count) - empty)

@@ -33,6 +33,7 @@ extern "C" {
 
 #if ACCEL_PY313
 extern "C" void _PyEval_FrameClearAndPop(PyThreadState*, _PyInterpreterFrame*);
+extern "C" int _PySet_NextEntry(PyObject*, Py_ssize_t*, PyObject**, Py_hash_t*);
 #endif
 
 namespace accel {

@@ -246,7 +246,8 @@ Py_ssize_t length_of(PyObject* in) {
   if (PyDict_Check(in)) return PyDict_GET_SIZE(in);
   if (PyAnySet_Check(in)) return PySet_GET_SIZE(in);
   PyTypeObject* type = Py_TYPE(in);
-  if (type->tp_flags & Py_TPFLAGS_HEAPTYPE) return -1;
+  bool in_c = !(type->tp_flags & Py_TPFLAGS_HEAPTYPE) || (type->tp_flags & Py_TPFLAGS_IMMUTABLETYPE);
+  if (!in_c) return -1;
   lenfunc length = type->tp_as_sequence ? type->tp_as_sequence->sq_length : nullptr;
   if (!length && type->tp_as_mapping) length = type->tp_as_mapping->mp_length;
   Py_ssize_t found = length ? length(in) : -1;

@@ -431,6 +431,12 @@ def tree() -> Plain:
     return root
 
 
+def make_dicts(root: Plain) -> None:
+    """Everything that had its attributes inline gets a dict."""
+    for part in (root, *root.items, root.pair[0], root.inline):
+        assert part.__dict__
+
+
 def instructions_of_tree(root: Plain) -> list[tuple[Any, ...]]:
     slot = iter(range(1, 100))
     rows: list[tuple[Any, ...]] = [("TYPE_IS", -1, 0, Plain)]
@@ -499,7 +505,7 @@ MUTATIONS: dict[str, Any] = {
     "absent appears": lambda r: setattr(r, "absent", 1),
     "attribute deleted": lambda r: delattr(r, "name"),
     "dict made": lambda r: r.__dict__,
-    "dict replaced, equal": lambda r: replace_dict(r),
+    "dict replaced, equal": replace_dict,
     "dict replaced, other": lambda r: replace_dict(r, name="s"),
     "dict replaced by a subclass": lambda r: setattr(
         r, "__dict__", collections.OrderedDict(r.__dict__)
@@ -523,6 +529,8 @@ MUTATIONS: dict[str, Any] = {
     "list item, equal": lambda r: r.items.__setitem__(0, Plain(v=1)),
     "list item's value": lambda r: setattr(r.items[1], "v", 20),
     "list item's type": lambda r: r.items.__setitem__(1, Other()),
+    "list item with a dict": lambda r: r.items.__setitem__(0, with_dict(v=10)),
+    "list item with an equal dict": lambda r: r.items.__setitem__(0, with_dict(v=1)),
     "list append": lambda r: r.items.append(1),
     "list pop": lambda r: r.items.pop(),
     "list reversed": lambda r: r.items.reverse(),
@@ -555,7 +563,7 @@ MUTATIONS: dict[str, Any] = {
 def test_line_notices(name: str, dict_first: bool) -> None:
     root = tree()
     if dict_first:
-        assert root.__dict__
+        make_dicts(root)
     rows = instructions_of_tree(root)
     program = Program(rows, 1)
     assert [program.check((root,)) for _ in range(3)] == [-1] * 3
@@ -574,6 +582,7 @@ def test_random_histories(seed: int) -> None:
     """Long random sequences of changes: the program with lines never differs from a fresh one."""
     draw = random.Random(seed)
     roots = [tree() for _ in range(3)]
+    make_dicts(roots[2])
     rows = instructions_of_tree(roots[0])
     program = Program(rows, 1)
     held = 0
