@@ -73,7 +73,7 @@ class Builder:
         buffer = self.buffer(view)
         if buffer.constant is not None and buffer.dtype == view.dtype:
             type_ = VALUE_TYPE[view.dtype]
-            values = tuple(constant(v, type_) for v in buffer.constant.flatten().tolist())
+            values = tuple(constant(v, type_) for v in buffer.constant)
             if len(values) == 1:
                 return Const(values[0], type_)
             return Table(values, where, type_)

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 
 @dataclass(frozen=True)
 class View:
@@ -42,7 +40,7 @@ class Buffer:
     sizes: tuple[int, ...]
     strides: tuple[int, ...]
     input: int | None = None
-    constant: torch.Tensor | None = None
+    constant: tuple[Any, ...] | None = None
 
     @property
     def view(self) -> View:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from accel.codegen.decompositions import DECOMPOSITIONS
 from accel.codegen.options import CompileError
@@ -256,15 +256,17 @@ class _Tracer(TorchDispatchMode):
     def _adopt(self, source: torch.Tensor) -> Any:
         if source.numel() > _CONSTANT_MAX_NUMEL:
             raise CompileError(f"a constant tensor of {source.numel()} elements in the graph")
-        values = source.detach().clone().contiguous()
-        out = self.fake_mode.from_tensor(values)
-        sizes = tuple(values.shape)
+        with _disable_current_modes():
+            copy = source.detach().clone().contiguous()
+            values = tuple(copy.flatten().tolist())
+        out = self.fake_mode.from_tensor(copy)
+        sizes = tuple(copy.shape)
         buffer = self.graph.new_buffer(
-            values.numel(), _dtype_name(values.dtype), sizes, contiguous_strides(sizes),
+            copy.numel(), _dtype_name(copy.dtype), sizes, contiguous_strides(sizes),
             constant=values,
         )
         self.storages[_key(out)] = _Storage(buffer.id, buffer.dtype)
-        self.alive += [out, values]
+        self.alive += [out, copy]
         return out
 
     def _arguments(self, value: Any) -> Any:

@@ -26,6 +26,7 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self.names: dict[int, str] = {id(t): f"x{i}" for i, t in enumerate(inputs)}
         self.alive: list[Any] = list(inputs)
+        self.sources = list(inputs)
         self.inputs = [(f"x{i}", TensorMeta.of(t)) for i, t in enumerate(inputs)]
         self.operations: list[Operation] = []
 
@@ -36,6 +37,7 @@ class _Recorder(TorchFunctionMode):
                 self.names[id(value)] = name
                 self.inputs.append((name, TensorMeta.of(value)))
                 self.alive.append(value)
+                self.sources.append(value)
             return Ref(self.names[id(value)])
         if isinstance(value, (list, tuple)):
             items = [self.ref(v) for v in value]
@@ -53,7 +55,8 @@ class _Recorder(TorchFunctionMode):
         inputs = self.ref(args), self.ref(kwargs)
         out = func(*args, **kwargs)
         tensors = out if isinstance(out, (tuple, list)) else [out]
-        if not any(isinstance(t, torch.Tensor) for t in tensors):
+        writes = getattr(func, "__name__", "") == "__setitem__"
+        if not writes and not any(isinstance(t, torch.Tensor) for t in tensors):
             return out
         self.alive.append(out)
         if isinstance(out, torch.Tensor) and id(out) in self.names and _is_getter(func):
@@ -61,6 +64,8 @@ class _Recorder(TorchFunctionMode):
         kind, target = _name(func)
         name = f"v{len(self.operations)}"
         self.operations.append(Operation(name, kind, target, *inputs))
+        if out is None:
+            return out
         if isinstance(out, torch.Tensor):
             self.names[id(out)] = name
         else:
@@ -113,9 +118,7 @@ def capture(
         [recorder.ref(t).name for t in outs],
         [TensorMeta.of(t) for t in outs],
     )
-    weights = [t for t in recorder.alive if isinstance(t, torch.Tensor)]
-    by_name = {recorder.names[id(t)]: t for t in weights if id(t) in recorder.names}
-    return graph, [by_name[name] for name, _ in recorder.inputs], outs
+    return graph, recorder.sources, outs
 
 
 def compile_it(graph: SegmentGraph, **options: Any) -> pipeline.Compilation:
