@@ -367,6 +367,7 @@ class _Planner:
         overload = node.target
         if not isinstance(overload, torch._ops.OpOverload):
             raise CompileError(f"{node.target} is not an operator")
+        overload = _scalar_overload(node, overload)
         schema = overload._schema
         if schema.is_mutable:
             raise CompileError(f"{overload} writes its arguments")
@@ -454,6 +455,25 @@ class _Planner:
 
 
 _getitem = __import__("operator").getitem
+
+
+def _scalar_overload(node: fx.Node, overload: Any) -> Any:
+    """The overload that takes a number where `node` has one in a tensor's place."""
+    numbers = [
+        p.name
+        for p, a in zip(overload._schema.arguments, node.args, strict=False)
+        if str(p.type) == "Tensor" and isinstance(a, (bool, int, float))
+    ]
+    if not numbers:
+        return overload
+    for name in ("Scalar", "Tensor_Scalar", "Scalar_Tensor", "ScalarOther", "ScalarSelf"):
+        candidate = getattr(overload.overloadpacket, name, None)
+        if candidate is None:
+            continue
+        kinds = {p.name: str(p.type) for p in candidate._schema.arguments}
+        if all(kinds.get(n) == "number" or kinds.get(n) == "Scalar" for n in numbers):
+            return candidate
+    raise CompileError(f"{overload} with a number as {', '.join(numbers)}")
 
 
 def _writes(node: fx.Node) -> bool:

@@ -10,6 +10,7 @@ that body being recorded.
 from __future__ import annotations
 
 import builtins
+import inspect
 import sys
 import types
 import weakref
@@ -35,6 +36,9 @@ from accel.sources import Source
 TRANSIENT = frozenset({"foreign_frame", "interrupted", "escaped_operation"})
 # Voids that hang on how the root was called: it is tried again, ever more rarely.
 PASSING = frozenset({"requires_grad", "ambient_changed", "raised", "tensor_kind"})
+
+
+_NO_ROOT = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
 class Driver:
@@ -97,7 +101,7 @@ class Driver:
     def root_of_function(self, f: types.FunctionType) -> Root:
         """Arms a function: its code gets a prologue if it has none."""
         original = prologue.original_code(f.__code__)
-        if not prologue.is_eligible(original):
+        if original.co_flags & _NO_ROOT or not original.co_flags & inspect.CO_OPTIMIZED:
             raise TypeError(
                 f"{f.__qualname__} cannot be a root: generators, coroutines and class bodies "
                 "run as Python; optimize the function that calls it"
@@ -294,6 +298,7 @@ class Driver:
         assert graph is not None and guards is not None and template is not None
         lowered = guards.lower(root_count, [*recording.inputs, *template.sources])
         program = runtime.native.GuardProgram(lowered.instructions, root_count)
+        guards.release()
         slots = lowered.slots
         needed = [slots[id(source)] for source in template.sources]
         position = {id(source): i for i, source in enumerate(template.sources)}
@@ -312,7 +317,7 @@ class Driver:
             if segment.error:
                 self._give_up(root, "compile_failed", segment.error, root.location)
                 return
-            self._install(root, recording, program, inputs, result, segment, lowered.guard_of)
+            self._install(root, recording, program, inputs, result, segment)
 
         self.counters.add("segments")
         self.progress.compiling(root.name)
@@ -328,7 +333,6 @@ class Driver:
         inputs: list[int],
         result: tuple[Any, ...],
         segment: CompiledSegment,
-        guard_of: list[Any],
     ) -> None:
         self.counters.add("seconds_compiling", segment.seconds)
         if segment.kind == "plan":
@@ -336,7 +340,7 @@ class Driver:
         else:
             executor = segment.callable
         variant = runtime.native.Variant(program, recording.ambient, executor, inputs, result)
-        installed = Installed(variant, recording, guard_of, segment.key, recording.operations)
+        installed = Installed(variant, recording, segment.key, recording.operations)
         root.variants.insert(0, installed)
         self.counters.add("variants")
         root.entry.variants = tuple(v.native for v in root.variants)
@@ -429,6 +433,8 @@ class Driver:
             hits = sum(v.native.hits for v in root.variants)
             compiled += hits
             ops_compiled += sum(v.native.hits * v.operations for v in root.variants)
+            if not root.recordings and root.state == "cold":
+                continue  # part of another root's calls, or called once
             calls = root.entry.calls - self._base_calls.get(root.entry.index, 0)
             misses = max(calls - hits, 0)
             eager += misses

@@ -94,6 +94,14 @@ class GuardSet:
             classes.append(Guard(source, "TYPE_ATTRS", (cls, list(names.items()))))
         return classes + self.guards
 
+    def release(self) -> None:
+        """Forgets the example tensors, which nothing needs once the guards are native."""
+        self.guards = [
+            Guard(g.source, g.check, (), g.location) if g.check == "TENSOR" else g
+            for g in self.guards
+        ]
+        self._seen.clear()
+
     def lower(self, root_count: int, wanted: Iterable[Source]) -> Lowered:
         """Instructions for all guards, and loads for the `wanted` sources."""
         lowering = _Lowering(root_count)

@@ -42,7 +42,6 @@ class Installed:
 
     native: Any
     recording: Recording
-    guard_of: list[Any]
     key: str
     operations: int
     gm: Any = None

@@ -174,16 +174,20 @@ class Describer:
             attributes = object.__getattribute__(value, "__dict__")
         except AttributeError:
             attributes = {}
-        attrs = [(name, self.spec(v)) for name, v in attributes.items()]
+        # Parts are described in the order in which they are built: shared ones once, first.
         if issubclass(kind, tuple):
-            return ("tuple_instance", kind, [self.spec(v) for v in tuple.__iter__(value)], attrs)
+            parts = [self.spec(v) for v in tuple.__iter__(value)]
+            return ("tuple_instance", kind, parts, self._attributes(attributes))
         if issubclass(kind, dict):
             base = collections.OrderedDict if issubclass(kind, collections.OrderedDict) else dict
             items = [(self._key(k), self.spec(v)) for k, v in base.items(value)]
-            return ("dict_instance", kind, base, items, attrs)
+            return ("dict_instance", kind, base, items, self._attributes(attributes))
         if issubclass(kind, (list, set, frozenset, int, float, str, bytes, BaseException)):
             raise Void("result", f"a {kind.__name__}")
-        return ("instance", kind, attrs)
+        return ("instance", kind, self._attributes(attributes))
+
+    def _attributes(self, attributes: dict[str, Any]) -> list[tuple[str, Spec]]:
+        return [(name, self.spec(v)) for name, v in attributes.items()]
 
     def _key(self, key: Any) -> Any:
         if not (is_constant(key) or is_static(key)):
