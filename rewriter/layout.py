@@ -274,21 +274,16 @@ def move_lines(table: bytes, unit_of: Sequence[int]) -> bytes:
 
 
 def insert_lines(table: bytes, at: int, units: int) -> bytes:
-    """The table with `units` more at unit `at`, on the line of the instruction before them,
-    without columns."""
+    """The table with `units` more at unit `at`, without a location."""
     out = bytearray()
     covered = done = 0
     for kind, payload, length in line_entries(table):
+        if covered == at:
+            break
         done += 1 + len(payload)
         covered += length
-        if covered < at:
-            _write_location(out, kind, payload, length)
-            continue
-        before = length - (covered - at)
-        _write_location(out, kind, payload, before)
-        same = _NO_LOCATION if kind == _NO_LOCATION else _NO_COLUMNS
-        _write_location(out, same, b"" if same == _NO_LOCATION else b"\0", units)
         if covered > at:
-            _write_location(out, *_repeated(kind, payload), covered - at)
-        return bytes(out) + table[done:]
-    raise RewriteError("the line table does not cover the code")
+            raise RewriteError("a location goes across the start of the body")
+        _write_location(out, kind, payload, length)
+    _write_location(out, _NO_LOCATION, b"", units)
+    return bytes(out) + table[done:]

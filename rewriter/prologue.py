@@ -1,54 +1,197 @@
 """Prologues: the instructions in front of a function's body that ask native dispatch.
 
-Interim form on the `bytecode` library."""
+In: a function's code object and the index of its entry. Out: a code object that first does
+
+    r = __accel_prologue__(index, argument, ...)      # __accel_module_prologue__(self, ...)
+    if r is not __accel_run_body__: return r
+
+Invariant: the body, its positions, its stack depths, the signature and the cells stay what
+they were. The original travels inside the rewritten code object, so every copy still has it.
+
+The prologue lies between the making of the cells and RESUME. A frame that has not come to its
+RESUME is incomplete to CPython: not traced, not in a traceback, not seen by `sys._getframe`,
+`warnings` or `super`. So what the prologue calls (a recording, say) sees the stack that the
+body would have seen, less this frame. Source: `_PyFrame_IsIncomplete`, pycore_frame.h.
+
+The names are looked up among the builtins: torch.compile cannot trace through a callable
+constant, but through a global.
+"""
+
 from __future__ import annotations
 
 import inspect
 import types
-import weakref
+from typing import Literal
 
-from bytecode import Bytecode, CellVar, Instr, Label
-from bytecode.instr import InstrLocation
+from accel.rewriter.layout import (
+    OPMAP,
+    SUPPORTED,
+    VERSION,
+    RewriteError,
+    decode,
+    encode,
+    insert_lines,
+    read_exceptions,
+    write_exceptions,
+)
 
-_ORIGINAL: dict[types.CodeType, types.CodeType] = {}
-_REFUSED = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+Kind = Literal["function", "module"]
 
+_CALLEES = {"function": "__accel_prologue__", "module": "__accel_module_prologue__"}
+_SENTINEL = "__accel_run_body__"
+_TAG = "\0accel original"  # the last constant of a rewritten code object is (_TAG, original)
 
-def is_eligible(code):
-    return bool(code.co_flags & inspect.CO_OPTIMIZED) and not code.co_flags & _REFUSED and not code.co_name.startswith("<")
-
-
-def original_code(code):
-    return _ORIGINAL.get(code, code)
-
-
-def insert_prologue(code, index, kind="function"):
-    bc = Bytecode.from_code(code, conserve_exception_block_stackdepth=True)
-    body = list(bc)
-    at = next(i for i, x in enumerate(body) if isinstance(x, Instr) and x.name == "RESUME") + 1
-    count = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & 4) + bool(code.co_flags & 8)
-    names = code.co_varnames[:count]
-    loc = InstrLocation(code.co_firstlineno, None, None, None)
-    label = Label()
-    def I(n, *a): return Instr(n, *a, location=loc)
-    pro = [I("LOAD_GLOBAL", (True, "__accel_module_prologue__" if kind == "module" else "__accel_prologue__"))]
-    n = 0
-    if kind != "module":
-        pro.append(I("LOAD_CONST", index)); n = 1
-    for name in names:
-        pro.append(I("LOAD_DEREF", CellVar(name)) if name in code.co_cellvars else I("LOAD_FAST", name))
-    n += count
-    pro += [I("PRECALL", n), I("CALL", n), I("COPY", 1), I("LOAD_GLOBAL", (False, "__accel_run_body__")), I("IS_OP", 0), I("POP_JUMP_FORWARD_IF_TRUE", label), I("RETURN_VALUE"), label, I("POP_TOP")]
-    for x in body:
-        if isinstance(x, Instr):
-            l = x.location
-            if l is not None and ((l.end_col_offset or 0) > 127 or (l.col_offset or 0) > 127):
-                x.location = InstrLocation(l.lineno, None, None, None)
-    nb = Bytecode(); nb._copy_attr_from(bc); nb.extend(body[:at] + pro + body[at:])
-    new = nb.to_code(stacksize=code.co_stacksize + n + 4, compute_exception_stack_depths=False)
-    _ORIGINAL[new] = code
-    return new
+_REFUSED = (
+    inspect.CO_GENERATOR
+    | inspect.CO_COROUTINE
+    | inspect.CO_ASYNC_GENERATOR
+    | inspect.CO_ITERABLE_COROUTINE
+)
+_NEEDED = inspect.CO_OPTIMIZED | inspect.CO_NEWLOCALS
+_PRECALL = OPMAP.get("PRECALL")
+_JUMP_IF_TRUE = OPMAP.get("POP_JUMP_IF_TRUE", OPMAP.get("POP_JUMP_FORWARD_IF_TRUE", 0))
+_RESUME = OPMAP["RESUME"]
+_SET_UP = frozenset(OPMAP[name] for name in ("MAKE_CELL", "COPY_FREE_VARS", "EXTENDED_ARG"))
 
 
-def remove_prologue(f):
-    f.__code__ = original_code(f.__code__)
+def is_eligible(code: types.CodeType, *, lambdas: bool = False) -> bool:
+    """Whether this is a plain function's code: no generator, coroutine, class body, module,
+    comprehension or type-parameter scope; lambdas only when asked."""
+    if VERSION not in SUPPORTED or code.co_flags & _NEEDED != _NEEDED or code.co_flags & _REFUSED:
+        return False
+    return not code.co_name.startswith("<") or (lambdas and code.co_name == "<lambda>")
+
+
+def argument_count(code: types.CodeType) -> int:
+    """How many locals hold arguments, `*args` and `**kwargs` included."""
+    flags = code.co_flags
+    return (
+        code.co_argcount
+        + code.co_kwonlyargcount
+        + bool(flags & inspect.CO_VARARGS)
+        + bool(flags & inspect.CO_VARKEYWORDS)
+    )
+
+
+def has_prologue(code: types.CodeType) -> bool:
+    """Whether `insert_prologue` made this code object, or it is a copy of one it made."""
+    return original_code(code) is not code
+
+
+def original_code(code: types.CodeType) -> types.CodeType:
+    """The code object that `insert_prologue` was given; any other code is its own original."""
+    if code.co_consts:
+        last = code.co_consts[-1]
+        if type(last) is tuple and len(last) == 2 and last[0] == _TAG:
+            original: types.CodeType = last[1]
+            return original
+    return code
+
+
+def insert_prologue(code: types.CodeType, index: int, kind: Kind = "function") -> types.CodeType:
+    """The code with a prologue for the entry `index` (unused by the kind "module").
+
+    Errors: RewriteError, when `code` is not eligible, has a prologue, or has a shape we do
+    not know.
+    """
+    if not is_eligible(code, lambdas=True):
+        raise RewriteError(f"{code.co_qualname} cannot have a prologue")
+    if has_prologue(code):
+        raise RewriteError(f"{code.co_qualname} has a prologue")
+    return _spliced(code, index, kind, original=code)
+
+
+def _spliced(
+    code: types.CodeType, index: int, kind: Kind, original: types.CodeType
+) -> types.CodeType:
+    raw = code.co_code
+    at = _before_resume(raw)
+    consts = code.co_consts if kind == "module" else (*code.co_consts, index)
+    names = code.co_names
+    added = tuple(name for name in (_CALLEES[kind], _SENTINEL) if name not in names)
+    names += added
+    prologue = _instructions(
+        code, names, None if kind == "module" else len(consts) - 1, _CALLEES[kind]
+    )
+    units = len(prologue) // 2
+    count = argument_count(code) + 2
+    return code.replace(
+        co_code=raw[:at] + prologue + raw[at:],
+        co_consts=(*consts, (_TAG, original)),
+        co_names=names,
+        co_linetable=insert_lines(code.co_linetable, at // 2, units),
+        co_exceptiontable=_shifted(code.co_exceptiontable, at // 2, units),
+        co_stacksize=max(code.co_stacksize, count + 2),
+    )
+
+
+def _before_resume(raw: bytes) -> int:
+    """The byte of the RESUME that begins the body."""
+    at = 0
+    while raw[at] in _SET_UP:
+        at += 2
+    if raw[at] != _RESUME:
+        raise RewriteError("no RESUME at the start")
+    return at
+
+
+def _instructions(
+    code: types.CodeType, names: tuple[str, ...], index_const: int | None, callee: str
+) -> bytes:
+    ops: list[int] = []
+    args: list[int] = []
+
+    def emit(name: str, arg: int = 0) -> None:
+        ops.append(OPMAP[name])
+        args.append(arg)
+
+    emit("LOAD_GLOBAL", names.index(callee) << 1 | 1)  # with a NULL
+    if index_const is not None:
+        emit("LOAD_CONST", index_const)
+    cells = frozenset(code.co_cellvars)
+    for i in range(argument_count(code)):
+        # An argument that is a cell has the same index as its plain local.
+        emit("LOAD_DEREF" if code.co_varnames[i] in cells else "LOAD_FAST", i)
+    passed = argument_count(code) + (index_const is not None)
+    if _PRECALL is not None:
+        emit("PRECALL", passed)
+    emit("CALL", passed)
+    emit("COPY", 1)
+    emit("LOAD_GLOBAL", names.index(_SENTINEL) << 1)
+    emit("IS_OP", 0)
+    ops.append(_JUMP_IF_TRUE)
+    args.append(1)  # over the RETURN_VALUE
+    emit("RETURN_VALUE")
+    emit("POP_TOP")
+    return encode(ops, args)
+
+
+def _shifted(table: bytes, at: int, units: int) -> bytes:
+    if not table:
+        return table
+    entries = read_exceptions(table)
+    if any(start < at or target < at for start, _, target, _ in entries):
+        raise RewriteError("the start of the body lies in a try block")
+    return write_exceptions(
+        [(start + units, end + units, target + units, d) for start, end, target, d in entries]
+    )
+
+
+def remove_prologue(function: types.FunctionType) -> bool:
+    """Gives a function its original code back; False when it had it already."""
+    original = original_code(function.__code__)
+    if original is function.__code__:
+        return False
+    function.__code__ = original
+    return True
+
+
+__all__ = [
+    "RewriteError",
+    "argument_count",
+    "has_prologue",
+    "insert_prologue",
+    "is_eligible",
+    "original_code",
+    "remove_prologue",
+]
