@@ -146,7 +146,10 @@ class _Planner:
     def _choose_outputs(self) -> None:
         """Owners whose memory is handed out, and views of inputs."""
         self.handed_out = set()
-        for node, meta in zip(self.results, self.graph.output_metas, strict=True):
+        rows = zip(self.results, self.graph.output_metas, self.output_inputs, strict=True)
+        for node, meta, source in rows:
+            if source is not None:
+                continue
             value = _value(node)
             if tuple(value.shape) != meta.sizes or value.dtype is not meta.torch_dtype:
                 raise CompileError("an output's shape differs from what was recorded")
@@ -250,7 +253,7 @@ class _Planner:
                 for node in memory.dying_after(index):
                     for buffer in self._dynamic_buffers(node):
                         program.append({"op": "free", "buffer": buffer})
-        outputs = [self.buffer(node) for node in self.results]
+        outputs = [self._result(k, node) for k, node in enumerate(self.results)]
         speculations = [
             {"buffer": self.buffer(node), "expected": expected}
             for node, (_, expected) in zip(self.predicates, self.graph.speculations, strict=True)
@@ -304,6 +307,23 @@ class _Planner:
             self._described("view", layout, base=base, offset=offset // value.element_size())
         )
         return self.number[node]
+
+    def _result(self, k: int, node: fx.Node) -> int:
+        """The buffer of output `k`; what shares memory with an input is a view of it, whatever
+        the functional graph computes in its place."""
+        source = self.output_inputs[k]
+        if source is None:
+            return self.buffer(node)
+        placeholders = [n for n in self.gm.graph.nodes if n.op == "placeholder"]
+        meta, base = self.graph.output_metas[k], self.graph.inputs[source][1]
+        if meta.dtype != base.dtype:
+            raise CompileError("aliasing: an output is an input's memory as another dtype")
+        layout = Layout(meta.sizes, meta.strides, meta.torch_dtype)
+        offset = meta.storage_offset - base.storage_offset
+        self.buffers.append(
+            self._described("view", layout, base=self.number[placeholders[source]], offset=offset)
+        )
+        return len(self.buffers) - 1
 
     def _define(self, node: fx.Node, memory: _Memory, dynamic: bool = False) -> int:
         layout = self.layout(node)

@@ -43,7 +43,7 @@ INL float a_erf(float x) {
   q = __builtin_fmaf(q, z, -1.68282697438203e-03f);
   q = __builtin_fmaf(q, z, -7.37332916720468e-03f);
   q = __builtin_fmaf(q, z, -1.42647390514189e-02f);
-  return c * p / q;
+  return __builtin_fabsf(x) >= 4.f ? __builtin_copysignf(1.f, x) : c * p / q;
 }
 INL float a_tanh(float x) {
   float a = __builtin_fabsf(x), z = x * x;

@@ -88,6 +88,8 @@ def _arm(
             )
         root = driver.root_of_function(function) if driver else None
     if root is not None:
+        if root.state == "disabled":
+            root.state = "cold"
         root.forced = True
         root.fullgraph = fullgraph
         root.backend = backend

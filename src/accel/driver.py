@@ -23,6 +23,7 @@ import torch
 from accel import errors, log, runtime
 from accel.capture.recorder import Recorder, Recording
 from accel.capture.twins import TwinFactory
+from accel.capture.values import class_lookup
 from accel.compile.service import CompiledSegment, CompileService
 from accel.config import Config
 from accel.counting import Counters
@@ -119,8 +120,10 @@ class Driver:
         root = self.roots.get(entry.index)
         if root is None or root.module is None or root.module() is not module:
             cls = type(module)
-            code = getattr(cls.forward, "__code__", None)
-            location = f"{code.co_filename}:{code.co_firstlineno}" if code else "?"
+            forward = class_lookup(cls, "forward")
+            location = "?"
+            if isinstance(forward, types.FunctionType):
+                location = f"{forward.__code__.co_filename}:{forward.__code__.co_firstlineno}"
             root = Root(cls.__qualname__, "module", location, entry, module=weakref.ref(module))
             entry.threshold = self.config.threshold
             self.roots[entry.index] = root
@@ -173,7 +176,7 @@ class Driver:
             entry.state = "off" if not root.variants else "armed"
             entry.threshold = self.limits.max_backoff_calls
             return False
-        if self.config.stance == "force_eager":
+        if self.config.stance == "force_eager" or _under_a_mode():
             return False
         if root.pending:
             entry.threshold = 1  # look for the finished compilation at the next call
@@ -297,12 +300,15 @@ class Driver:
         graph, guards, template = recording.graph, recording.guards, recording.template
         assert graph is not None and guards is not None and template is not None
         lowered = guards.lower(root_count, [*recording.inputs, *template.sources])
-        program = runtime.native.GuardProgram(lowered.instructions, root_count)
+        try:
+            program = runtime.native.GuardProgram(lowered.instructions, root_count)
+        except ValueError as error:
+            self._give_up(root, "tensor_kind", str(error), root.location)
+            return
         guards.release()
         slots = lowered.slots
         needed = [slots[id(source)] for source in template.sources]
-        position = {id(source): i for i, source in enumerate(template.sources)}
-        finish = template.builder(lambda source: position[id(source)])
+        finish = template.builder(lambda source: slots[id(source)])
         inputs = [slots[id(source)] for source in recording.inputs]
         result = result_plan(template, finish, needed)
         root.pending += 1
@@ -454,6 +460,16 @@ class Driver:
     def close(self) -> None:
         """Nothing new is recorded; installed variants go on."""
         self._closed = True
+
+
+def _under_a_mode() -> bool:
+    """True under transforms, tracing and modes, where tensors are not what they seem."""
+    return (
+        torch._C._len_torch_function_stack() > 0
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
 
 
 def argument_names(code: types.CodeType) -> list[str]:

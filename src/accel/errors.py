@@ -61,6 +61,8 @@ REASONS: dict[str, tuple[str, str]] = {
     "raised": ("the recorded call raised an exception", "nothing: the call is tried again"),
     "random_numbers": ("random numbers are drawn", "use eval mode, or draw them outside"),
     "read_after_write": ("a container is read whole after a write: {}", "read it first"),
+    "recursion": ("the call recurses too deeply", "nothing: it runs eagerly"),
+    "unknown_function": ("a function of unknown origin is called: {}", "pass it as an argument"),
     "recorder_error": ("an error in accel: {}", "please report it"),
     "requires_grad": ("gradients are recorded ({})", "call it under torch.no_grad()"),
     "result": ("a result that cannot be rebuilt: {}", "return tensors and plain containers"),

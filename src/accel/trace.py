@@ -18,6 +18,14 @@ import torch
 import torch.fx as fx
 
 
+_WRITING_OPERATORS = frozenset(
+    "_operator." + name
+    for name in (
+        "iadd iand ifloordiv ilshift imatmul imul imod ior ipow irshift isub itruediv ixor setitem"
+    ).split()
+)
+
+
 @dataclass(frozen=True)
 class TensorMeta:
     """Everything a kernel may rely on about one tensor.
@@ -68,6 +76,18 @@ class Operation:
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
     location: str = ""  # "file:line" in the user's program, for reports
+
+    @property
+    def may_write(self) -> bool:
+        """True for an operation that can write an argument, by torch's naming rules."""
+        name = self.target.rpartition(".")[2]
+        return (
+            self.target in _WRITING_OPERATORS
+            or (name.endswith("_") and not name.endswith("__"))
+            or "out" in self.kwargs
+            or self.kwargs.get("inplace") is True
+            or name in ("batch_norm", "instance_norm", "embedding")
+        )
 
 
 @dataclass

@@ -113,15 +113,16 @@ class CallEvents(OperatorEvents):
         twin = self.twin_of(f)
         if twin is None:
             raise Void("no_twin", f.__qualname__)
-        self.prepare(f)
+        self.prepare(f, args)
         return (INLINE, twin, args, kwargs, None, None)
 
-    def prepare(self, f: types.FunctionType) -> None:
+    def prepare(self, f: types.FunctionType, args: tuple[Any, ...] = ()) -> None:
         """Guards of an inlined function: its code, its defaults; names for its cells."""
-        source = self.source_of(f)
         if id(f) in self.prepared:
             return
         self.prepared[id(f)] = f
+        source = self.source_of(f) or self._method_source(f, args)
+        self._note_inner_codes(f.__code__)
         if source is None:
             return
         if source.kind != "root":
@@ -140,6 +141,30 @@ class CallEvents(OperatorEvents):
             defaults = source.child("kwdefaults")
             for name, value in f.__kwdefaults__.items():
                 self.track(value, defaults.child("dict_item", name))
+
+    def _note_inner_codes(self, code: types.CodeType) -> None:
+        """Functions with these codes may be made while recording."""
+        for inner in code.co_consts:
+            if isinstance(inner, types.CodeType) and inner not in self.inner_codes:
+                self.inner_codes.add(inner)
+                self._note_inner_codes(inner)
+
+    def _method_source(self, f: types.FunctionType, args: tuple[Any, ...]) -> Any:
+        """The source of a function that C code found on a class; None for one made just now.
+
+        Errors: Void when neither explains where it comes from: its closure would be unguarded.
+        """
+        for value in args[:1]:
+            for cls in {type(value), value} if isinstance(value, type) else {type(value)}:
+                for base in cls.__mro__:
+                    for name, raw in base.__dict__.items():
+                        if _implements(raw, f):
+                            found = class_lookup(cls, name)
+                            self.guards.add_class_attribute(cls, name, found)
+                            return self.assume_static(f)
+        if f.__code__ in self.inner_codes or not (f.__closure__ or f.__defaults__):
+            return None
+        raise Void("unknown_function", f.__qualname__)
 
     def _call_method(
         self, f: types.MethodType, args: tuple[Any, ...], kwargs: dict[str, Any] | None
@@ -433,7 +458,9 @@ class CallEvents(OperatorEvents):
         raise Void("opaque_call", _short(f))
 
     def _call_polyfill(self, f: Any, args: Any, kwargs: Any) -> Answer:
-        return self.call_python(POLYFILLS[id(f)], args, kwargs)  # type: ignore[arg-type]
+        polyfill: Any = POLYFILLS[id(f)]
+        self.assume_static(polyfill)
+        return self.call_python(polyfill, args, kwargs)
 
     def _call_construct(self, f: Any, args: Any, kwargs: Any) -> Answer:
         return (CONSTRUCT, f, args, kwargs or None, None, None)
@@ -758,6 +785,7 @@ class CallEvents(OperatorEvents):
 
     prepared: dict[int, types.FunctionType]
     context_sets: dict[int, list[Any]]
+    inner_codes: set[types.CodeType]
 
 
 _METHOD_RULES = frozenset(
@@ -802,6 +830,15 @@ def _flatten(value: Any) -> list[Any] | None:
             return None
         leaves += inner
     return leaves
+
+
+def _implements(raw: Any, f: types.FunctionType) -> bool:
+    """True when class attribute `raw` is `f`, or a property or wrapper around it."""
+    if raw is f:
+        return True
+    if type(raw) is property:
+        return f in (raw.fget, raw.fset, raw.fdel)
+    return type(raw) in (staticmethod, classmethod) and raw.__func__ is f
 
 
 def _is_iterable(value: Any) -> bool:

@@ -395,7 +395,10 @@ class OperatorEvents(AttributeEvents):
         kind = type(manager)
         if id(manager) in self.known or id(manager) in self.fresh:
             for name in ("__enter__", "__exit__"):
-                self.guards.add_class_attribute(kind, name, class_lookup(kind, name, self.missing))
+                found = class_lookup(kind, name, self.missing)
+                self.guards.add_class_attribute(kind, name, found)
+                if type(found) is types.FunctionType:
+                    self.assume_static(found)
             return None
         raise Void("unknown_value", f"with a {kind.__name__}")
 

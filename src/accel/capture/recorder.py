@@ -26,13 +26,7 @@ from accel.capture.steps import Answer, Void
 from accel.capture.values import PLAIN_TENSORS
 from accel.guards import GuardSet
 from accel.sources import Source, root
-from accel.trace import Operation, SegmentGraph, TensorMeta
-
-# Operations that write one of their arguments; the rest are assumed to end in "_".
-_WRITING_OPERATORS = frozenset(f"_operator.i{n}" for n in (
-    "add and floordiv lshift matmul mul mod or pow rshift sub truediv xor"
-).split()) | {"_operator.setitem"}
-
+from accel.trace import SegmentGraph, TensorMeta
 
 @dataclass
 class Recording:
@@ -71,6 +65,7 @@ class Recorder(CallEvents):
         self.prepared = {}
         self.seen_globals = {}
         self.context_sets = {}
+        self.inner_codes = set()
         self.builtins = vars(builtins)
         self.last_import = None
         self.traceback = ""
@@ -110,6 +105,8 @@ class Recorder(CallEvents):
                 self.voided = Void(detail.kind, detail.detail)
             else:
                 text = detail
+                if isinstance(detail, RecursionError):
+                    kind = "recursion"
                 if isinstance(detail, types.CodeType):
                     text = f"{detail.co_qualname} ({detail.co_filename})"
                 elif isinstance(detail, BaseException):
@@ -131,7 +128,7 @@ class Recorder(CallEvents):
                 graph = self._graph(template)
                 self._guard_aliasing()
             except Void as why:
-                self.voided = why
+                self.voided = Void(why.kind, why.detail)  # without its traceback: see void_event
         recording = Recording(
             graph,
             self.guards if self.voided is None else None,
@@ -208,20 +205,9 @@ class Recorder(CallEvents):
             before = self.versions[name]
             if blind or before is None or before != _version(self._tensor_of(source)):
                 written.append(name)
-        if (blind or None in self.versions.values()) and not any(map(_may_write, self.operations)):
+        if (blind or None in self.versions.values()) and not any(o.may_write for o in self.operations):
             return []
         return written
-
-
-def _may_write(o: Operation) -> bool:
-    """True for operations that can write an argument, by torch's naming rule."""
-    return (
-        o.target in _WRITING_OPERATORS
-        or (o.target.endswith("_") and not o.target.endswith("__"))
-        or "out" in o.kwargs
-        or o.kwargs.get("inplace") is True
-        or o.target.endswith((".batch_norm", ".instance_norm", ".embedding"))
-    )
 
 
 def _share_storage(a: Any, b: Any) -> bool:

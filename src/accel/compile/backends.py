@@ -51,16 +51,15 @@ def compile_with(backend: str | Callable[..., Any], graph: SegmentGraph) -> Call
     compiled = lookup(backend)(gm, examples)
     count = len(graph.outputs)
     expected = [truth for _, truth in graph.speculations]
-    writes = any(
-        o.target.endswith("_") and not o.target.endswith("__") or "setitem" in o.target
-        or "out" in o.kwargs or "_operator.i" in o.target
-        for o in graph.operations
-    )
+    writes = any(o.may_write for o in graph.operations)
+    if isinstance(compiled, torch.fx.GraphModule):
+        compiled = compiled.forward  # GraphModule.__call__ prints an error before it raises
 
     def run(inputs: list[torch.Tensor]) -> list[torch.Tensor] | None:
         if expected and writes:
             return None  # what this backend wrote could not be taken back: the call is eager
-        outputs = compiled(*inputs)
+        with torch.no_grad():  # as recorded, whatever the caller's mode
+            outputs = compiled(*inputs)
         if not all(bool(v) is e for v, e in zip(outputs[count:], expected, strict=True)):
             return None
         return list(outputs[:count])
