@@ -1,5 +1,11 @@
-"""Code generation: recorded graphs become plans over compiled kernels."""
+"""Code generation: recorded graphs become plans over compiled kernels.
 
-from accel.codegen.basic.pipeline import compile_graph
+In: a `SegmentGraph`. Out: `compile_graph`'s plan (docs/architecture.md, "the plan") and a
+shared library. Invariant: nothing is unsupported, only unfused; what cannot be compiled
+with eager's exact aliasing and layout raises `CompileError`.
+"""
 
-__all__ = ["compile_graph"]
+from accel.codegen.options import CodegenOptions, CompileError
+from accel.codegen.pipeline import compile_graph
+
+__all__ = ["CodegenOptions", "CompileError", "compile_graph"]
