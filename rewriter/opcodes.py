@@ -38,23 +38,27 @@ class Emitter:
     """Instructions of a twin under construction, and the names its rows need."""
 
     __slots__ = (
-        "_indices", "args", "cells", "consts", "free_start", "jump", "names", "next_op", "ops",
+        "_indices", "added", "args", "cells", "consts", "free_start", "jump", "names", "ops",
         "previous", "previous_arg",
     )  # fmt: skip
 
     def __init__(
-        self, consts: list[object], names: tuple[str, ...], cells: tuple[str, ...], free_start: int
+        self,
+        consts: tuple[object, ...],
+        names: tuple[str, ...],
+        cells: tuple[str, ...],
+        free_start: int,
     ) -> None:
         self.ops: list[int] = []
         self.args: list[int] = []
-        self.consts = consts
+        self.consts = consts  # the original's
+        self.added: list[object] = []  # go behind them
         self.names = names
         self.cells = cells  # names of the free variables
         self.free_start = free_start  # index of the first of them among the fast locals
-        # The instruction before, -1 if this one can be jumped to; the one behind.
+        # The instruction before; -1 if this one can be jumped to.
         self.previous = -1
         self.previous_arg = 0
-        self.next_op = -1
         self.jump = -1  # index of the emitted jump that goes where the original went
         self._indices: dict[tuple[type, object], int] = {}
 
@@ -62,8 +66,8 @@ class Emitter:
         key = (type(value), value)
         index = self._indices.get(key)
         if index is None:
-            index = self._indices[key] = len(self.consts)
-            self.consts.append(value)
+            index = self._indices[key] = len(self.consts) + len(self.added)
+            self.added.append(value)
         return index
 
     def emit(self, op: int, arg: int = 0) -> None:

@@ -28,7 +28,6 @@ from accel.rewriter.layout import (
     SUPPORTED,
     VERSION,
     RewriteError,
-    decode,
     encode,
     insert_lines,
     read_exceptions,

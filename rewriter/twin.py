@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from accel.rewriter.layout import (
     SUPPORTED,
@@ -41,11 +42,42 @@ def is_twinnable(code: types.CodeType) -> bool:
     )
 
 
+class TwinParts(NamedTuple):
+    """What a twin does not share with its original; plain data, made of marshal's types."""
+
+    code: bytes
+    consts: tuple[object, ...]  # behind the original's: markers, names and numbers
+    linetable: bytes
+    exceptiontable: bytes
+    nested: dict[int, TwinParts]  # index among the constants -> a comprehension's twin
+
+
 def build_twin(code: types.CodeType) -> types.CodeType:
     """The twin of `code`, markers in place of trampolines.
 
     Errors: RewriteError, when the code has an instruction or a table we do not know.
     """
+    return assemble_twin(code, twin_parts(code))
+
+
+def assemble_twin(code: types.CodeType, parts: TwinParts) -> types.CodeType:
+    """The twin of `code` made of its parts."""
+    consts = list(code.co_consts)
+    for i, nested in parts.nested.items():
+        inner = consts[i]
+        assert isinstance(inner, types.CodeType)
+        consts[i] = assemble_twin(inner, nested)
+    return code.replace(
+        co_code=parts.code,
+        co_consts=(*consts, *parts.consts),
+        co_linetable=parts.linetable,
+        co_exceptiontable=parts.exceptiontable,
+        co_stacksize=code.co_stacksize + EXTRA_STACK,
+    )
+
+
+def twin_parts(code: types.CodeType) -> TwinParts:
+    """Instruments `code`. Errors: as `build_twin`."""
     if not is_twinnable(code):
         raise RewriteError(f"{code.co_qualname} has no twin")
     original = decode(code.co_code)
@@ -58,7 +90,7 @@ def build_twin(code: types.CodeType) -> types.CodeType:
             index_of[handler] for _, _, handler, _ in read_exceptions(code.co_exceptiontable)
         )
     free_start = len(set(code.co_varnames) | set(code.co_cellvars))
-    e = Emitter(_nested_twins(code.co_consts), code.co_names, code.co_freevars, free_start)
+    e = Emitter(code.co_consts, code.co_names, code.co_freevars, free_start)
     groups: list[int] = []
     jumps: dict[int, int] = {}
     new_ops, new_args, rows, keep = e.ops, e.args, ROWS, KEEP
@@ -79,24 +111,24 @@ def build_twin(code: types.CodeType) -> types.CodeType:
     groups.append(len(new_ops))
     new_code, new_starts = assemble(new_ops, new_args, jumps, groups)
     unit_of = _unit_map(starts, new_starts)
-    return code.replace(
-        co_code=new_code,
-        co_consts=tuple(e.consts),
-        co_linetable=move_lines(code.co_linetable, unit_of),
-        co_exceptiontable=move_exceptions(code.co_exceptiontable, unit_of),
-        co_stacksize=code.co_stacksize + EXTRA_STACK,
+    return TwinParts(
+        new_code,
+        tuple(e.added),
+        move_lines(code.co_linetable, unit_of),
+        move_exceptions(code.co_exceptiontable, unit_of),
+        _nested_parts(code.co_consts),
     )
 
 
-def _nested_twins(consts: tuple[object, ...]) -> list[object]:
-    return [
-        build_twin(value)
-        if isinstance(value, types.CodeType)
-        and value.co_name in CALLED_AT_ONCE
-        and is_twinnable(value)
-        else value
-        for value in consts
-    ]
+def _nested_parts(consts: tuple[object, ...]) -> dict[int, TwinParts]:
+    nested = {}
+    for i, value in enumerate(consts):
+        if isinstance(value, types.CodeType):
+            if value.co_name in CALLED_AT_ONCE and is_twinnable(value):
+                nested[i] = twin_parts(value)
+        elif isinstance(value, str) and value.startswith(MARKER):
+            raise RewriteError("a constant of the program looks like a marker")
+    return nested
 
 
 def _unit_map(starts: list[int], new_starts: list[int]) -> list[int]:
@@ -116,9 +148,7 @@ def bind_twin(code: types.CodeType, trampolines: Mapping[str, object]) -> types.
 
     Errors: RewriteError, when a trampoline is missing.
     """
-    return code.replace(
-        co_consts=tuple([_bound(value, trampolines) for value in code.co_consts])
-    )
+    return code.replace(co_consts=tuple([_bound(value, trampolines) for value in code.co_consts]))
 
 
 def _bound(value: object, trampolines: Mapping[str, object]) -> object:
@@ -134,4 +164,12 @@ def _bound(value: object, trampolines: Mapping[str, object]) -> object:
     return value
 
 
-__all__ = ["RewriteError", "bind_twin", "build_twin", "is_twinnable"]
+__all__ = [
+    "RewriteError",
+    "TwinParts",
+    "assemble_twin",
+    "bind_twin",
+    "build_twin",
+    "is_twinnable",
+    "twin_parts",
+]

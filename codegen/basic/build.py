@@ -17,10 +17,7 @@ from pathlib import Path
 from accel.errors import CompileError
 
 # -ffast-math is absent on purpose: it breaks the rounding inside exp.
-FLAGS = (
-    "-O3 -march=native -std=c++20 -fPIC -shared -fno-math-errno -fno-trapping-math "
-    "-ffp-contract=fast -fno-exceptions -fno-rtti -fopenmp -mprefer-vector-width=512"
-).split()
+FLAGS = ["-O3", "-march=native", "-std=c++20", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fno-exceptions", "-fno-rtti", "-fopenmp", "-mprefer-vector-width=512"]
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.fx as fx
+from torch import fx
 
 from accel.codegen.basic import pointwise
 
@@ -43,9 +43,7 @@ class Layout:
 def broadcast_strides(layout: Layout, sizes: tuple[int, ...]) -> tuple[int, ...]:
     """Strides of `layout` seen as a tensor of `sizes`."""
     missing = len(sizes) - len(layout.sizes)
-    own = [
-        0 if n == 1 else s for n, s in zip(layout.sizes, layout.strides, strict=True)
-    ]
+    own = [0 if n == 1 else s for n, s in zip(layout.sizes, layout.strides, strict=True)]
     return (0,) * missing + tuple(own)
 
 
@@ -75,9 +73,7 @@ def collapse(
 
 
 def _index(walk: list[int]) -> str:
-    terms = [
-        f"i{d}" if s == 1 else f"i{d} * {s}L" for d, s in enumerate(walk) if s != 0
-    ]
+    terms = [f"i{d}" if s == 1 else f"i{d} * {s}L" for d, s in enumerate(walk) if s != 0]
     return " + ".join(terms) or "0"
 
 

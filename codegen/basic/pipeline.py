@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.fx as fx
+from torch import fx
 
 from accel.codegen.basic import kernels, pointwise
 from accel.codegen.basic.build import build
@@ -173,16 +173,14 @@ class _Planner:
         wanted = {*self.results, *self.predicates}
         for members in groups.ordered():
             first = members[0]
-            if first.op == "placeholder" or self._is_view(first) and not _writes(first):
+            if first.op == "placeholder" or (self._is_view(first) and not _writes(first)):
                 continue
             if first.op == "call_function" and first.target is _getitem:
                 continue
             if groups.is_fused(first):
                 inside = set(members)
                 writes = [
-                    n
-                    for n in members
-                    if n in wanted or any(u not in inside for u in n.users)
+                    n for n in members if n in wanted or any(u not in inside for u in n.users)
                 ]
                 reads = _operands(members, inside)
                 if writes:
@@ -361,9 +359,7 @@ class _Planner:
         reads = [self.buffer(n) for n in step.reads]
         writes = [self._define(n, memory) for n in step.writes]
         name = self.functions.setdefault(text, f"k{len(self.functions)}")
-        return [
-            {"op": "kernel", "symbol": name, "buffers": reads + writes, "parallel": parallel}
-        ]
+        return [{"op": "kernel", "symbol": name, "buffers": reads + writes, "parallel": parallel}]
 
     def _kernel(self, step: Step) -> tuple[str, bool]:
         node = step.nodes[0]
@@ -622,9 +618,7 @@ class _Memory:
 
     def _size(self, planner: _Planner, node: fx.Node) -> int:
         layout = planner.layout(node)
-        reach = 1 + sum(
-            (n - 1) * s for n, s in zip(layout.sizes, layout.strides, strict=True)
-        )
+        reach = 1 + sum((n - 1) * s for n, s in zip(layout.sizes, layout.strides, strict=True))
         size = (reach if layout.numel else 0) * layout.dtype.itemsize
         return max(-(-size // self.ALIGNMENT) * self.ALIGNMENT, self.ALIGNMENT)
 

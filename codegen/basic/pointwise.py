@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.fx as fx
+from torch import fx
 
 aten = torch.ops.aten
 
@@ -77,7 +77,14 @@ ROOTS: dict[Any, tuple[Row, Row]] = {  # float32, float64
 }
 
 PREDICATES: dict[Any, Row] = {}
-for _name, _op in (("eq", "=="), ("ne", "!="), ("lt", "<"), ("le", "<="), ("gt", ">"), ("ge", ">=")):
+for _name, _op in (
+    ("eq", "=="),
+    ("ne", "!="),
+    ("lt", "<"),
+    ("le", "<="),
+    ("gt", ">"),
+    ("ge", ">="),
+):
     for _overload in ("Tensor", "Scalar"):
         PREDICATES[getattr(getattr(aten, _name), _overload)] = _binary(_op)
 
@@ -123,14 +130,16 @@ def literal(value: Any, dtype: torch.dtype) -> str:
     number = float(value)
     suffix = "f" if dtype is torch.float32 else ""
     if math.isnan(number):
-        return f"__builtin_nan{suffix}(\"\")"
+        return f'__builtin_nan{suffix}("")'
     if math.isinf(number):
         return f"({'-' if number < 0 else ''}__builtin_inf{suffix}())"
     if suffix:
         number = float(torch.tensor(number, dtype=torch.float32))
         if math.isinf(number):
             return f"({'-' if number < 0 else ''}__builtin_inff())"
-    return f"({number!r}{suffix})" if "e" in repr(number) or "." in repr(number) else f"({number}.0)"
+    return (
+        f"({number!r}{suffix})" if "e" in repr(number) or "." in repr(number) else f"({number}.0)"
+    )
 
 
 def _cast(expression: str, source: torch.dtype, target: torch.dtype) -> str:
@@ -204,7 +213,7 @@ def lower(node: fx.Node, operand: Callable[[Any], str]) -> str | None:
         return f"({load(node.args[0], out)} / {load(node.args[1], out)})"
     if target in ARITHMETIC and not node.kwargs:
         return ARITHMETIC[target](*(load(a, out) for a in node.args))
-    if not out.is_floating_point or node.kwargs and target is not aten.gelu.default:
+    if not out.is_floating_point or (node.kwargs and target is not aten.gelu.default):
         return _special(node, out, load)
     if target in FLOATING:
         return FLOATING[target](load(node.args[0], out))

@@ -36,8 +36,10 @@ def _is_backend(candidate: Any) -> bool:
     if not inspect.isfunction(candidate):
         return False
     names = [p.name for p in inspect.signature(candidate).parameters.values()]
-    return len(names) >= 2 and names[0] in ("gm", "graph_module", "graph") and (
-        names[1] in ("example_inputs", "inputs", "args", "sample_inputs")
+    return (
+        len(names) >= 2
+        and names[0] in ("gm", "graph_module", "graph")
+        and (names[1] in ("example_inputs", "inputs", "args", "sample_inputs"))
     )
 
 

@@ -50,7 +50,10 @@ class DiskCache:
         try:
             record = json.loads(path.read_text())
             library = record["plan"]["library"]
-            if library is not None and _digest(self.directory / library) != record["library_sha256"]:
+            if (
+                library is not None
+                and _digest(self.directory / library) != record["library_sha256"]
+            ):
                 raise ValueError("library does not match its record")
         except FileNotFoundError:
             self.misses += 1

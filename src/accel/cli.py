@@ -34,7 +34,9 @@ def parser() -> argparse.ArgumentParser:
         ("explain", "run a script and print its graphs, guards and graph breaks"),
     ):
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("-m", dest="module", action="store_true", help="a module, as python -m")
+        command.add_argument(
+            "-m", dest="module", action="store_true", help="a module, as python -m"
+        )
         command.add_argument("--quiet", action="store_true", help="no progress line, no summary")
         command.add_argument("--backend", help="native (default), eager, or torch's backends")
         command.add_argument("--sync", action="store_true", help="wait for each compilation")

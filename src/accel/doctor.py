@@ -104,7 +104,9 @@ def _kernels() -> str:
     if not torch.allclose(got, wanted, rtol=1e-5, atol=1e-5):
         raise _Broken("a kernel's result is wrong; please report this machine's CPU")
     kinds = [step["op"] for step in plan["steps"]]
-    return f"{kinds.count('kernel')} kernels and {kinds.count('extern')} ATen calls agree with eager"
+    return (
+        f"{kinds.count('kernel')} kernels and {kinds.count('extern')} ATen calls agree with eager"
+    )
 
 
 CHECKS: dict[str, Check] = {

@@ -31,7 +31,6 @@ from accel.report import Progress, RootLine, Summary
 from accel.rewriter import hook, prologue, twin
 from accel.rewriter.cache import CodeCache
 from accel.roots import Installed, Limits, Root
-from accel.sources import Source
 
 # Voids that say nothing about the root: another try costs only time.
 TRANSIENT = frozenset({"foreign_frame", "interrupted", "escaped_operation"})
@@ -261,8 +260,9 @@ class Driver:
         void = recording.void
         assert void is not None
         self.counters.add("recordings_voided")
-        log.artifact("trace", "%s voided: %s %s at %s", root.name, void.kind, void.detail,
-                     recording.location)
+        log.artifact(
+            "trace", "%s voided: %s %s at %s", root.name, void.kind, void.detail, recording.location
+        )
         if void.kind == "recorder_error":
             log.internal_error("capture", void, recording.traceback)
         root.reason = errors.reason_text(void.kind, void.detail)
@@ -460,6 +460,11 @@ class Driver:
     def close(self) -> None:
         """Nothing new is recorded; installed variants go on."""
         self._closed = True
+
+
+def _inside(name: str, packages: set[str]) -> bool:
+    """True when module `name` is one of `packages` or lies in one."""
+    return any(name == p or name.startswith(p + ".") for p in packages)
 
 
 def _under_a_mode() -> bool:

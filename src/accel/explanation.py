@@ -29,9 +29,7 @@ class RootReport:
 
     @staticmethod
     def of(root: Root) -> RootReport:
-        report = RootReport(
-            root.name, root.location, root.state, root.reason, root.reason_location
-        )
+        report = RootReport(root.name, root.location, root.state, root.reason, root.reason_location)
         report.calls = root.entry.calls
         for installed in root.variants:
             graph = installed.recording.graph
@@ -89,9 +87,7 @@ def report_text(roots: list[RootReport]) -> str:
 
 def graph_text(graph: Any) -> str:
     """A segment graph as readable lines: `v3 = torch.nn.functional.gelu(v2)`."""
-    lines = [
-        f"{name}: {meta.dtype}{list(meta.sizes)}" for name, meta in graph.inputs
-    ]
+    lines = [f"{name}: {meta.dtype}{list(meta.sizes)}" for name, meta in graph.inputs]
     for o in graph.operations:
         args = [_text(a) for a in o.args] + [f"{k}={_text(v)}" for k, v in o.kwargs.items()]
         call = (
@@ -127,9 +123,7 @@ def explain(target: Any, driver: Any) -> Callable[..., Explanation]:
         optimize(target)
         result = target(*args, **kwargs)
         driver.wait(None)
-        roots = [
-            r for r in driver.roots.values() if r.recordings != before.get(id(r), 0)
-        ]
+        roots = [r for r in driver.roots.values() if r.recordings != before.get(id(r), 0)]
         reports = [RootReport.of(r) for r in roots]
         return Explanation(result, reports, sum(r.ops_per_call for r in roots))
 

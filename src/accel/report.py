@@ -94,8 +94,12 @@ def print_summary(summary: Summary, console: Console | None = None) -> None:
     for row in rows[:20]:
         why = f"{row.reason} ({row.reason_location})" if row.reason_location else row.reason
         table.add_row(
-            row.name, row.state, str(row.calls_compiled), str(row.calls_eager),
-            str(row.variants), why,
+            row.name,
+            row.state,
+            str(row.calls_compiled),
+            str(row.calls_eager),
+            str(row.variants),
+            why,
         )
     console.print(table)
     if len(rows) > 20:

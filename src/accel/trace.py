@@ -15,14 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.fx as fx
-
+from torch import fx
 
 _WRITING_OPERATORS = frozenset(
     "_operator." + name
-    for name in (
-        "iadd iand ifloordiv ilshift imatmul imul imod ior ipow irshift isub itruediv ixor setitem"
-    ).split()
+    for name in ["iadd", "iand", "ifloordiv", "ilshift", "imatmul", "imul", "imod", "ior", "ipow", "irshift", "isub", "itruediv", "ixor", "setitem"]
 )
 
 

@@ -80,7 +80,7 @@ EFFECTS = (
     "print('step', s.mode)",
 )
 
-PRELUDE = '''
+PRELUDE = """
 import torch
 
 
@@ -108,7 +108,7 @@ class State:
 
     def apply(self, v):
         return v * self.scale
-'''
+"""
 
 
 class Writer:
@@ -254,7 +254,7 @@ def shrink(body: list[list[str]], seed: int) -> list[list[str]]:
                 if smaller and check(smaller, seed):
                     body, changed = smaller, True
                     break
-            except Exception:  # noqa: BLE001, S112  (a program that no longer makes sense)
+            except Exception:
                 continue
     return body
 

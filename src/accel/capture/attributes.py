@@ -39,8 +39,21 @@ _OBJECT_GETATTRIBUTE = object.__getattribute__
 # Builtin types that name object's own attribute lookup again in their slots.
 _GENERIC_GETATTRIBUTES = frozenset(
     c.__dict__["__getattribute__"]
-    for c in (object, dict, list, tuple, set, frozenset, int, float, str, bytes, BaseException,
-              collections.OrderedDict, collections.deque)
+    for c in (
+        object,
+        dict,
+        list,
+        tuple,
+        set,
+        frozenset,
+        int,
+        float,
+        str,
+        bytes,
+        BaseException,
+        collections.OrderedDict,
+        collections.deque,
+    )
     if "__getattribute__" in c.__dict__
 )
 _MODULE_GETATTR = torch.nn.Module.__getattr__

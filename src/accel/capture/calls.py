@@ -196,9 +196,7 @@ class CallEvents(OperatorEvents):
             return self.call_python(method, (f, *args), kwargs)
         raise Void("opaque_call", _short(f))
 
-    def _call_partial(
-        self, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None
-    ) -> Answer:
+    def _call_partial(self, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Answer:
         source = self.source_of(f)
         if source is not None:
             self.track(f.func, source.child("attribute", "func"))
@@ -269,9 +267,7 @@ class CallEvents(OperatorEvents):
         else:
             owner, rest = type(receiver), args
         if type(receiver) in PLAIN_TENSORS:
-            return self._tensor_method(
-                name, getattr(torch.Tensor, name), (receiver, *rest), kwargs
-            )
+            return self._tensor_method(name, getattr(torch.Tensor, name), (receiver, *rest), kwargs)
         if owner is _CONTEXT_VAR:
             return self._context_variable(name, f, receiver, args, rest)
         if name == "__new__" and issubclass(type(receiver), type):
@@ -300,7 +296,7 @@ class CallEvents(OperatorEvents):
     ) -> Answer:
         if name in METADATA_METHODS:
             return None
-        if name in TRUTH_METHODS or name == "item" and args[0].dtype is torch.bool:
+        if name in TRUTH_METHODS or (name == "item" and args[0].dtype is torch.bool):
             return (self.speculate(args[0]),)
         if name in DATA_METHODS:
             raise Void("value_from_tensor", f"tensor.{name}()")
@@ -308,9 +304,7 @@ class CallEvents(OperatorEvents):
             raise Void("tensor_method", name)
         return self.operation("call_method", name, f, args, kwargs)
 
-    def _call_new(
-        self, f: Any, cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Answer:
+    def _call_new(self, f: Any, cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Answer:
         made = args[0] if args else cls
         if not (issubclass(type(made), type) and is_python_class(made)):
             raise Void("opaque_call", f"{cls.__name__}.__new__")
@@ -409,7 +403,7 @@ class CallEvents(OperatorEvents):
         for value in (receiver, *args, *kwargs.values()):
             if type(value) in PLAIN_TENSORS:
                 raise Void("value_from_tensor", _short(f))
-            if isinstance(value, types.ModuleType) or callable(value) and is_static(value):
+            if isinstance(value, types.ModuleType) or (callable(value) and is_static(value)):
                 continue
             if textual:
                 self._text_of(value)
@@ -499,7 +493,7 @@ class CallEvents(OperatorEvents):
         if len(args) < 2 or type(args[1]) is not str:
             return None
         answer = self.attr(args[0], args[1])
-        if len(args) == 2 or answer is not None and len(answer) == 1:
+        if len(args) == 2 or (answer is not None and len(answer) == 1):
             return answer
         post = answer[4] if answer is not None else None
         token = answer[5] if answer is not None else None
@@ -670,7 +664,12 @@ class CallEvents(OperatorEvents):
 
     def _method_subscr(self, f: Any, obj: Any, rest: Any, kwargs: Any) -> Answer:
         return self.subscr(obj, *rest) and (
-            NATIVE, f, self._call_args(f, obj, rest), None, self.checked, "__getitem__"
+            NATIVE,
+            f,
+            self._call_args(f, obj, rest),
+            None,
+            self.checked,
+            "__getitem__",
         )
 
     def _method_contains(self, f: Any, obj: Any, rest: Any, kwargs: Any) -> Answer:
@@ -711,9 +710,7 @@ class CallEvents(OperatorEvents):
             raise Void("container_write", f"{f.__name__}() on {self.source_of(obj)}")
         if id(obj) not in self.fresh and type(obj) not in BUILTIN_CONTAINERS:
             raise Void("unknown_value", f"{f.__name__}() of a {type(obj).__name__}")
-        return (
-            NATIVE, f, self._call_args(f, obj, rest), kwargs or None, self.checked, f.__name__
-        )
+        return (NATIVE, f, self._call_args(f, obj, rest), kwargs or None, self.checked, f.__name__)
 
     def _method_initialise(self, f: Any, obj: Any, rest: Any, kwargs: Any) -> Answer:
         return self._method_write(f, obj, rest, kwargs)
@@ -855,4 +852,3 @@ def _operator_name(f: Any) -> str | None:
     if kind is torch._ops.OpOverloadPacket:
         return f"torch.ops.{f._qualified_op_name.replace('::', '.')}"
     return None
-

@@ -28,10 +28,7 @@ from accel.capture.values import (
 )
 
 # CPython's NB_* numbers (3.11 to 3.13) and operator's names for them.
-BINARY_NAMES = (
-    "add and_ floordiv lshift matmul mul mod or_ pow rshift sub truediv xor "
-    "iadd iand ifloordiv ilshift imatmul imul imod ior ipow irshift isub itruediv ixor"
-).split()
+BINARY_NAMES = ["add", "and_", "floordiv", "lshift", "matmul", "mul", "mod", "or_", "pow", "rshift", "sub", "truediv", "xor", "iadd", "iand", "ifloordiv", "ilshift", "imatmul", "imul", "imod", "ior", "ipow", "irshift", "isub", "itruediv", "ixor"]
 _BINARY = [getattr(operator, name) for name in BINARY_NAMES]
 _COMPARE = {"<": "lt", "<=": "le", "==": "eq", "!=": "ne", ">": "gt", ">=": "ge"}
 _UNARY = {"-": "neg", "+": "pos", "~": "invert"}
@@ -122,7 +119,7 @@ class OperatorEvents(AttributeEvents):
         kind = type(value)
         if kind in PLAIN_TENSORS:
             return (self.speculate(value),)
-        if kind in CONSTANT_TYPES or is_static(value) and not issubclass(kind, enum.Enum):
+        if kind in CONSTANT_TYPES or (is_static(value) and not issubclass(kind, enum.Enum)):
             return None
         if issubclass(kind, (tuple, list, dict, set, frozenset)):
             if class_lookup(kind, "__bool__") is None and not is_python_len(kind):
@@ -157,7 +154,7 @@ class OperatorEvents(AttributeEvents):
 
     def contains(self, item: Any, container: Any) -> Answer:
         kind = type(container)
-        if kind in PLAIN_TENSORS or type(item) in PLAIN_TENSORS and kind in BUILTIN_CONTAINERS:
+        if kind in PLAIN_TENSORS or (type(item) in PLAIN_TENSORS and kind in BUILTIN_CONTAINERS):
             raise Void("value_from_tensor", "membership of tensors")
         source = self.source_of(container)
         if issubclass(kind, dict) and not _overrides(kind, "__contains__", dict):
@@ -251,8 +248,10 @@ class OperatorEvents(AttributeEvents):
             if kind not in BUILTIN_CONTAINERS and id(obj) not in self.fresh:
                 raise Void("unknown_value", f"item store to a {kind.__name__}")
             return None
-        if kind in (dict, list) or issubclass(kind, (dict, list)) and not _overrides(
-            kind, "__setitem__", dict, list
+        if (
+            kind in (dict, list)
+            or (issubclass(kind, (dict, list))
+            and not _overrides(kind, "__setitem__", dict, list))
         ):
             return self.raw_setitem(obj, key, value)
         if is_python_class(kind):
@@ -344,11 +343,7 @@ class OperatorEvents(AttributeEvents):
         own = class_lookup(kind, "__repr__") is not object.__repr__ or (
             class_lookup(kind, "__str__") is not object.__str__ and depth == 0
         )
-        if (
-            own
-            and is_python_class(kind)
-            and (id(value) in self.known or id(value) in self.fresh)
-        ):
+        if own and is_python_class(kind) and (id(value) in self.known or id(value) in self.fresh):
             return  # text made by the class's own methods, in watched frames
         raise Void("text_of_object", f"a {kind.__name__}")
 

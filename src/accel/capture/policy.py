@@ -81,7 +81,9 @@ METHODS: dict[type, dict[str, str]] = {
     },
     list: {
         **_names("read", "copy __iter__ __len__ __reversed__ __add__ __mul__ __rmul__"),
-        **_names("deep", "index count __eq__ __ne__ __lt__ __gt__ __le__ __ge__ __contains__ __repr__"),
+        **_names(
+            "deep", "index count __eq__ __ne__ __lt__ __gt__ __le__ __ge__ __contains__ __repr__"
+        ),
         **_names("write", "insert remove pop clear sort reverse __delitem__ __iadd__ __imul__"),
         "append": "append",
         "extend": "extend",
@@ -91,7 +93,10 @@ METHODS: dict[type, dict[str, str]] = {
     },
     tuple: {
         **_names("read", "__iter__ __len__ __add__ __mul__ __rmul__"),
-        **_names("deep", "index count __eq__ __ne__ __lt__ __gt__ __le__ __ge__ __contains__ __hash__ __repr__"),
+        **_names(
+            "deep",
+            "index count __eq__ __ne__ __lt__ __gt__ __le__ __ge__ __contains__ __hash__ __repr__",
+        ),
         "__getitem__": "subscr",
     },
     set: {
@@ -235,7 +240,7 @@ def callable_rules() -> dict[int, str]:
     for name, f in vars(math).items():
         if callable(f):
             rules[id(f)] = "pure_sequence" if name in ("prod", "fsum", "dist") else "pure"
-    for name, f in vars(operator).items():
+    for f in vars(operator).values():
         if isinstance(f, types.BuiltinFunctionType):
             rules[id(f)] = "operator"
     rules[id(functools.reduce)] = "read"

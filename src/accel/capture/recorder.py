@@ -28,6 +28,7 @@ from accel.guards import GuardSet
 from accel.sources import Source, root
 from accel.trace import SegmentGraph, TensorMeta
 
+
 @dataclass
 class Recording:
     """What one run left behind. `void` is the reason when the run could not be used."""
@@ -205,7 +206,9 @@ class Recorder(CallEvents):
             before = self.versions[name]
             if blind or before is None or before != _version(self._tensor_of(source)):
                 written.append(name)
-        if (blind or None in self.versions.values()) and not any(o.may_write for o in self.operations):
+        if (blind or None in self.versions.values()) and not any(
+            o.may_write for o in self.operations
+        ):
             return []
         return written
 

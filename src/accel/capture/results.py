@@ -32,14 +32,17 @@ _SEQUENCES: dict[type, Callable[[list[Any]], Any]] = {
     frozenset: frozenset,
     collections.deque: collections.deque,
 }
-_MAPPINGS: dict[type, Callable[[], Any]] = {dict: dict, collections.OrderedDict: collections.OrderedDict}
+_MAPPINGS: dict[type, Callable[[], Any]] = {
+    dict: dict,
+    collections.OrderedDict: collections.OrderedDict,
+}
 
 # Effects: how each is done again. (target, operands)
 EFFECTS: dict[str, Callable[..., Any]] = {
     "setattr": object.__setattr__,
-    "setitem": lambda target, key, value: (
-        dict if isinstance(target, dict) else list
-    ).__setitem__(target, key, value),
+    "setitem": lambda target, key, value: (dict if isinstance(target, dict) else list).__setitem__(
+        target, key, value
+    ),
     "append": list.append,
     "print": lambda _target, args, kwargs: builtins.print(*args, **kwargs),
 }

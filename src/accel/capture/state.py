@@ -264,9 +264,7 @@ class RecorderState:
             if not all(is_constant(m) or is_static(m) for m in members):
                 raise Void("container", "a set of objects")
             self.guards.add(source, "SET_EQUALS", members)
-        elif kind in _DICT_VIEWS:
-            raise Void("container", f"a {kind.__name__} from outside")
-        elif kind in BUILTIN_ITERATORS or kind in BUILTIN_CONTAINERS:
+        elif kind in _DICT_VIEWS or kind in BUILTIN_ITERATORS or kind in BUILTIN_CONTAINERS:
             raise Void("container", f"a {kind.__name__} from outside")
 
     def consume_deeply(self, value: Any, depth: int = 0) -> None:

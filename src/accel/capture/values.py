@@ -147,10 +147,7 @@ def is_constant(value: object) -> bool:
 def is_static(value: object) -> bool:
     """True for what a program names rather than makes: functions, classes, modules, enums."""
     kind = type(value)
-    return (
-        kind in FUNCTION_TYPES
-        or issubclass(kind, (type, types.ModuleType, enum.Enum))
-    )
+    return kind in FUNCTION_TYPES or issubclass(kind, (type, types.ModuleType, enum.Enum))
 
 
 def is_python_class(cls: type) -> bool:
