@@ -263,6 +263,17 @@ inline PyObject* dict_get(PyObject* dict, PyObject* key, Py_hash_t hash) {
   return value;
 }
 
+// The hash table of a set, as bytes: two tables with equal bytes hold the very same objects
+// (an entry is an address and a hash; an empty or deleted one has a fixed pattern).
+struct SetTable {
+  const void* bytes;
+  size_t size_bytes;
+};
+inline SetTable set_table(PyObject* set) {
+  auto* object = reinterpret_cast<PySetObject*>(set);
+  return {object->table, (static_cast<size_t>(object->mask) + 1) * sizeof(setentry)};
+}
+
 // The special method `name` as the interpreter finds it: on the type, bound to the object.
 // New reference; NULL without an error when there is none (source: _PyObject_LookupSpecial).
 inline PyObject* lookup_special(PyObject* object, const char* name) {

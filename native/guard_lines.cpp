@@ -182,6 +182,14 @@ class Builder {
     if (!fixed && !ensure_version(i.in)) emit_run(i);
   }
 
+  // IS and EQUALS. A live object at the address of the operand is the operand, which the
+  // program holds; so the slot's object is known for certain from here on.
+  void step_settled(const Instruction& i) {
+    if (know_[i.in] == Know::SAME) return;
+    if (i.weak || value(i.in) != i.operand) return emit_run(i);
+    know_[i.in] = Know::SAME;
+  }
+
   void step_tensor(const Instruction& i) {
     Record record{Kind::TENSOR, i.in, value(i.in)};
     record.meta = &(*program_.metas)[static_cast<size_t>(i.number)];
@@ -218,11 +226,10 @@ class Builder {
       case LineRule::length: return step_length(i);
       case LineRule::tensor: return step_tensor(i);
       case LineRule::type: return prove_type(i.in);
-      case LineRule::settled:
-        if (in != Know::SAME) emit_run(i);
-        return;
+      case LineRule::settled: return step_settled(i);
       case LineRule::pair:
-        if (in != Know::SAME || know_[i.number] != Know::SAME) emit_run(i);
+        // Both addresses are the remembered ones, and both objects are alive.
+        if (know_[i.number] == Know::VOLATILE) emit_run(i);
         return;
       case LineRule::fixed:
         if (in != Know::SAME) return emit_reload(i);
@@ -300,6 +307,20 @@ int Lines::visit(visitproc visit, void* arg) {
     for (PyTypeObject* type : line->types) Py_VISIT(type);
   }
   return 0;
+}
+
+std::vector<std::pair<std::string, long>> Lines::describe() const {
+  static const char* const NAMES[] = {"type", "attributes", "dict", "tensor", "reload", "run"};
+  std::unordered_map<std::string, long> counts;
+  for (const auto& line : lines_) {
+    for (const Record& r : line->records) {
+      std::string name = NAMES[static_cast<int>(r.kind)];
+      if (r.kind >= Kind::RELOAD) name += std::string(" ") + r.instruction->row().name;
+      counts[name]++;
+    }
+    for (const Instruction* i : line->deferred) counts[std::string("deferred ") + i->row().name]++;
+  }
+  return {counts.begin(), counts.end()};
 }
 
 void Lines::prepare(const GuardProgram& program, const std::vector<int>& wanted) {

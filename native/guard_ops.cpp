@@ -14,6 +14,8 @@
 namespace accel {
 namespace {
 
+constexpr size_t MAX_TABLE_BYTES = 1 << 16;  // of a set that is worth a copy
+
 bool is_object(PyObject* slot) { return slot && !is_inline(slot); }
 
 // ---- loads ---------------------------------------------------------------------------
@@ -109,16 +111,28 @@ PyObject* instance_attribute(PyObject* object, PyObject* name) {
   return found.inline_values ? inline_get(object, name) : nullptr;
 }
 
+// A class attribute as the class itself shows it, when no code has to run for that.
+PyObject* unbound_attribute(PyObject* found) {
+  if (!found) return nullptr;
+  PyTypeObject* type = Py_TYPE(found);
+  if (!type->tp_descr_get || type == &PyFunction_Type) return found;
+  if (type != &PyStaticMethod_Type) return nullptr;
+  static PyObject* const name = PyUnicode_InternFromString("__func__");
+  PyObject* member = _PyType_Lookup(type, name);
+  if (!member || Py_TYPE(member) != &PyMemberDescr_Type) return nullptr;
+  return read_member(found, reinterpret_cast<PyMemberDescrObject*>(member));
+}
+
 // What getattr() would answer, when that is a lookup without any code to run; else NULL.
 PyObject* plain_attribute(PyObject* object, PyObject* name) {
   PyTypeObject* type = Py_TYPE(object);
-  if (type == &PyType_Type) {
-    if (_PyType_Lookup(type, name)) return nullptr;  // __dict__, __name__ and the like
-    PyObject* found = _PyType_Lookup(reinterpret_cast<PyTypeObject*>(object), name);
-    bool itself = found && (!Py_TYPE(found)->tp_descr_get || PyFunction_Check(found));
-    return itself ? found : nullptr;
+  if (PyType_Check(object)) {
+    if (type->tp_getattro != PyType_Type.tp_getattro) return nullptr;
+    if (_PyType_Lookup(type, name)) return nullptr;  // the metaclass: __dict__, __name__, ...
+    return unbound_attribute(_PyType_Lookup(reinterpret_cast<PyTypeObject*>(object), name));
   }
-  if (type->tp_getattro != PyObject_GenericGetAttr) return nullptr;
+  bool module = type->tp_getattro == PyModule_Type.tp_getattro;  // generic, then __getattr__
+  if (!module && type->tp_getattro != PyObject_GenericGetAttr) return nullptr;
   PyObject* found = _PyType_Lookup(type, name);
   if (found && Py_TYPE(found) == &PyMemberDescr_Type) {
     return read_member(object, reinterpret_cast<PyMemberDescrObject*>(found));
@@ -255,18 +269,36 @@ Py_ssize_t length_of(PyObject* in) {
   return found;
 }
 
-bool check_members(PyObject* in, const Instruction& i) {
-  if (!is_object(in) || !PyAnySet_Check(in)) return false;
-  if (PySet_GET_SIZE(in) != PySet_GET_SIZE(i.operand)) return false;
+bool members_equal(PyObject* in, const Instruction& i, bool* identical) {
   Py_ssize_t cursor = 0;
   PyObject* member;
   Py_hash_t hash;
   while (_PySet_NextEntry(in, &cursor, &member, &hash)) {
     auto [begin, end] = i.members.equal_range(hash);
     bool found = false;
-    for (auto at = begin; at != end && !found; ++at) found = same_key(at->second, member);
+    for (auto at = begin; at != end && !found; ++at) {
+      found = same_key(at->second, member);
+      if (found && at->second != member) *identical = false;
+    }
     if (!found) return false;
   }
+  return true;
+}
+
+// A set has no version. When its members are the very objects of the operand, which the
+// program holds, a copy of its table tells the next time that it is unchanged.
+bool check_members(PyObject* in, const Instruction& i) {
+  if (!is_object(in) || !PyAnySet_Check(in)) return false;
+  if (PySet_GET_SIZE(in) != PySet_GET_SIZE(i.operand)) return false;
+  SetTable table = set_table(in);
+  if (i.table.size() == table.size_bytes &&
+      std::memcmp(i.table.data(), table.bytes, table.size_bytes) == 0) {
+    return true;
+  }
+  bool identical = table.size_bytes <= MAX_TABLE_BYTES;
+  if (!members_equal(in, i, &identical)) return false;
+  const char* bytes = static_cast<const char*>(table.bytes);
+  if (identical) const_cast<Instruction&>(i).table.assign(bytes, bytes + table.size_bytes);
   return true;
 }
 

@@ -100,6 +100,7 @@ struct Instruction {
   PyObject* operand = nullptr;  // owned
   std::vector<ExpectedAttribute> attributes;
   std::unordered_multimap<Py_hash_t, PyObject*> members;  // values are held by operand
+  std::vector<char> table;  // SET_EQUALS: the set's table when its members held last
 
   const OpRow& row() const { return OPS[static_cast<size_t>(op)]; }
 };
@@ -183,6 +184,8 @@ class Lines {
   // References it gives up go to `kept`, when given: dropping them may run Python code.
   void clear(std::vector<PyObject*>* kept = nullptr);
   size_t count() const { return lines_.size(); }
+  // What the lines consist of: (kind of record, how many in all lines).
+  std::vector<std::pair<std::string, long>> describe() const;
 
   long hits = 0, builds = 0;
 

@@ -2,7 +2,7 @@
 //
 // Ownership: a program owns its operands. Constants, types, code and other operands are
 // held strongly; the object of IS is held weakly when it can be (it is the user's), except
-// types and modules. The example of TENSOR is not held at all.
+// for what is_code_like says. The example of TENSOR is not held at all.
 #include "guards.h"
 
 #include "cpython_compat.h"
@@ -57,9 +57,18 @@ bool parse_member(Instruction& i, PyObject* operand) {
   return true;
 }
 
+// Objects that belong to a program's code and not to its data: holding them is harmless.
+bool is_code_like(PyObject* object) {
+  if (PyFunction_Check(object)) return !PyFunction_GET_CLOSURE(object);
+  if (PyCFunction_Check(object)) {
+    PyObject* self = PyCFunction_GET_SELF(object);
+    return !self || PyModule_Check(self);
+  }
+  return PyType_Check(object) || PyModule_Check(object) || PyCode_Check(object);
+}
+
 bool parse_identity(Instruction& i, PyObject* operand) {
-  bool shared = PyType_Check(operand) || PyModule_Check(operand);
-  if (!shared && PyType_SUPPORTS_WEAKREFS(Py_TYPE(operand))) {
+  if (!is_code_like(operand) && PyType_SUPPORTS_WEAKREFS(Py_TYPE(operand))) {
     i.operand = PyWeakref_NewRef(operand, nullptr);
     i.weak = i.operand != nullptr;
     if (i.weak) return true;
@@ -442,7 +451,18 @@ PyObject* program_facts(PyObject* self, PyObject*) {
                        program->lines->hits, "line_builds", program->lines->builds);
 }
 
+PyObject* program_records(PyObject* self, PyObject*) {
+  PyObject* table = PyDict_New();
+  for (const auto& [name, count] : self_of(self)->lines->describe()) {
+    PyObject* number = table ? PyLong_FromLong(count) : nullptr;
+    if (!number || PyDict_SetItemString(table, name.c_str(), number) < 0) Py_CLEAR(table);
+    Py_XDECREF(number);
+  }
+  return table;
+}
+
 PyMethodDef METHODS[] = {
+    {"records", program_records, METH_NOARGS, "What the lines consist of: {kind: how many}."},
     {"check", program_check, METH_O,
      "check(roots): -1 when everything holds, else the index of what does not."},
     {"slots", program_slots, METH_O, "slots(roots): the values found by a check that holds."},
