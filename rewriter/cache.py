@@ -19,8 +19,10 @@ import stat
 import tempfile
 import types
 from pathlib import Path
+from typing import Any
 
 from accel.rewriter import layout, opcodes, twin
+from accel.rewriter.twin import TwinParts, assemble_twin, build_twin, twin_parts
 
 _DIGEST_BYTES = 16
 _MAX_FILE_BYTES = 1 << 24
@@ -38,7 +40,7 @@ def _tool_version() -> bytes:
     """Changes with the interpreter and with everything that decides what a twin looks like."""
     parts = [importlib.util.MAGIC_NUMBER]
     for module in (layout, opcodes, twin):
-        loader = module.__spec__.loader if module.__spec__ else None
+        loader: Any = module.__loader__
         source = loader.get_source(module.__name__) if hasattr(loader, "get_source") else None
         if source is None:
             raise OSError(f"the source of {module.__name__} cannot be read")
@@ -49,17 +51,17 @@ def _tool_version() -> bytes:
 class CodeCache:
     """Twins in one directory; without a usable directory it just builds them.
 
-    `hits`, `built` and `rejected` count twins loaded, built, and files not trusted or broken;
-    `reason` is why nothing is kept on disk, or "".
+    `hits`, `built` and `rejected` count twins loaded, built, and files not trusted or broken.
+    `reason` is why nothing is read from disk, `write_reason` why nothing is kept; or "".
     """
 
     def __init__(self, directory: str | os.PathLike[str] | None) -> None:
         self.hits = self.built = self.rejected = 0
-        self.reason = "no directory" if directory is None else ""
-        self._directory = Path(directory or ".")
-        self._may_write = directory is not None
+        self.reason = self.write_reason = ""
+        self._directory = Path(directory or os.devnull)
         self._tool = b""
         if directory is None:
+            self.reason = "no directory is configured"
             return
         try:
             self._tool = _tool_version()
@@ -70,27 +72,24 @@ class CodeCache:
 
     def twin(self, code: types.CodeType) -> types.CodeType:
         """The twin of `code`, with markers. Errors: RewriteError, as `build_twin`."""
-        if self.reason and not self._may_write:
-            self.built += 1
-            return twin.build_twin(code)
         if self.reason:
-            self._may_write = False
-            return self.twin(code)
+            self.built += 1
+            return build_twin(code)
         # Version 2 writes no references, whose presence would hang on reference counts.
         key = _digest(self._tool, marshal.dumps(code, 2))
-        parts = self._load(key, code)
+        parts = self._load(key)
         if parts is None:
-            parts = twin.twin_parts(code)
+            parts = twin_parts(code)
             self.built += 1
             self._store(key, parts)
         else:
             self.hits += 1
-        return twin.assemble_twin(code, parts)
+        return assemble_twin(code, parts)
 
     def _path(self, key: bytes) -> Path:
         return self._directory / f"{key.hex()}.twin"
 
-    def _load(self, key: bytes, code: types.CodeType) -> twin.TwinParts | None:
+    def _load(self, key: bytes) -> TwinParts | None:
         try:
             fd = os.open(self._path(key), os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
         except FileNotFoundError:
@@ -114,8 +113,8 @@ class CodeCache:
             return None
         return _parts(marshal.loads(payload))
 
-    def _store(self, key: bytes, parts: twin.TwinParts) -> None:
-        if not self._may_write:
+    def _store(self, key: bytes, parts: TwinParts) -> None:
+        if self.write_reason:
             return
         payload = marshal.dumps(_plain(parts))
         try:
@@ -128,28 +127,26 @@ class CodeCache:
                 os.unlink(name)
                 raise
         except OSError as error:  # a full or read-only disk: what is there is still used
-            self._may_write = False
-            self.reason_not_written = str(error)
-
-    reason_not_written = ""
+            self.write_reason = str(error)
 
 
 def _distrust(status: os.stat_result) -> str:
     """Why a file or directory is not to be trusted; "" when it is."""
     if hasattr(os, "geteuid") and status.st_uid != os.geteuid():
         return f"owned by user {status.st_uid}"
-    if status.st_mode & stat.S_IWOTH:
+    if status.st_mode & (stat.S_IWOTH | stat.S_IWGRP):
         return "others may write to it"
     return ""
 
 
-def _plain(parts: twin.TwinParts) -> tuple[object, ...]:
+def _plain(parts: TwinParts) -> Any:
     """The parts as marshal takes them: named tuples it does not."""
     nested = {i: _plain(inner) for i, inner in parts.nested.items()}
     return (*parts[:-1], nested)
 
 
-def _parts(plain: tuple[bytes, tuple[object, ...], bytes, bytes, dict[int, tuple]]) -> twin.TwinParts:  # type: ignore[type-arg]
+def _parts(plain: Any) -> TwinParts:
+    """The inverse of `_plain`."""
     code, consts, lines, exceptions, nested = plain
     inner = {i: _parts(each) for i, each in nested.items()}
-    return twin.TwinParts(code, consts, lines, exceptions, inner)
+    return TwinParts(code, consts, lines, exceptions, inner)

@@ -38,7 +38,9 @@ Kind = Literal["function", "module"]
 
 _CALLEES = {"function": "__accel_prologue__", "module": "__accel_module_prologue__"}
 _SENTINEL = "__accel_run_body__"
-_TAG = "\0accel original"  # the last constant of a rewritten code object is (_TAG, original)
+# The last constant of a rewritten code object is a pair of a tag and the original.
+_TAG = "\0accel original"  # of code with a prologue
+_NESTED_TAG = "\0accel nested"  # of code whose nested functions have prologues
 
 _REFUSED = (
     inspect.CO_GENERATOR
@@ -72,19 +74,25 @@ def argument_count(code: types.CodeType) -> int:
     )
 
 
+def _tagged(code: types.CodeType, tag: str) -> types.CodeType | None:
+    if code.co_consts:
+        last = code.co_consts[-1]
+        if type(last) is tuple and len(last) == 2 and last[0] == tag:
+            original: types.CodeType = last[1]
+            return original
+    return None
+
+
 def has_prologue(code: types.CodeType) -> bool:
     """Whether `insert_prologue` made this code object, or it is a copy of one it made."""
-    return original_code(code) is not code
+    return _tagged(code, _TAG) is not None
 
 
 def original_code(code: types.CodeType) -> types.CodeType:
-    """The code object that `insert_prologue` was given; any other code is its own original."""
-    if code.co_consts:
-        last = code.co_consts[-1]
-        if type(last) is tuple and len(last) == 2 and last[0] == _TAG:
-            original: types.CodeType = last[1]
-            return original
-    return code
+    """The code object as the compiler made it, its nested functions too; code that was not
+    rewritten is its own original."""
+    code = _tagged(code, _TAG) or code
+    return _tagged(code, _NESTED_TAG) or code
 
 
 def insert_prologue(code: types.CodeType, index: int, kind: Kind = "function") -> types.CodeType:
@@ -97,12 +105,20 @@ def insert_prologue(code: types.CodeType, index: int, kind: Kind = "function") -
         raise RewriteError(f"{code.co_qualname} cannot have a prologue")
     if has_prologue(code):
         raise RewriteError(f"{code.co_qualname} has a prologue")
-    return _spliced(code, index, kind, original=code)
+    return _spliced(code, index, kind)
 
 
-def _spliced(
-    code: types.CodeType, index: int, kind: Kind, original: types.CodeType
-) -> types.CodeType:
+def with_nested(code: types.CodeType, nested: dict[int, types.CodeType]) -> types.CodeType:
+    """`code` with other nested code objects, by their index among the constants."""
+    consts = list(code.co_consts)
+    for i, inner in nested.items():
+        consts[i] = inner
+    if code.co_flags & inspect.CO_OPTIMIZED:  # a function; classes and modules run once
+        consts.append((_NESTED_TAG, code))
+    return code.replace(co_consts=tuple(consts))
+
+
+def _spliced(code: types.CodeType, index: int, kind: Kind) -> types.CodeType:
     raw = code.co_code
     at = _before_resume(raw)
     consts = code.co_consts if kind == "module" else (*code.co_consts, index)
@@ -116,7 +132,7 @@ def _spliced(
     count = argument_count(code) + 2
     return code.replace(
         co_code=raw[:at] + prologue + raw[at:],
-        co_consts=(*consts, (_TAG, original)),
+        co_consts=(*consts, (_TAG, code)),
         co_names=names,
         co_linetable=insert_lines(code.co_linetable, at // 2, units),
         co_exceptiontable=_shifted(code.co_exceptiontable, at // 2, units),
@@ -177,7 +193,7 @@ def _shifted(table: bytes, at: int, units: int) -> bytes:
 
 
 def remove_prologue(function: types.FunctionType) -> bool:
-    """Gives a function its original code back; False when it had it already."""
+    """Gives a function the code back that the compiler made; False when it had it already."""
     original = original_code(function.__code__)
     if original is function.__code__:
         return False
@@ -193,4 +209,5 @@ __all__ = [
     "is_eligible",
     "original_code",
     "remove_prologue",
+    "with_nested",
 ]
