@@ -7,6 +7,7 @@ them) is written into its readers' expressions and costs no buffer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ Index = Sequence[Affine]
 # A value of at most this cost, read from one small tensor, is computed again by readers.
 _INLINE_COST = 4.0
 _INLINE_OPERATIONS = 24
+_INTEGER_BITS = {"int64": 64, "int32": 32, "int16": 16, "int8": 8, "uint8": 8}
 
 
 class Unsupported(Exception):
@@ -186,9 +188,16 @@ class Builder:
             raise Unsupported(f"dtype {out.dtype}")
         self.pointwise(out, lambda i: cast(self.load(source, i), type_), region)
 
-    def scalar(self, value: Any, type_: str) -> Const:
+    def scalar(self, value: Any, type_: str, dtype: str = "") -> Const:
+        """A Python number as ATen converts it to `dtype` before it computes."""
         if isinstance(value, complex):
             raise Unsupported("a complex number")
+        bits = _INTEGER_BITS.get(dtype)
+        if bits and not isinstance(value, bool):
+            if not math.isfinite(value):
+                raise Unsupported("an infinite number as an integer")
+            low = 0 if dtype == "uint8" else -(1 << (bits - 1))
+            value = (int(value) - low) % (1 << bits) + low
         return Const(constant(value, type_), type_)
 
 

@@ -394,7 +394,7 @@ FORMULAS: dict[Any, tuple[int, Formula]] = {
 }
 # Keyword arguments that only say what the result's metadata says already.
 _METADATA_KEYWORDS = frozenset(
-    "dtype layout device pin_memory non_blocking memory_format".split()
+    ["dtype", "layout", "device", "pin_memory", "non_blocking", "memory_format"]
 )
 
 COMPARISONS: dict[Any, str] = {
@@ -415,25 +415,28 @@ def lower_formula(b: Builder, node: Node, out: View) -> None:
     kwargs = {k: v for k, v in node.kwargs.items() if k not in _METADATA_KEYWORDS}
 
     def value(index: Any) -> Expr:
-        operands = [_operand(b, a, index, type_) for a in node.args[:count]]
-        return formula(*operands, *node.args[count:], **_keywords(b, kwargs, index, type_))
+        operands = [_operand(b, a, index, type_, out.dtype) for a in node.args[:count]]
+        named = _keywords(b, kwargs, index, type_, out.dtype)
+        return formula(*operands, *node.args[count:], **named)
 
     b.pointwise(out, value)
 
 
-def _keywords(b: Builder, kwargs: dict[str, Any], index: Any, type_: str) -> dict[str, Any]:
+def _keywords(
+    b: Builder, kwargs: dict[str, Any], index: Any, type_: str, dtype: str
+) -> dict[str, Any]:
     return {
         {"min": "low", "max": "high"}.get(k, k): (
-            _operand(b, v, index, type_) if k in ("min", "max") else v
+            _operand(b, v, index, type_, dtype) if k in ("min", "max") else v
         )
         for k, v in kwargs.items()
     }
 
 
-def _operand(b: Builder, value: Any, index: Any, type_: str) -> Any:
+def _operand(b: Builder, value: Any, index: Any, type_: str, dtype: str) -> Any:
     if isinstance(value, View):
         return cast(b.load(value, index), type_)
-    return None if value is None else b.scalar(value, type_)
+    return None if value is None else b.scalar(value, type_, dtype)
 
 
 def _result_type(out: View) -> str:
@@ -454,12 +457,12 @@ def lower_comparison(b: Builder, node: Node, out: View) -> None:
     scalar = not isinstance(right, View)
 
     def value(index: Any) -> Expr:
-        other = _operand(b, right, index, type_)
+        other = _operand(b, right, index, type_, node.operand_dtype)
         if scalar and node.operand_dtype in ("bfloat16", "float16"):
             # ATen casts the number to the tensor's dtype first.
             dtype = getattr(torch, node.operand_dtype)
             other = Const(float(torch.tensor(right, dtype=torch.float64).to(dtype)), type_)
-        return op(name, _operand(b, left, index, type_), other)
+        return op(name, _operand(b, left, index, type_, node.operand_dtype), other)
 
     b.pointwise(out, value)
 
@@ -487,7 +490,10 @@ def lower_where(b: Builder, node: Node, out: View) -> None:
     b.pointwise(
         out,
         lambda i: op(
-            "where", b.load(condition, i), _operand(b, yes, i, type_), _operand(b, no, i, type_)
+            "where",
+            b.load(condition, i),
+            _operand(b, yes, i, type_, out.dtype),
+            _operand(b, no, i, type_, out.dtype),
         ),
     )
 
@@ -500,7 +506,10 @@ def lower_masked_fill(b: Builder, node: Node, out: View) -> None:
     b.pointwise(
         out,
         lambda i: op(
-            "where", b.load(mask, i), _operand(b, value, i, type_), cast(b.load(x, i), type_)
+            "where",
+            b.load(mask, i),
+            _operand(b, value, i, type_, out.dtype),
+            cast(b.load(x, i), type_),
         ),
     )
 

@@ -25,7 +25,7 @@ def _value_type(out: View) -> str:
 
 
 def _fill(b: Builder, out: View, value: Any) -> None:
-    b.pointwise(out, lambda _: b.scalar(value, _value_type(out)))
+    b.pointwise(out, lambda _: b.scalar(value, _value_type(out), out.dtype))
 
 
 FILL_VALUES: dict[Any, Any] = {
@@ -150,7 +150,7 @@ def lower_pad(b: Builder, node: Node, out: View) -> None:
         frame.append(_part(inside, dim, length - after, after))
         inside = _part(inside, dim, before, length - before - after)
     for border in frame:
-        b.pointwise(border, lambda _: b.scalar(value, _value_type(out)), region=True)
+        b.pointwise(border, lambda _: b.scalar(value, _value_type(out), out.dtype), region=True)
     b.copy(inside, source, region=True)
 
 

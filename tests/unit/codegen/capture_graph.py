@@ -87,6 +87,8 @@ def _is_getter(func: Any) -> bool:
 def _name(func: Any) -> tuple[str, str]:
     if _is_getter(func):
         return "getter", func.__self__.__name__
+    if isinstance(func, torch._ops.OpOverload):
+        return "call_function", f"torch.ops.{func}"
     name = resolve_name(func) or f"{func.__module__}.{func.__name__}"
     short = func.__name__
     if getattr(torch.Tensor, short, None) is func or name.startswith("torch.Tensor."):
