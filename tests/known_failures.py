@@ -1,0 +1,32 @@
+"""Tests that are known to fail, and why: each is a defect that waits for its repair.
+
+A row is (part of the test's id, reason). A test that passes again must lose its row.
+"""
+
+from __future__ import annotations
+
+KNOWN_FAILURES: tuple[tuple[str, str], ...] = (
+    (
+        "test_program[aliasing: detached, cloned and typed aliases]",
+        "a returned view of an input keeps one more reference to its memory than eager's",
+    ),
+    (
+        "test_program[effects: detach, contiguous and to that return the input]",
+        "a returned view of an input keeps one more reference to its memory than eager's",
+    ),
+    (
+        "test_program[aliasing: reductions over odd shapes]",
+        "a warning that ATen gives inside an operator is not given by our kernel",
+    ),
+    (
+        "[guards: torch.compile around the root]",
+        "Dynamo warns about our prologue, which it does not know",
+    ),
+    (
+        "test_program[language: special values in pointwise functions]",
+        "gelu(inf) is nan in ATen's vector code and inf in its scalar code; ours says inf",
+    ),
+    ("test_eight_threads_on_one_root", "not every thread is served while one of them records"),
+    ("test_no_compiler", "the plan is refused although ATen alone could run it"),
+    ("test_a_corrupt_cache[", "a damaged library is found by its name and loaded again"),
+)
