@@ -108,16 +108,17 @@ def _pow(a: Expr, b: Expr) -> Expr:
 
 
 def _relu(a: Expr) -> Expr:
-    return op("maximum", a, Const(0 if not _is_float(a) else 0.0, a.type))
+    # The bound comes first: of equals the second is taken, so that -0 stays -0.
+    return op("maximum", Const(0 if not _is_float(a) else 0.0, a.type), a)
 
 
 def _clamp(a: Expr, low: Any = None, high: Any = None) -> Expr:
     if a.type == "bool":
         raise Unsupported("bool")
     if low is not None:
-        a = op("maximum", a, low)
+        a = op("maximum", low, a)
     if high is not None:
-        a = op("minimum", a, high)
+        a = op("minimum", high, a)
     return a
 
 

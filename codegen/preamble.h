@@ -389,10 +389,10 @@ template <class V> INLINE V v_tanh(V x) {
     p = p * z - 5.37397155531e-2f;
     p = p * z + 1.33314422036e-1f;
     p = p * z - 3.33332819422e-1f;
-    V small = p * z * x + x;
+    V small = p * z * a + a;
     V big = 1.f - 2.f / (v_exp(a + a) + 1.f);
-    big = (V)((I)big | ((I)x & (int)0x80000000));
-    return a < 0.625f ? small : big;
+    V y = a < 0.625f ? small : big;
+    return (V)((I)y | ((I)x & (int)0x80000000));
   }
 }
 

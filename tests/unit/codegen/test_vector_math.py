@@ -1,0 +1,86 @@
+"""Error bounds of the generated vector functions, in ULP, and their special values."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from capture_graph import capture, compile_it, library_of
+from plan_runner import run_plan
+
+# name -> (function, low, high, ULP). The bounds are those stated in preamble.h.
+FUNCTIONS = {
+    "exp": (torch.exp, -104.0, 89.0, 1.0),
+    "log": (torch.log, 1e-38, 1e38, 1.5),
+    "log near one": (torch.log, 0.5, 2.0, 1.5),
+    "tanh": (torch.tanh, -10.0, 10.0, 2.0),
+    "sigmoid": (torch.sigmoid, -20.0, 20.0, 2.5),
+    "erf": (torch.erf, -5.0, 5.0, 2.0),
+    "sin": (torch.sin, -100.0, 100.0, 2.0),
+    "cos": (torch.cos, -100.0, 100.0, 2.0),
+    "sin of big numbers": (torch.sin, -1e6, 1e6, 2.0),
+}
+SPECIAL = [0.0, -0.0, float("inf"), -float("inf"), float("nan"), 1e-40, -1e-40, 3e38, -3e38, 1.0, -1.0,
+           1e-30, 88.5, 89.5, -87.5, -100.0, -103.5, -105.0]
+
+
+def run(function: object, x: torch.Tensor) -> torch.Tensor:
+    graph, _, _ = capture(function, [x])  # type: ignore[arg-type]
+    c = compile_it(graph)
+    (out,) = run_plan(c.plan, library_of(c), [x]) or [x]
+    return out
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_error_in_ulp(name: str) -> None:
+    function, low, high, bound = FUNCTIONS[name]
+    torch.manual_seed(8)
+    spread = torch.rand(400_001, dtype=torch.float64)
+    if low > 0 and high / low > 1e6:
+        values = torch.exp(spread * 174 - 87).float().clamp(low, high)
+    else:
+        values = (spread * (high - low) + low).float()
+        values[: 100_000] *= torch.rand(100_000) ** 8  # small ones too
+        values = values.clamp(low, high)
+    exact = function(values.double())
+    got = run(function, values).double()
+    ulp = (torch.nextafter(exact.float().abs(), torch.tensor(float("inf"))).double()
+           - exact.float().abs().double()).clamp(min=2.0**-149)
+    error = (got - exact).abs() / ulp
+    finite = exact.abs() < 3.4e38
+    worst = error[finite].argmax()
+    assert error[finite].max() <= bound, values[finite][worst]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [torch.exp, torch.log, torch.tanh, torch.sigmoid, torch.erf, torch.sin, torch.cos, torch.sqrt,
+     torch.relu, torch.abs, torch.floor, torch.round, torch.rsqrt, torch.sign,
+     # Eager's gelu gives NaN for infinities.
+     lambda x: torch.nn.functional.gelu(x.clamp(-1e30, 1e30)), torch.nn.functional.silu, torch.expm1, torch.log1p,
+     lambda x: torch.maximum(x, -x), lambda x: x.clamp(-1, 1), lambda x: x > 0,
+     lambda x: torch.where(x > 0, x, -x), lambda x: x.bfloat16(), lambda x: x.half(),
+     lambda x: x.amax(), lambda x: x.amin(), lambda x: x[:4].sum(), lambda x: torch.isnan(x),
+     lambda x: x.bfloat16().float(), lambda x: x.half().float(), lambda x: -x, lambda x: x.double() * 2],
+)
+@pytest.mark.parametrize("count", [1, 40])
+def test_special_values(function: object, count: int) -> None:
+    x = torch.tensor(SPECIAL * count)
+    want = function(x)  # type: ignore[operator]
+    got = run(function, x)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-38, equal_nan=True)
+    zeros = want == 0
+    if want.dtype.is_floating_point and want.dim():
+        assert (torch.signbit(got)[zeros] == torch.signbit(want)[zeros]).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_halves_are_rounded_like_torch(dtype: torch.dtype) -> None:
+    bits = torch.randint(-(2**31), 2**31 - 1, (100_003,)).to(torch.int32)
+    x = torch.cat([bits.view(torch.float32), torch.randn(1000), torch.randn(1000) * 1e-6])
+    got, want = run(lambda t: t.to(dtype), x), x.to(dtype)
+    nan = want.isnan()
+    assert (got.isnan() == nan).all()
+    assert torch.equal(got[~nan], want[~nan])
+    every = torch.arange(65536).to(torch.int32).to(torch.int16).view(dtype)
+    torch.testing.assert_close(run(lambda t: t.float(), every), every.float(), rtol=0, atol=0,
+                               equal_nan=True)
