@@ -320,10 +320,14 @@ class Driver:
 
         def done(segment: CompiledSegment) -> None:
             root.pending -= 1
-            if segment.error:
-                self._give_up(root, "compile_failed", segment.error, root.location)
-                return
-            self._install(root, recording, program, inputs, result, segment)
+            try:
+                if segment.error:
+                    raise errors.CompileError(segment.error)
+                self._install(root, recording, program, inputs, result, segment)
+            except (errors.CompileError, OSError, ValueError) as error:
+                if "compiler" in str(error):
+                    log.notice_once(f"running eagerly: {error}")
+                self._give_up(root, "compile_failed", str(error), root.location)
 
         self.counters.add("segments")
         self.progress.compiling(root.name)
