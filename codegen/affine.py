@@ -136,9 +136,7 @@ def invert(
 
     `strides` must be those of a tensor without overlap.
     """
-    order = sorted(
-        (d for d in range(len(strides)) if extents[d] > 1), key=lambda d: -strides[d]
-    )
+    order = sorted((d for d in range(len(strides)) if extents[d] > 1), key=lambda d: -strides[d])
     index = [ZERO] * len(strides)
     rest = dict(value.terms)
     const = value.const

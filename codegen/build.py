@@ -18,11 +18,21 @@ from pathlib import Path
 
 from accel.codegen.options import CodegenOptions, CompileError
 
-FLAGS = (
-    "-O3 -std=c++17 -fPIC -fno-math-errno -fno-trapping-math -ffp-contract=fast "
-    "-fno-strict-aliasing -fwrapv -fno-exceptions -fno-rtti -fno-asynchronous-unwind-tables "
-    "-fno-tree-loop-distribute-patterns -w"
-).split()
+FLAGS = [
+    "-O3",
+    "-std=c++17",
+    "-fPIC",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+    "-fno-strict-aliasing",
+    "-fwrapv",
+    "-fno-exceptions",
+    "-fno-rtti",
+    "-fno-asynchronous-unwind-tables",
+    "-fno-tree-loop-distribute-patterns",
+    "-w",
+]
 PREAMBLE = Path(__file__).with_name("preamble.h")
 _TIMEOUT_S = 120
 # Texts beyond this many characters are split into parts compiled in parallel.
@@ -81,9 +91,7 @@ def build(texts: list[str], out_dir: Path, options: CodegenOptions) -> str:
     if vector_bytes() == 64 and options.march == "native":
         flags.append("-mprefer-vector-width=512")
     preamble = PREAMBLE.read_text()
-    content = "\0".join(
-        [preamble, *texts, *flags, _compiler_version(compiler), cpu_features()]
-    )
+    content = "\0".join([preamble, *texts, *flags, _compiler_version(compiler), cpu_features()])
     name = f"k_{hashlib.sha256(content.encode()).hexdigest()[:24]}.so"
     target = out_dir / name
     if target.exists():

@@ -171,8 +171,15 @@ class Builder:
             expr = rounded(expr, out.dtype)
         self._append(
             LoopNode(
-                self.program.fresh("n"), out.buffer, where, out.dtype, expr, dims, reduced,
-                kind if reduced else None, location=self.location,
+                self.program.fresh("n"),
+                out.buffer,
+                where,
+                out.dtype,
+                expr,
+                dims,
+                reduced,
+                kind if reduced else None,
+                location=self.location,
             )
         )
 

@@ -81,10 +81,6 @@ def _var_mean(x: Any, dim: Any = None, *, correction: Any = None, keepdim: bool 
     return _var(x, dim, correction=correction, keepdim=keepdim), x.mean(axes, keepdim=keepdim)
 
 
-def _addcmul(x: Any, a: Any, b: Any, *, value: Any = 1) -> Any:
-    return x + (a * b if value == 1 else value * a * b)
-
-
 def _stack(tensors: Any, dim: int = 0) -> Any:
     return torch.cat([t.unsqueeze(dim) for t in tensors], dim)
 

@@ -35,10 +35,18 @@ COMBINE = {
     "any": "{0} | {1}",
     "all": "{0} & {1}",
 }
-_LOWEST = {"f32": "-__builtin_inff()", "f64": "-__builtin_inf()",
-           "i32": "(-2147483647 - 1)", "i64": "(-9223372036854775807L - 1)"}
-_HIGHEST = {"f32": "__builtin_inff()", "f64": "__builtin_inf()",
-            "i32": "2147483647", "i64": "9223372036854775807L"}
+_LOWEST = {
+    "f32": "-__builtin_inff()",
+    "f64": "-__builtin_inf()",
+    "i32": "(-2147483647 - 1)",
+    "i64": "(-9223372036854775807L - 1)",
+}
+_HIGHEST = {
+    "f32": "__builtin_inff()",
+    "f64": "__builtin_inf()",
+    "i32": "2147483647",
+    "i64": "9223372036854775807L",
+}
 # A chain of this many additions is added up before the next begins.
 _SUM_CHAIN = 256
 _UNROLL = 4
@@ -112,8 +120,10 @@ class _Emitter:
         self.depth -= 1
         self.line("}")
         tables = [f"  {t}" for t in self.tables]
-        call = f"share({self.name}_part, p, {units}, threads)" if k.parallel else (
-            f"{self.name}_part(p, 0, {units})"
+        call = (
+            f"share({self.name}_part, p, {units}, threads)"
+            if k.parallel
+            else (f"{self.name}_part(p, 0, {units})")
         )
         head = f"static void {self.name}_part(void* const* p, i64 begin, i64 end) {{"
         lanes = f"  constexpr int L = {self.lanes};"
@@ -236,8 +246,7 @@ class _Emitter:
         parts = [f"{self.local(name)}[{u}]" for u in range(unroll)]
         while len(parts) > 1:
             parts = [
-                f"({COMBINE[kind].format(parts[i], parts[i + 1])})"
-                for i in range(0, len(parts), 2)
+                f"({COMBINE[kind].format(parts[i], parts[i + 1])})" for i in range(0, len(parts), 2)
             ]
         return parts[0]
 

@@ -112,8 +112,9 @@ class _Fusion:
             return False
         written = group.writes()
         for step in self.steps[position + 1 :]:
-            if step is not None and written & (step.reads() if isinstance(step, Group)
-                                               else reads(step)):
+            if step is not None and written & (
+                step.reads() if isinstance(step, Group) else reads(step)
+            ):
                 return False
             if isinstance(step, Group) and written & step.writes():
                 return False
@@ -180,8 +181,11 @@ class _Fusion:
             if not group.inner or set(rows) != set(group.inner):
                 return None
             extra = match(
-                row_major(rows, self.sizes), self.sizes,
-                row_major(missing, self.sizes), self.sizes, self.program.part,
+                row_major(rows, self.sizes),
+                self.sizes,
+                row_major(missing, self.sizes),
+                self.sizes,
+                self.program.part,
             )
             if extra is None:
                 return None
@@ -194,9 +198,7 @@ class _Fusion:
         for parts in split.first.values():
             for name, size in parts:
                 self.sizes[name] = size
-        first, second = (
-            {var: combined(parts) for var, parts in side.items()} for side in split
-        )
+        first, second = ({var: combined(parts) for var, parts in side.items()} for side in split)
         return first, second
 
     def _lines_up(
@@ -295,8 +297,11 @@ class _Fusion:
             if outer or inner != source.inner or rows != target.inner:
                 return False
             extra = match(
-                row_major(rows, self.sizes), self.sizes,
-                row_major(inner, self.sizes), self.sizes, self.program.part,
+                row_major(rows, self.sizes),
+                self.sizes,
+                row_major(inner, self.sizes),
+                self.sizes,
+                self.program.part,
             )
             if extra is None:
                 return False

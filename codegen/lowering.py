@@ -165,8 +165,8 @@ def _lower_commit(b: Builder, region: View, value: View) -> None:
 
 def _drop_dead(program: Program) -> None:
     needed = {view.buffer for view in program.graph.roots()}
-    for step in program.commit_steps:
-        needed |= reads(step)
+    for write in program.commit_steps:
+        needed |= reads(write)
     kept: list[LoopNode | ExternNode | GemmNode] = []
     for step in reversed(program.steps):
         # A call may raise: it stays even when nobody reads its result.

@@ -154,7 +154,7 @@ def _gelu(a: Expr, approximate: str = "none") -> Expr:
     if approximate == "tanh":
         inner = SQRT_2_OVER_PI * (a + 0.044715 * (a * a * a))
         return 0.5 * a * (1.0 + op("tanh", inner))
-    return a * 0.5 * (1.0 + op("erf", a * SQRT_HALF))
+    return a * 0.5 * (1.0 + op("erf_rational", a * SQRT_HALF))
 
 
 def _hardtanh(a: Expr, low: Any = -1, high: Any = 1) -> Expr:
@@ -286,7 +286,7 @@ def _gelu_backward(grad: Expr, x: Expr, approximate: str = "none") -> Expr:
         t = op("tanh", SQRT_2_OVER_PI * (x + 0.044715 * cube))
         inner = SQRT_2_OVER_PI * (1.0 + 3.0 * 0.044715 * (x * x))
         return grad * (0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * inner)
-    cdf = 0.5 * (1.0 + op("erf", x * SQRT_HALF))
+    cdf = 0.5 * (1.0 + op("erf_rational", x * SQRT_HALF))
     pdf = op("exp", x * x * -0.5) * (1.0 / math.sqrt(2 * math.pi))
     return grad * (cdf + x * pdf)
 

@@ -90,11 +90,15 @@ def _reduce_in_parts(
         x.dtype,
     )
     kept = [1 if i in axes else n for i, n in enumerate(x.sizes)]
-    partial = b.temporary((parts, *kept), out.dtype if out.dtype in ("float64", "int64") else
-                          _SUM_DTYPE[VALUE_TYPE[out.dtype]] if kind == "sum" else out.dtype)
-    b.reduce(
-        partial, cut.sizes, [i + 1 for i in axes], kind, lambda i: value(b.load(cut, i)), True
+    partial = b.temporary(
+        (parts, *kept),
+        out.dtype
+        if out.dtype in ("float64", "int64")
+        else _SUM_DTYPE[VALUE_TYPE[out.dtype]]
+        if kind == "sum"
+        else out.dtype,
     )
+    b.reduce(partial, cut.sizes, [i + 1 for i in axes], kind, lambda i: value(b.load(cut, i)), True)
     if keepdim:
         final, sizes = partial, partial.sizes
         reduced = View(out.buffer, (1, *out.sizes), (0, *out.strides), out.offset, out.dtype)
@@ -104,8 +108,7 @@ def _reduce_in_parts(
     flat = View(
         partial.buffer,
         sizes,
-        (partial.strides[0],
-         *(s for i, s in enumerate(partial.strides[1:]) if i not in axes)),
+        (partial.strides[0], *(s for i, s in enumerate(partial.strides[1:]) if i not in axes)),
         0,
         partial.dtype,
     )
@@ -209,9 +212,7 @@ def lower_softmax(b: Builder, node: Node, out: View) -> None:
     log = node.target is aten._log_softmax.default
     if log:
         b.pointwise(shifted, lambda i: cast(b.load(x, i), type_) - b.load(top, i))
-        b.reduce(
-            total, x.sizes, [dim], "sum", lambda i: op("exp", b.load(shifted, i)), True
-        )
+        b.reduce(total, x.sizes, [dim], "sum", lambda i: op("exp", b.load(shifted, i)), True)
         log_total = _float_temporary(b, row, type_)
         b.pointwise(log_total, lambda i: op("log", b.load(total, i)))
         b.pointwise(out, lambda i: b.load(shifted, i) - b.load(log_total, i))

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-
 from accel.codegen.build import build, vector_bytes
 from accel.codegen.emit_cpp import emit
 from accel.codegen.fusion import Group, Step, fuse
@@ -194,5 +193,3 @@ def _show_group(step: Any, stored: set[int]) -> str:
     kept = sorted(step.writes() & stored)
     head = f"group outer={step.outer} inner={step.inner} stores={kept}"
     return "\n".join([head, *("  " + _show_step(n) for n in step.nodes)])
-
-

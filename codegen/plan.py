@@ -32,11 +32,7 @@ class Planner:
         self.ids: dict[int, int] = {}
         self.view_ids: dict[Any, int] = {}
         self.dynamic = {
-            r
-            for s in steps
-            if isinstance(s, ExternNode)
-            for r in s.results
-            if r is not None
+            r for s in steps if isinstance(s, ExternNode) for r in s.results if r is not None
         }
         self.outputs = {v.buffer for v in self.graph.outputs}
 
@@ -185,7 +181,8 @@ class Planner:
             return self._list_argument(list(value))
         for type_, encode in _SCALAR_ARGUMENTS:
             if isinstance(value, type_):
-                return encode(value)
+                encoded: dict[str, Any] = encode(value)
+                return encoded
         raise CompileError(f"an argument of type {type(value).__name__} in an ATen call")
 
     def _list_argument(self, values: list[Any]) -> dict[str, Any]:

@@ -146,9 +146,7 @@ def _can_collapse(group: Group, first: str, second: str, sizes: dict[str, int]) 
         if (first in node.space) != (second in node.space):
             return False
     size = sizes[second]
-    return all(
-        a.coefficient(first) == a.coefficient(second) * size for a in group_addresses(group)
-    )
+    return all(a.coefficient(first) == a.coefficient(second) * size for a in group_addresses(group))
 
 
 def _collapse_pair(group: Group, names: list[str], i: int, sizes: dict[str, int]) -> None:
@@ -163,9 +161,7 @@ def _collapse_pair(group: Group, names: list[str], i: int, sizes: dict[str, int]
     del names[i]
 
 
-def choose_vector(
-    group: Group, sizes: dict[str, int], lanes: int
-) -> tuple[str | None, bool]:
+def choose_vector(group: Group, sizes: dict[str, int], lanes: int) -> tuple[str | None, bool]:
     """The variable whose iterations become lanes, and whether it is one of the outer ones
     of a group with rows. Reorders so that it is the last of its list."""
     candidates = [(v, False) for v in group.inner] or [(v, False) for v in group.outer]
@@ -174,7 +170,7 @@ def choose_vector(
     if not candidates:
         return None, False
     # Later variables have smaller strides: they win ties.
-    best = min(reversed(candidates), key=lambda c: _vector_cost(group, *c, sizes, lanes))
+    best = min(reversed(candidates), key=lambda c: _vector_cost(group, c[0], c[1], sizes, lanes))
     names = group.outer if best[1] or not group.inner else group.inner
     names.remove(best[0])
     names.append(best[0])
@@ -248,9 +244,7 @@ class _KernelBuilder:
         self.buffers: list[int] = []
         self.params: dict[tuple[int, str], int] = {}
         self.rows = set(group.inner)
-        self.writer = {
-            n.buffer: n for n in group.nodes if group.writer(n.buffer) is n
-        }
+        self.writer = {n.buffer: n for n in group.nodes if group.writer(n.buffer) is n}
         self.phase: dict[str, int] = {}
         self.kept: set[str] = set()
         self.defined: set[str] = set()  # locals of the loop body being written
@@ -328,7 +322,9 @@ class _KernelBuilder:
         exists one phase later. Values wanted only later are computed later."""
         earliest: dict[str, int] = {}
         for node in self.group.nodes:
-            earliest[node.name] = max((self._ready(d, earliest) for d in self._deps(node)), default=0)
+            earliest[node.name] = max(
+                (self._ready(d, earliest) for d in self._deps(node)), default=0
+            )
         self.phase = dict(earliest)
         for node in reversed(self.group.nodes):
             if node.kind is not None or node.buffer in self.stored or node.region:
@@ -369,8 +365,7 @@ class _KernelBuilder:
         """What is one value a row: results of reductions, then what is made of them."""
         for node in self.group.nodes:
             if node.kind is not None and self.phase[node.name] == phase - 1:
-                body.append(Finish(self._raw(node), f"a_{node.name}", node.kind,
-                                   node.expr.type))
+                body.append(Finish(self._raw(node), f"a_{node.name}", node.kind, node.expr.type))
                 value = rounded(Local(self._raw(node), node.expr.type), node.dtype)
                 body.append(Let(node.name, value))
                 self._store(node, body)
@@ -390,9 +385,7 @@ class _KernelBuilder:
             )
 
     def _row_loop(self, phase: int, body: list[object]) -> None:
-        nodes = [
-            n for n in self.group.nodes if self.is_full(n) and self.phase[n.name] == phase
-        ]
+        nodes = [n for n in self.group.nodes if self.is_full(n) and self.phase[n.name] == phase]
         if not nodes:
             return
         self.defined = set()

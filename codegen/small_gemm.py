@@ -34,7 +34,7 @@ def is_small_gemm(node: Node, graph: TensorGraph) -> bool:
         return False
     rows = left.strides[1] == 1 or k == 1
     columns = right.strides[1] == 1 or n == 1 or right.strides[0] == 1 or k == 1
-    return rows and columns
+    return bool(rows and columns)
 
 
 def gemm_text(left: View, right: View, bias: View | None, name: str) -> str:

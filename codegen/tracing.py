@@ -58,7 +58,7 @@ def trace_graph(graph: SegmentGraph) -> TensorGraph:
     return _Tracer(graph).run()
 
 
-class _Tracer(TorchDispatchMode):
+class _Tracer(TorchDispatchMode):  # type: ignore[misc]
     def __init__(self, graph: SegmentGraph) -> None:
         super().__init__()
         self.source = graph
@@ -157,9 +157,7 @@ class _Tracer(TorchDispatchMode):
         return self._copied(view, meta.strides)
 
     def _copied(self, view: View, strides: tuple[int, ...]) -> View:
-        result = self.graph.new_buffer(
-            span(view.sizes, strides), view.dtype, view.sizes, strides
-        )
+        result = self.graph.new_buffer(span(view.sizes, strides), view.dtype, view.sizes, strides)
         self.graph.nodes.append(Node("copy", (view,), {}, [result.id]))
         return result.view
 
@@ -169,7 +167,9 @@ class _Tracer(TorchDispatchMode):
         view = self.view_of(value)
         if view.dtype != "bool":
             result = self.graph.new_buffer(1, "bool", view.sizes, (1,) * len(view.sizes))
-            self.graph.nodes.append(Node(aten.ne.Scalar, (view, 0), {}, [result.id], False, view.dtype))
+            self.graph.nodes.append(
+                Node(aten.ne.Scalar, (view, 0), {}, [result.id], False, view.dtype)
+            )
             view = result.view
         return view
 
@@ -182,14 +182,20 @@ class _Tracer(TorchDispatchMode):
             )
         now = self.graph.buffers[state.buffer]
         if original.numel != _dense_numel(original.sizes):
-            raise CompileError("an input with gaps or overlap between its elements is written twice")
+            raise CompileError(
+                "an input with gaps or overlap between its elements is written twice"
+            )
         flat = View(original.id, (original.numel,), (1,), 0, original.dtype)
         return Commit(flat, View(now.id, (original.numel,), (1,), 0, now.dtype))
 
     # ------------------------------------------------------------ operations
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         if func.namespace == "prim":
@@ -210,9 +216,7 @@ class _Tracer(TorchDispatchMode):
     def _record(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         self.alive.append(out)
         outs = list(out) if isinstance(out, (tuple, list)) else [out]
-        fresh = [
-            isinstance(t, torch.Tensor) and _key(t) not in self.storages for t in outs
-        ]
+        fresh = [isinstance(t, torch.Tensor) and _key(t) not in self.storages for t in outs]
         if not any(fresh):
             return
         node = Node(
@@ -262,7 +266,10 @@ class _Tracer(TorchDispatchMode):
         out = self.fake_mode.from_tensor(copy)
         sizes = tuple(copy.shape)
         buffer = self.graph.new_buffer(
-            copy.numel(), _dtype_name(copy.dtype), sizes, contiguous_strides(sizes),
+            copy.numel(),
+            _dtype_name(copy.dtype),
+            sizes,
+            contiguous_strides(sizes),
             constant=values,
         )
         self.storages[_key(out)] = _Storage(buffer.id, buffer.dtype)
@@ -351,9 +358,7 @@ class _Tracer(TorchDispatchMode):
         value = _broadcast(value, region.sizes)
         before = self.graph.buffers[state.buffer]
         whole = _covers(region, before.numel)
-        sizes, strides = (
-            (region.sizes, region.strides) if whole else (before.sizes, before.strides)
-        )
+        sizes, strides = (region.sizes, region.strides) if whole else (before.sizes, before.strides)
         after = self.graph.new_buffer(before.numel, before.dtype, sizes, strides)
         placed = View(after.id, region.sizes, region.strides, region.offset, region.dtype)
         base = None if whole else View(before.id, before.sizes, before.strides, 0, before.dtype)
@@ -369,7 +374,7 @@ class _Tracer(TorchDispatchMode):
 
 
 def _key(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _dtype_name(dtype: torch.dtype) -> str:
@@ -391,9 +396,7 @@ def _covers(view: View, numel: int) -> bool:
 def _broadcast(view: View, sizes: tuple[int, ...]) -> View:
     lead = len(sizes) - len(view.sizes)
     if lead < 0:  # copy_ drops leading ones
-        view = View(
-            view.buffer, view.sizes[-lead:], view.strides[-lead:], view.offset, view.dtype
-        )
+        view = View(view.buffer, view.sizes[-lead:], view.strides[-lead:], view.offset, view.dtype)
         lead = 0
     strides = [0] * lead
     for n, s, want in zip(view.sizes, view.strides, sizes[lead:], strict=True):
@@ -442,4 +445,3 @@ def _functional_form(func: Any) -> Any:
             if not other.is_mutable and [str(a.type) for a in other.arguments] == wanted:
                 return candidate
     raise CompileError(f"{func} has no functional form")
-

@@ -48,9 +48,7 @@ class _Verifier:
                 self.expr(s.expr, scope, locals_)
                 self.statement(s, scope, locals_, begun)
 
-    def statement(
-        self, s: Any, scope: list[str], locals_: dict[str, str], begun: set[str]
-    ) -> None:
+    def statement(self, s: Any, scope: list[str], locals_: dict[str, str], begun: set[str]) -> None:
         if isinstance(s, ir.Let):
             locals_[s.name] = s.expr.type
         elif isinstance(s, ir.Store):

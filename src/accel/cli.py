@@ -202,8 +202,8 @@ def _config(_options: argparse.Namespace) -> int:
     from accel import config
 
     loaded = config.load()
-    for key, text in config.ROWS.items():
-        print(f"{key} = {getattr(loaded, key)!r}  # {text}")
+    for key, setting in config.settings().items():
+        print(f"{key} = {getattr(loaded, key)!r}  # {setting.text}")
     return 0
 
 

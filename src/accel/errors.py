@@ -19,6 +19,10 @@ class CompileError(AccelError):
     """A graph could not be compiled."""
 
 
+class CacheError(AccelError):
+    """No directory can be written, so nothing can be compiled."""
+
+
 class UnknownBackendError(AccelError):
     """No backend of this name is registered."""
 

@@ -1,67 +1,112 @@
 """Backends: who turns a graph into a callable, besides our own worker.
 
 In: a name or `(gm, example_inputs) -> callable`, and a graph. Out: a function of a list of
-tensors that answers a list of outputs, or None when a speculation failed.
+tensors that answers a list of outputs, or None when a speculation failed. Invariant: when it
+answers None or raises, no input has changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import random
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
-from accel.errors import UnknownBackendError
+from accel.compile.writes import written_inputs
+from accel.errors import CompileError, UnknownBackendError
 from accel.trace import SegmentGraph
 
+Backend = Callable[..., Any]
+Runner = Callable[[list[torch.Tensor]], "list[torch.Tensor] | None"]
+
+# The names that torch's registry does not know.
 OWN = ("native", "eager")
 
 
 def check_name(name: str) -> None:
-    """Errors: UnknownBackendError, naming those that exist."""
+    """Errors: UnknownBackendError, naming the nearest of those that exist."""
     if name in OWN:
         return
+    import difflib
+
     from torch._dynamo.backends.registry import list_backends
 
-    known = list_backends(exclude_tags=None)
+    known = [*OWN, *sorted(list_backends(exclude_tags=None))]
     if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
         raise UnknownBackendError(
-            f"no backend is called {name!r}; there are {', '.join([*OWN, *sorted(known)])}"
+            f"no backend is called {name!r}; {hint}there are {', '.join(known)}"
         )
 
 
-def lookup(backend: str | Callable[..., Any]) -> Callable[..., Any]:
+def lookup(backend: str | Backend) -> Backend:
+    """Errors: UnknownBackendError."""
     if callable(backend):
         return backend
     if backend == "eager":
-        return lambda gm, _inputs: gm
+        return lambda gm, _inputs: gm.forward
     check_name(backend)
     from torch._dynamo.backends.registry import lookup_backend
 
     return lookup_backend(backend)  # type: ignore[no-any-return]
 
 
-def compile_with(backend: str | Callable[..., Any], graph: SegmentGraph) -> Callable[..., Any]:
-    """Runs a backend on `graph` with example inputs of the recorded kind."""
+def compile_with(backend: str | Backend, graph: SegmentGraph) -> Runner:
+    """Runs a backend on `graph` with example inputs of the recorded kind.
+
+    Errors: whatever the backend raises; CompileError when it returns no callable.
+    """
     gm = graph.to_fx()
-    examples = [
-        torch.empty_strided(m.sizes, m.strides, dtype=m.torch_dtype, device=m.device).zero_()
-        for _, m in graph.inputs
-    ]
-    compiled = lookup(backend)(gm, examples)
+    written = written_inputs(graph, gm)
+    with _undisturbed(), torch.no_grad():
+        compiled = lookup(backend)(gm, _examples(graph))
+    if not callable(compiled):
+        raise CompileError(f"the backend returned a {type(compiled).__name__}, not a callable")
     count = len(graph.outputs)
     expected = [truth for _, truth in graph.speculations]
-    writes = any(o.may_write for o in graph.operations)
-    if isinstance(compiled, torch.fx.GraphModule):
-        compiled = compiled.forward  # GraphModule.__call__ prints an error before it raises
+    total = count + len(expected)
 
     def run(inputs: list[torch.Tensor]) -> list[torch.Tensor] | None:
-        if expected and writes:
-            return None  # what this backend wrote could not be taken back: the call is eager
-        with torch.no_grad():  # as recorded, whatever the caller's mode
-            outputs = compiled(*inputs)
-        if not all(bool(v) is e for v, e in zip(outputs[count:], expected, strict=True)):
-            return None
+        saved = [(inputs[i], inputs[i].clone()) for i in written]
+        # The recording was without gradients, whatever mode this call comes from.
+        with torch.no_grad():
+            try:
+                outputs = compiled(*inputs)
+                if len(outputs) != total:
+                    raise CompileError(f"the backend gave {len(outputs)} outputs, not {total}")
+                held = all(bool(v) is e for v, e in zip(outputs[count:], expected, strict=True))
+            except BaseException:
+                _restore(saved)
+                raise
+            if not held:
+                _restore(saved)
+                return None
         return list(outputs[:count])
 
     return run
+
+
+def _restore(saved: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    for tensor, copy in saved:
+        tensor.copy_(copy)
+
+
+def _examples(graph: SegmentGraph) -> list[torch.Tensor]:
+    return [
+        torch.empty_strided(m.sizes, m.strides, dtype=m.torch_dtype, device=m.device).zero_()
+        for _, m in graph.inputs
+    ]
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A backend compiles in the program's process; the program's random numbers stay its own."""
+    python_state = random.getstate()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python_state)

@@ -1,16 +1,23 @@
 """Compilation for the driver: cache, worker process, other backends.
 
 In: segment graphs. Out: `CompiledSegment`s, delivered by `poll` in the caller's thread.
-Invariant: the native backend never compiles in the program's process.
+Invariants: each distinct graph is compiled once; every submission is answered once, if only
+with an error; the native backend compiles in the program's process only when the settings
+turn the worker off.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import json
+import os
 import platform
 import sys
+import threading
 import time
+import weakref
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +25,24 @@ from typing import Any
 
 import torch
 
+import accel
 from accel import log
 from accel.cache import DiskCache
 from accel.compile import backends
 from accel.compile.worker import Worker
 from accel.config import Config
+from accel.errors import AccelError, CacheError
 from accel.trace import SegmentGraph
+
+_POLL_S = 0.05
 
 
 @dataclass
 class CompiledSegment:
-    """A compiled graph: a plan with its library, or a callable; or an error."""
+    """A compiled graph: a plan with its library, or a callable; or an error.
+
+    `seconds` is what compiling took, 0 from the cache; `error` is one readable text.
+    """
 
     kind: str  # "plan" | "callable"
     key: str
@@ -43,21 +57,27 @@ class CompiledSegment:
 Done = Callable[[CompiledSegment], None]
 
 
-@functools.cache
-def _environment_key() -> str:
-    """What a cached plan depends on besides its graph."""
-    digest = hashlib.sha256()
-    for path in sorted((Path(__file__).parent.parent / "codegen").glob("*.py")):
-        digest.update(path.read_bytes())
-    cpu = ""
+def cpu_features() -> str:
+    """What machine code built for "this CPU" depends on."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("flags", "Features")):
-                cpu = line
-                break
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith(("flags", "Features")):
+                    return " ".join(sorted(line.split(":", 1)[1].split()))
     except OSError:
-        cpu = platform.processor()
-    digest.update(f"{torch.__version__} {sys.version_info[:2]} {cpu}".encode())
+        pass
+    return platform.processor()
+
+
+@functools.cache
+def environment_key() -> str:
+    """What a cached plan depends on besides its graph and options."""
+    digest = hashlib.sha256()
+    sources = Path(__file__).parent.parent / "codegen"
+    for path in sorted(p for p in sources.rglob("*") if p.suffix in (".py", ".h")):
+        digest.update(path.read_bytes())
+    facts = [accel.__version__, torch.__version__, sys.version_info[:2], cpu_features()]
+    digest.update(json.dumps(facts).encode())
     return digest.hexdigest()
 
 
@@ -65,40 +85,80 @@ class CompileService:
     """Compiles graphs, each distinct one once."""
 
     def __init__(self, config: Config) -> None:
-        self.cache = DiskCache(Path(config.cache_dir) / "plans")
+        self.config = config
+        self.cache = DiskCache(Path(config.cache_dir) / "plans", config.cache_size_mb << 20)
         self.worker = Worker()
+        self._options: dict[str, Any] = {"verify": True} if config.verify else {}
+        self._lock = threading.RLock()  # over the tables; never held while calling out
         self._waiting: dict[str, list[Done]] = {}
         self._started: dict[str, float] = {}
-        self._ready: list[tuple[Done, CompiledSegment]] = []
         self._plans: dict[str, CompiledSegment] = {}
+        self._ready: deque[tuple[Done, CompiledSegment]] = deque()
+        _SERVICES.add(self)
 
     def start(self) -> None:
-        """Warms the worker up, in the background."""
-        self.worker.start()
+        """Warms the worker up in the background, if the disk cache cannot make it needless."""
+        if self.config.worker and self.cache.is_empty:
+            self.worker.start()
+
+    @property
+    def pending(self) -> int:
+        """How many submissions have not been answered."""
+        with self._lock:
+            return sum(map(len, self._waiting.values())) + len(self._ready)
 
     def submit(self, graph: SegmentGraph, backend: Any, on_done: Done) -> None:
-        """Compiles `graph`; `on_done` is called from a later `poll`."""
-        key = graph.key()
-        if backend != "native":
-            self._ready.append((on_done, self._in_process(graph, key, backend)))
-            return
-        key = hashlib.sha256(f"{key} {_environment_key()}".encode()).hexdigest()
-        if key in self._plans:
-            self._ready.append((on_done, self._plans[key]))
-            return
-        if key in self._waiting:
-            self._waiting[key].append(on_done)
-            return
-        plan = self.cache.get(key)
-        if plan is not None:
-            segment = self._plans[key] = self._segment(key, plan, 0.0, from_cache=True)
+        """Compiles `graph`; `on_done` is called from a later `poll` or `idle`."""
+        try:
+            data = graph.to_json()
+        except TypeError as error:
+            segment = CompiledSegment("plan", "", error=f"the graph holds what is no data: {error}")
             self._ready.append((on_done, segment))
             return
-        self._waiting[key] = [on_done]
-        self._started[key] = time.perf_counter()
-        self.worker.submit(
-            {"id": key, "graph": graph.to_json(), "out_dir": str(self.cache.directory)}
-        )
+        if backend != "native":
+            self._ready.append((on_done, self._in_process(graph, backend)))
+            return
+        key = self._key(graph)
+        with self._lock:
+            known = self._plans.get(key)
+            if known is not None:
+                self._ready.append((on_done, known))
+                return
+            listeners = self._waiting.setdefault(key, [])
+            listeners.append(on_done)
+            if len(listeners) > 1:
+                return
+            self._started[key] = time.perf_counter()
+        self._begin(key, data)
+
+    def _key(self, graph: SegmentGraph) -> str:
+        options = json.dumps(self._options, sort_keys=True)
+        text = f"{graph.key()} {environment_key()} {options}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _begin(self, key: str, data: dict[str, Any]) -> None:
+        try:
+            plan = self.cache.get(key)
+            if plan is not None:
+                self._answer(key, self._segment(key, plan, 0.0, from_cache=True))
+                return
+            job = {
+                "id": key,
+                "key": key,
+                "graph": data,
+                "cache_dir": str(self.cache.directory),
+                "options": self._options,
+            }
+        except CacheError as error:
+            self._answer(key, CompiledSegment("plan", key, error=str(error)))
+            return
+        if self.config.worker:
+            self.worker.submit(job)
+        else:
+            from accel.compile.worker_main import compile_job
+
+            log.artifact("driver", "pausing to compile (the worker is turned off)")
+            self._finished(compile_job(job))
 
     def _segment(
         self, key: str, plan: dict[str, Any], seconds: float, from_cache: bool = False
@@ -107,42 +167,80 @@ class CompileService:
         path = str(self.cache.directory / library) if library else None
         return CompiledSegment("plan", key, plan, path, None, seconds, from_cache)
 
-    def _in_process(self, graph: SegmentGraph, key: str, backend: Any) -> CompiledSegment:
-        started = time.perf_counter()
+    def _in_process(self, graph: SegmentGraph, backend: Any) -> CompiledSegment:
+        """A third-party backend: it pauses the program, at this call's boundary."""
+        key, started = graph.key(), time.perf_counter()
+        name = backend if isinstance(backend, str) else getattr(backend, "__name__", "a callable")
+        log.artifact("driver", "pausing: backend %s compiles", name)
         try:
             compiled = backends.compile_with(backend, graph)
-        except Exception as error:
-            return CompiledSegment("callable", key, error=f"{type(error).__name__}: {error}")
+        except Exception as error:  # a third party's error is that backend's answer
+            text = (
+                str(error) if isinstance(error, AccelError) else f"{type(error).__name__}: {error}"
+            )
+            return CompiledSegment("callable", key, error=f"backend {name}: {text}")
         seconds = time.perf_counter() - started
-        log.artifact("driver", "backend %s took %.2f s", backend, seconds)
+        log.artifact("driver", "backend %s took %.2f s", name, seconds)
         return CompiledSegment("callable", key, callable=compiled, seconds=seconds)
 
     def poll(self) -> None:
-        """Delivers what is finished."""
+        """Delivers what is finished, in this thread. Cheap when nothing is."""
         for answer in self.worker.poll():
             self._finished(answer)
-        ready, self._ready = self._ready, []
-        for on_done, segment in ready:
+        while self._ready:
+            try:
+                on_done, segment = self._ready.popleft()
+            except IndexError:  # another thread was faster
+                return
             on_done(segment)
 
     def _finished(self, answer: dict[str, Any]) -> None:
         key = answer["id"]
-        seconds = time.perf_counter() - self._started.pop(key, time.perf_counter())
         if "plan" in answer:
-            segment = self._plans[key] = self._segment(key, answer["plan"], seconds)
-            self.cache.put(key, answer["plan"])
+            with self._lock:
+                started = self._started.get(key, time.perf_counter())
+            seconds = answer.get("seconds", time.perf_counter() - started)
+            log.artifact("worker", "%s compiled in %.2f s", key[:12], seconds)
+            segment = self._segment(key, answer["plan"], seconds)
         else:
+            log.artifact("worker", "%s failed: %s", key[:12], answer["error"])
             segment = CompiledSegment("plan", key, error=answer["error"])
-        for on_done in self._waiting.pop(key, []):
-            self._ready.append((on_done, segment))
+        self._answer(key, segment)
+
+    def _answer(self, key: str, segment: CompiledSegment) -> None:
+        with self._lock:
+            if not segment.error:
+                self._plans[key] = segment
+            self._started.pop(key, None)
+            for on_done in self._waiting.pop(key, []):
+                self._ready.append((on_done, segment))
 
     def idle(self, timeout_s: float | None = None) -> bool:
         """Waits until nothing is pending; False when the time ran out first."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             self.poll()
-            if not self._waiting and not self._ready:
+            if not self.pending:
                 return True
-            if deadline is not None and time.monotonic() >= deadline:
+            left = _POLL_S if deadline is None else min(_POLL_S, deadline - time.monotonic())
+            if left <= 0:
                 return False
-            self.worker.wait(0.05)
+            if self.worker.is_busy:
+                self.worker.wait(left)
+            else:
+                time.sleep(left)  # another thread is delivering
+
+    def close(self) -> None:
+        """Ends the worker; nothing is compiled any more."""
+        self.worker.close()
+
+
+_SERVICES: weakref.WeakSet[CompileService] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for service in list(_SERVICES):
+        service._lock = threading.RLock()  # another thread of the parent may have held it
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,41 +1,140 @@
-"""The worker's main loop: one job a line on stdin, one answer a line on stdout."""
+"""The worker's program: jobs from a socket, answers to it.
+
+In: a greeting that says where accel and torch are, then jobs {"id", "key", "graph",
+"cache_dir", "options"}. Out: for each {"id", "plan", "seconds"} or {"id", "error", "kind"}.
+Invariant: nothing of the user's is imported; when the program's end of the socket closes,
+this process ends, with every compiler it runs.
+
+Run as a file, before `accel` can be imported: only the standard library up here.
+"""
 
 from __future__ import annotations
 
-import json
+import importlib.util
 import os
+import queue
+import signal
+import socket
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
+# The modules that a graph's targets may come from; they are importable without user code.
+TARGET_ROOTS = frozenset({"torch", "_operator", "operator", "builtins", "math"})
+_MAX_ERROR_CHARACTERS = 4000
+_GRACE_S = 3.0  # for removing scratch files once the program has gone
 
-def answer(job: dict[str, Any]) -> dict[str, Any]:
+
+def load_packages(files: dict[str, str]) -> None:
+    """Imports packages from given files, whatever sys.path says."""
+    for name, file in files.items():
+        spec = importlib.util.spec_from_file_location(
+            name, file, submodule_search_locations=[os.path.dirname(file)]
+        )
+        assert spec is not None and spec.loader is not None, file
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+
+
+def check_targets(graph: dict[str, Any]) -> None:
+    """Errors: LookupError for a target that would import something of the user's."""
+    for operation in graph["operations"]:
+        if operation["kind"] == "call_function":
+            root = operation["target"].partition(".")[0]
+            if root not in TARGET_ROOTS:
+                raise LookupError(f"{operation['target']} is not an operation of torch")
+
+
+def compile_job(job: dict[str, Any]) -> dict[str, Any]:
     """Compiles one job; a failure becomes an answer too."""
-    from accel import codegen
+    from accel.cache import DiskCache
+    from accel.codegen import compile_graph
+    from accel.codegen.options import CodegenOptions
     from accel.trace import SegmentGraph
 
+    started = time.perf_counter()
     try:
-        graph = SegmentGraph.from_json(job["graph"])
-        plan = codegen.compile_graph(graph, out_dir=Path(job["out_dir"]))
+        check_targets(job["graph"])
+        cache = DiskCache(Path(job["cache_dir"]))
+        with cache.building(job["key"]):
+            plan = cache.get(job["key"])  # another process may have compiled it meanwhile
+            if plan is None:
+                plan = compile_graph(
+                    SegmentGraph.from_json(job["graph"]),
+                    out_dir=cache.directory,
+                    options=CodegenOptions(**job["options"]),
+                )
+                cache.put(job["key"], plan)
     except Exception as error:  # whatever went wrong, the program must hear of it
-        return {"id": job["id"], "error": f"{type(error).__name__}: {error}"[:2000]}
-    return {"id": job["id"], "plan": plan}
+        name = type(error).__name__
+        text = str(error) if name == "CompileError" else f"{name}: {error}"
+        return {"id": job["id"], "error": text[:_MAX_ERROR_CHARACTERS], "kind": name}
+    return {"id": job["id"], "plan": plan, "seconds": time.perf_counter() - started}
 
 
-def main() -> None:
-    # Answers must not mix with what libraries print: keep stdout for ourselves.
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+def _read(connection: socket.socket, decoder: Any, jobs: queue.SimpleQueue[Any]) -> None:
+    """Takes jobs in while another one is compiled, so that the program's sends never fill up."""
+    while True:
+        try:
+            piece = connection.recv(1 << 20)
+            messages = decoder.feed(piece)
+        except (OSError, ValueError):
+            piece, messages = b"", []
+        for message in messages:
+            jobs.put(message)
+        if not piece:
+            break
+    # The program has gone. End the compilers; the job in hand fails and cleans up.
+    jobs.put(None)
+    os.killpg(0, signal.SIGTERM)
+    time.sleep(_GRACE_S)
+    os._exit(0)
+
+
+def main(handle: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Our own group gets this at the end. A handler, because compilers would inherit SIG_IGN.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: None)
     os.nice(5)
+    connection = socket.socket(fileno=handle)
+    length = int.from_bytes(_exactly(connection, 4), "big")
+    import json
+
+    greeting = json.loads(_exactly(connection, length))
+    sys.path += [entry for entry in greeting["path"] if entry not in sys.path]
+    load_packages({"accel": greeting["packages"]["accel"]})
+    from accel.compile.channel import Decoder, encode
+
+    jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(connection, Decoder(), jobs), daemon=True).start()
+    load_packages({"torch": greeting["packages"]["torch"]})
     import torch
 
     torch.set_num_threads(1)
-    import accel.codegen  # noqa: F401  (imported early, while the program still records)
+    import accel.cache
+    import accel.codegen  # noqa: F401  (now, while the program still records)
 
-    for line in sys.stdin:
-        out.write(json.dumps(answer(json.loads(line))) + "\n")
-        out.flush()
+    while (job := jobs.get()) is not None:
+        answer = encode(compile_job(job))
+        try:
+            connection.sendall(answer)
+        except OSError:
+            break
+    os._exit(0)  # torch's teardown has nothing to save
+
+
+def _exactly(connection: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        piece = connection.recv(count - len(data))
+        if not piece:
+            os._exit(0)
+        data += piece
+    return data
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]))

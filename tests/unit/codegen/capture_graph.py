@@ -48,9 +48,7 @@ class _Recorder(TorchFunctionMode):
             return slice(self.ref(value.start), self.ref(value.stop), self.ref(value.step))
         return value
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         inputs = self.ref(args), self.ref(kwargs)
         out = func(*args, **kwargs)

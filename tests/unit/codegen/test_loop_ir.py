@@ -114,11 +114,14 @@ def test_match_finds_common_variables() -> None:
     assert left == right
 
 
-@pytest.mark.parametrize("second", [
-    Affine.make(1, {"c": 8, "d": 1}),  # another offset
-    Affine.make(0, {"c": 1, "d": 8}),  # other sizes at a coefficient
-    Affine.make(0, {"d": 1}),  # smaller
-])
+@pytest.mark.parametrize(
+    "second",
+    [
+        Affine.make(1, {"c": 8, "d": 1}),  # another offset
+        Affine.make(0, {"c": 1, "d": 8}),  # other sizes at a coefficient
+        Affine.make(0, {"d": 1}),  # smaller
+    ],
+)
 def test_match_refuses_what_differs(second: Affine) -> None:
     sizes = {"a": 4, "b": 8, "c": 3, "d": 8}
     assert match(Affine.make(0, {"a": 8, "b": 1}), sizes, second, sizes, lambda: "t") is None
@@ -148,7 +151,9 @@ def test_arena_keeps_living_buffers_apart() -> None:
         lives = []
         for b in range(30):
             first = generator.randrange(40)
-            lives.append(Life(b, generator.randrange(1, 5000), first, first + generator.randrange(8)))
+            lives.append(
+                Life(b, generator.randrange(1, 5000), first, first + generator.randrange(8))
+            )
         offsets, total = place(lives)
         for a, b in itertools.combinations(lives, 2):
             together = a.first <= b.last and b.first <= a.last

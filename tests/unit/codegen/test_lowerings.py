@@ -75,7 +75,8 @@ EXTRA: dict[Any, list[Any]] = {
         lambda f, x, y: f(x, y, approximate="tanh"),
     ],
     aten._to_copy.default: [
-        lambda f, x, y, dtype=dtype: f(x, dtype=dtype) for dtype in [*FLOATS, torch.int64, torch.bool]
+        lambda f, x, y, dtype=dtype: f(x, dtype=dtype)
+        for dtype in [*FLOATS, torch.int64, torch.bool]
     ],
     aten.floor_divide.Scalar: [lambda f, x, y: f(x, 3)],
     aten.floor_divide.default: [lambda f, x, y: f(x, 3), lambda f, x, y: f(x, -2)],
@@ -121,8 +122,12 @@ def works(call: Any, target: Any, x: torch.Tensor, y: torch.Tensor) -> bool:
 
 
 TARGETS = [
-    *pointwise.FORMULAS, *pointwise.COMPARISONS, *pointwise.LOGICAL,
-    aten.logical_not.default, aten.isnan.default, aten.isinf.default,
+    *pointwise.FORMULAS,
+    *pointwise.COMPARISONS,
+    *pointwise.LOGICAL,
+    aten.logical_not.default,
+    aten.isnan.default,
+    aten.isinf.default,
 ]
 
 
@@ -150,7 +155,9 @@ def test_elementwise_rows_equal_eager(dtype: torch.dtype, layout: str) -> None:
         part = rows[i : i + 40]
         check(
             lambda a, b, part=part: [call(target, a, b) for target, call in part],
-            x, y, **close(dtype),
+            x,
+            y,
+            **close(dtype),
         )
 
 
@@ -218,9 +225,7 @@ REDUCTIONS: dict[Any, Any] = {
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("target", REDUCTIONS, ids=str)
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)], ids=str)
-def test_reductions_equal_eager(
-    target: Any, dtype: torch.dtype, order: tuple[int, ...]
-) -> None:
+def test_reductions_equal_eager(target: Any, dtype: torch.dtype, order: tuple[int, ...]) -> None:
     torch.manual_seed(2)
     x = make(dtype, 4, 37, 5).permute(order)
     tolerance = {torch.float32: 1e-5, torch.float64: 1e-11}.get(dtype, 2e-2)
@@ -266,14 +271,18 @@ SHAPES: dict[str, Any] = {
     "triangles": lambda x: x.tril() + x.triu(1) + torch.tril(x, -1),
     "eye": lambda x: x[0, :4, :4] * torch.eye(4),
     "arange": lambda x: x + torch.arange(8) * torch.arange(4, 8)[:, None] + torch.arange(0, 4, 0.5),
-    "fills": lambda x: torch.zeros_like(x) + torch.ones(8) + torch.full((4, 1), 2.5) + x.new_full((8,), 3),
+    "fills": lambda x: (
+        torch.zeros_like(x) + torch.ones(8) + torch.full((4, 1), 2.5) + x.new_full((8,), 3)
+    ),
     "repeat": lambda x: x[:, :1].repeat(1, 4, 1) + x,
     "tile": lambda x: x.repeat(2, 1, 1) * 2,
     "roll": lambda x: torch.roll(x * 2, 1, -1),
     "flip": lambda x: x.flip(1) * 2,
     "constants": lambda x: x * torch.tensor([1.0, -2.0, 3.0, 0.5])[:, None],
     "masks": lambda x: x.masked_fill(torch.ones(4, 8).triu(1).bool(), float("-inf")).softmax(-1),
-    "broadcast row values": lambda x: (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1),
+    "broadcast row values": lambda x: (
+        (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1)
+    ),
     "two axes": lambda x: x.softmax(1) + x.softmax(2),
     "view as": lambda x: x.view(torch.int32) + 1,
     "where scalar": lambda x: torch.where(x > 0, 1.0, x),
@@ -288,8 +297,15 @@ def test_shapes_equal_eager(name: str) -> None:
 
 
 def test_tables_have_one_row_each() -> None:
-    rows = [*pointwise.FORMULAS, *pointwise.COMPARISONS, *pointwise.LOGICAL,
-            *shapes.FILL_VALUES, *shapes.FILL_ARGUMENT, *reduce.EXTREMA, *reduce.TRUTHS]
+    rows = [
+        *pointwise.FORMULAS,
+        *pointwise.COMPARISONS,
+        *pointwise.LOGICAL,
+        *shapes.FILL_VALUES,
+        *shapes.FILL_ARGUMENT,
+        *reduce.EXTREMA,
+        *reduce.TRUTHS,
+    ]
     assert len(rows) == len(set(rows))
     assert set(rows) <= set(lowering.LOWERINGS)
     assert not set(lowering.LOWERINGS) & set(lowering.MULTIPLE)

@@ -22,16 +22,33 @@ def pick(r: random.Random, pool: Tensors) -> torch.Tensor:
 
 def unary(r: random.Random, pool: Tensors) -> torch.Tensor:
     x = pick(r, pool)
-    return r.choice([torch.tanh, torch.sigmoid, torch.neg, torch.abs, lambda t: t * 0.5 + 1,
-                     lambda t: t.clamp(-1, 1), torch.relu, torch.sin])(x)
+    return r.choice(
+        [
+            torch.tanh,
+            torch.sigmoid,
+            torch.neg,
+            torch.abs,
+            lambda t: t * 0.5 + 1,
+            lambda t: t.clamp(-1, 1),
+            torch.relu,
+            torch.sin,
+        ]
+    )(x)
 
 
 def binary(r: random.Random, pool: Tensors) -> torch.Tensor:
     x = pick(r, pool)
     fitting = [t for t in pool if can_broadcast(x, t)]
     y = r.choice(fitting or [x])
-    return r.choice([torch.add, torch.sub, torch.mul, torch.maximum,
-                     lambda a, b: torch.where(a > b, a, b * 0.5)])(x, y)
+    return r.choice(
+        [
+            torch.add,
+            torch.sub,
+            torch.mul,
+            torch.maximum,
+            lambda a, b: torch.where(a > b, a, b * 0.5),
+        ]
+    )(x, y)
 
 
 def can_broadcast(x: torch.Tensor, y: torch.Tensor) -> bool:
@@ -44,15 +61,23 @@ def can_broadcast(x: torch.Tensor, y: torch.Tensor) -> bool:
 def view(r: random.Random, pool: Tensors) -> torch.Tensor:
     x = pick(r, pool)
     d = x.dim()
-    choices: list[Callable[[], torch.Tensor]] = [lambda: x.unsqueeze(r.randrange(d + 1)), lambda: x.reshape(-1)]
+    choices: list[Callable[[], torch.Tensor]] = [
+        lambda: x.unsqueeze(r.randrange(d + 1)),
+        lambda: x.reshape(-1),
+    ]
     if d:
         axis = r.randrange(d)
         n = x.shape[axis]
-        choices += [lambda: x.transpose(axis, r.randrange(d)), lambda: x.permute(r.sample(range(d), d)),
-                    lambda: x.narrow(axis, n // 3, max(n - n // 3 - n // 4, 1) if n else 0),
-                    lambda: x.select(axis, n - 1) if n else x, lambda: x.flatten(0, axis),
-                    lambda: x.unsqueeze(0).expand(2, *x.shape), lambda: x.squeeze(),
-                    lambda: x.chunk(2, axis)[-1]]
+        choices += [
+            lambda: x.transpose(axis, r.randrange(d)),
+            lambda: x.permute(r.sample(range(d), d)),
+            lambda: x.narrow(axis, n // 3, max(n - n // 3 - n // 4, 1) if n else 0),
+            lambda: x.select(axis, n - 1) if n else x,
+            lambda: x.flatten(0, axis),
+            lambda: x.unsqueeze(0).expand(2, *x.shape),
+            lambda: x.squeeze(),
+            lambda: x.chunk(2, axis)[-1],
+        ]
         if n and n % 2 == 0:
             choices.append(lambda: x.unflatten(axis, (2, n // 2)))
             choices.append(lambda: x.unflatten(axis, (n // 2, 2)))
@@ -67,12 +92,19 @@ def reduction(r: random.Random, pool: Tensors) -> torch.Tensor:
     axes = r.sample(range(x.dim()), r.randrange(1, x.dim() + 1))
     keep = r.random() < 0.5
     axis = axes[0]
-    return r.choice([
-        lambda: x.mean(axes, keepdim=keep), lambda: x.sum(axes, keepdim=keep), lambda: x.amax(axes, keepdim=keep),
-        lambda: x.softmax(axis), lambda: x - x.mean(axis, keepdim=True), lambda: x.log_softmax(axis),
-        lambda: torch.nn.functional.layer_norm(x, x.shape[-1:]), lambda: (x > 0.3).any(axis).float(),
-        lambda: x / (x.abs().amax(axis, keepdim=True) + 1),
-    ])()
+    return r.choice(
+        [
+            lambda: x.mean(axes, keepdim=keep),
+            lambda: x.sum(axes, keepdim=keep),
+            lambda: x.amax(axes, keepdim=keep),
+            lambda: x.softmax(axis),
+            lambda: x - x.mean(axis, keepdim=True),
+            lambda: x.log_softmax(axis),
+            lambda: torch.nn.functional.layer_norm(x, x.shape[-1:]),
+            lambda: (x > 0.3).any(axis).float(),
+            lambda: x / (x.abs().amax(axis, keepdim=True) + 1),
+        ]
+    )()
 
 
 def assemble(r: random.Random, pool: Tensors) -> torch.Tensor:
@@ -82,9 +114,14 @@ def assemble(r: random.Random, pool: Tensors) -> torch.Tensor:
     axis = r.randrange(x.dim())
     same = [t for t in pool if t.shape == x.shape]
     y = r.choice(same or [x])
-    out = r.choice([lambda: torch.cat([x, y * 2], axis), lambda: torch.stack([y, x], axis),
-                    lambda: torch.nn.functional.pad(x, (1, 2), value=0.5),
-                    lambda: x.contiguous().clone()])()
+    out = r.choice(
+        [
+            lambda: torch.cat([x, y * 2], axis),
+            lambda: torch.stack([y, x], axis),
+            lambda: torch.nn.functional.pad(x, (1, 2), value=0.5),
+            lambda: x.contiguous().clone(),
+        ]
+    )()
     return out if out.numel() <= 4096 and out.dim() <= 5 else x
 
 
@@ -92,8 +129,14 @@ def write(r: random.Random, pool: Tensors) -> torch.Tensor:
     x = pick(r, pool)
     if x.dim() and x.numel() and 0 not in x.stride():
         n = x.shape[0]
-        r.choice([lambda: x.mul_(0.5), lambda: x[n // 2 :].add_(0.25), lambda: x[0].fill_(0.125),
-                  lambda: x[: n // 2].copy_(x[n - n // 2 :].clone())])()
+        r.choice(
+            [
+                lambda: x.mul_(0.5),
+                lambda: x[n // 2 :].add_(0.25),
+                lambda: x[0].fill_(0.125),
+                lambda: x[: n // 2].copy_(x[n - n // 2 :].clone()),
+            ]
+        )()
     return x
 
 
@@ -128,7 +171,7 @@ def run(seed: int) -> None:
     r = random.Random(seed)
     torch.manual_seed(seed)
     sizes = [r.choice([1, 2, 3, 4, 7, 8, 16, 17, 33]) for _ in range(r.randrange(1, 4))]
-    inputs = [torch.randn(sizes), torch.randn(sizes[-1:]), torch.randn([1] + sizes[1:])]
+    inputs = [torch.randn(sizes), torch.randn(sizes[-1:]), torch.randn([1, *sizes[1:]])]
     if r.random() < 0.3 and len(sizes) == 2:
         inputs[0] = torch.randn(sizes[::-1]).t()
     check(random_function(seed), *inputs, rtol=2e-4, atol=2e-5, native=r.random() < 0.5)

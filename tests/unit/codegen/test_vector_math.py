@@ -19,8 +19,26 @@ FUNCTIONS = {
     "cos": (torch.cos, -100.0, 100.0, 2.0),
     "sin of big numbers": (torch.sin, -1e6, 1e6, 2.0),
 }
-SPECIAL = [0.0, -0.0, float("inf"), -float("inf"), float("nan"), 1e-40, -1e-40, 3e38, -3e38, 1.0, -1.0,
-           1e-30, 88.5, 89.5, -87.5, -100.0, -103.5, -105.0]
+SPECIAL = [
+    0.0,
+    -0.0,
+    float("inf"),
+    -float("inf"),
+    float("nan"),
+    1e-40,
+    -1e-40,
+    3e38,
+    -3e38,
+    1.0,
+    -1.0,
+    1e-30,
+    88.5,
+    89.5,
+    -87.5,
+    -100.0,
+    -103.5,
+    -105.0,
+]
 
 
 def run(function: object, x: torch.Tensor) -> torch.Tensor:
@@ -39,12 +57,14 @@ def test_error_in_ulp(name: str) -> None:
         values = torch.exp(spread * 174 - 87).float().clamp(low, high)
     else:
         values = (spread * (high - low) + low).float()
-        values[: 100_000] *= torch.rand(100_000) ** 8  # small ones too
+        values[:100_000] *= torch.rand(100_000) ** 8  # small ones too
         values = values.clamp(low, high)
     exact = function(values.double())
     got = run(function, values).double()
-    ulp = (torch.nextafter(exact.float().abs(), torch.tensor(float("inf"))).double()
-           - exact.float().abs().double()).clamp(min=2.0**-149)
+    ulp = (
+        torch.nextafter(exact.float().abs(), torch.tensor(float("inf"))).double()
+        - exact.float().abs().double()
+    ).clamp(min=2.0**-149)
     error = (got - exact).abs() / ulp
     finite = exact.abs() < 3.4e38
     worst = error[finite].argmax()
@@ -53,14 +73,41 @@ def test_error_in_ulp(name: str) -> None:
 
 @pytest.mark.parametrize(
     "function",
-    [torch.exp, torch.log, torch.tanh, torch.sigmoid, torch.erf, torch.sin, torch.cos, torch.sqrt,
-     torch.relu, torch.abs, torch.floor, torch.round, torch.rsqrt, torch.sign,
-     # Eager's gelu gives NaN for infinities.
-     lambda x: torch.nn.functional.gelu(x.clamp(-1e30, 1e30)), torch.nn.functional.silu, torch.expm1, torch.log1p,
-     lambda x: torch.maximum(x, -x), lambda x: x.clamp(-1, 1), lambda x: x > 0,
-     lambda x: torch.where(x > 0, x, -x), lambda x: x.bfloat16(), lambda x: x.half(),
-     lambda x: x.amax(), lambda x: x.amin(), lambda x: x[:4].sum(), lambda x: torch.isnan(x),
-     lambda x: x.bfloat16().float(), lambda x: x.half().float(), lambda x: -x, lambda x: x.double() * 2],
+    [
+        torch.exp,
+        torch.log,
+        torch.tanh,
+        torch.sigmoid,
+        torch.erf,
+        torch.sin,
+        torch.cos,
+        torch.sqrt,
+        torch.relu,
+        torch.abs,
+        torch.floor,
+        torch.round,
+        torch.rsqrt,
+        torch.sign,
+        # Eager's gelu gives NaN for infinities.
+        lambda x: torch.nn.functional.gelu(x.clamp(-1e30, 1e30)),
+        torch.nn.functional.silu,
+        torch.expm1,
+        torch.log1p,
+        lambda x: torch.maximum(x, -x),
+        lambda x: x.clamp(-1, 1),
+        lambda x: x > 0,
+        lambda x: torch.where(x > 0, x, -x),
+        lambda x: x.bfloat16(),
+        lambda x: x.half(),
+        lambda x: x.amax(),
+        lambda x: x.amin(),
+        lambda x: x[:4].sum(),
+        lambda x: torch.isnan(x),
+        lambda x: x.bfloat16().float(),
+        lambda x: x.half().float(),
+        lambda x: -x,
+        lambda x: x.double() * 2,
+    ],
 )
 @pytest.mark.parametrize("count", [1, 40])
 def test_special_values(function: object, count: int) -> None:
@@ -82,5 +129,14 @@ def test_halves_are_rounded_like_torch(dtype: torch.dtype) -> None:
     assert (got.isnan() == nan).all()
     assert torch.equal(got[~nan], want[~nan])
     every = torch.arange(65536).to(torch.int32).to(torch.int16).view(dtype)
-    torch.testing.assert_close(run(lambda t: t.float(), every), every.float(), rtol=0, atol=0,
-                               equal_nan=True)
+    torch.testing.assert_close(
+        run(lambda t: t.float(), every), every.float(), rtol=0, atol=0, equal_nan=True
+    )
+
+
+def test_gelu_is_as_accurate_as_eager() -> None:
+    x = torch.linspace(-12, 12, 200_001)
+    gelu = torch.nn.functional.gelu
+    exact = gelu(x.double())
+    ours = (run(gelu, x).double() - exact).abs() / (exact.abs() + 1)
+    assert ours.max() <= 5e-7

@@ -21,18 +21,24 @@ def test_pointwise_chains_are_one_kernel() -> None:
 
 
 def test_branches_of_a_chain_are_one_kernel() -> None:
-    check(lambda a, b, c: (a.exp() * b.sigmoid() + c.tanh()).relu(),
-          *(randn(8, 40) for _ in range(3)), kernels=1)
+    check(
+        lambda a, b, c: (a.exp() * b.sigmoid() + c.tanh()).relu(),
+        *(randn(8, 40) for _ in range(3)),
+        kernels=1,
+    )
 
 
-@pytest.mark.parametrize("function", [
-    lambda x, w, b: F.softmax(x * 2, -1) + 1,
-    lambda x, w, b: F.log_softmax(x + w, -1),
-    lambda x, w, b: F.layer_norm(x + 1, (96,), w, b),
-    lambda x, w, b: F.rms_norm(x * 2, (96,), w) * b,
-    lambda x, w, b: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * w,
-    lambda x, w, b: F.gelu(F.layer_norm(x, (96,), w, b)).sum(-1),
-])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, w, b: F.softmax(x * 2, -1) + 1,
+        lambda x, w, b: F.log_softmax(x + w, -1),
+        lambda x, w, b: F.layer_norm(x + 1, (96,), w, b),
+        lambda x, w, b: F.rms_norm(x * 2, (96,), w) * b,
+        lambda x, w, b: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * w,
+        lambda x, w, b: F.gelu(F.layer_norm(x, (96,), w, b)).sum(-1),
+    ],
+)
 def test_a_row_is_one_kernel(function: object) -> None:
     check(function, randn(6, 7, 96), randn(96), randn(96), kernels=1, externs=0)  # type: ignore[arg-type]
 
@@ -55,7 +61,9 @@ def test_linear_is_bit_equal_to_eager() -> None:
     check(lambda a: layer(a), x, rtol=0, atol=0, externs=1)
 
 
-@pytest.mark.parametrize("shape", [(1, 5, 7), (8, 16, 16), (3, 128, 128), (17, 33, 1), (128, 3, 127)])
+@pytest.mark.parametrize(
+    "shape", [(1, 5, 7), (8, 16, 16), (3, 128, 128), (17, 33, 1), (128, 3, 127)]
+)
 @pytest.mark.parametrize("bias", [False, True])
 def test_small_products(shape: tuple[int, int, int], bias: bool) -> None:
     m, k, n = shape
@@ -177,8 +185,11 @@ def test_batch_norm_in_training_updates_its_statistics() -> None:
     norm = torch.nn.BatchNorm2d(5).train()
     graph, inputs, expected = capture(norm, [randn(3, 5, 4, 4)])
     fresh = torch.nn.BatchNorm2d(5)
-    buffers = {id(norm.running_mean): fresh.running_mean, id(norm.running_var): fresh.running_var,
-               id(norm.num_batches_tracked): fresh.num_batches_tracked}
+    buffers = {
+        id(norm.running_mean): fresh.running_mean,
+        id(norm.running_var): fresh.running_var,
+        id(norm.num_batches_tracked): fresh.num_batches_tracked,
+    }
     mine = [buffers.get(id(t), t) for t in inputs]
     c = compile_it(graph)
     (out,) = run_plan(c.plan, library_of(c), mine) or [None]
@@ -230,7 +241,8 @@ def test_what_cannot_be_compiled_says_why(tmp_path: object) -> None:
         compile_it(one_operation("torch.sum"))
     with pytest.raises(CompileError, match="no C\\+\\+ compiler"):
         compile_graph(
-            one_operation("torch.relu"), out_dir=tmp_path,  # type: ignore[arg-type]
+            one_operation("torch.relu"),
+            out_dir=tmp_path,  # type: ignore[arg-type]
             options=CodegenOptions(compiler="no-such-compiler"),
         )
 
@@ -238,8 +250,11 @@ def test_what_cannot_be_compiled_says_why(tmp_path: object) -> None:
 def test_a_library_is_built_once(tmp_path: object) -> None:
     graph = one_operation("torch.relu")
     first = compile_graph(graph, out_dir=tmp_path)  # type: ignore[arg-type]
-    again = compile_graph(graph, out_dir=tmp_path,  # type: ignore[arg-type]
-                          options=CodegenOptions(compiler="g++"))
+    again = compile_graph(
+        graph,
+        out_dir=tmp_path,  # type: ignore[arg-type]
+        options=CodegenOptions(compiler="g++"),
+    )
     assert first == again
 
 
