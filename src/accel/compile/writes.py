@@ -1,0 +1,82 @@
+"""Which inputs a graph writes to: what a backend's callable must be able to take back.
+
+In: a segment graph and its FX form. Out: positions of inputs. Invariant: an input that is
+not named is not written; when nothing certain can be said, every input is named.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from accel.errors import CompileError
+from accel.trace import Operation, SegmentGraph
+
+# Operators of the `operator` module that write to their first operand.
+_WRITING_OPERATORS = frozenset(
+    f"_operator.{name}"
+    for name in (
+        "iadd iand iconcat ifloordiv ilshift imatmul imod imul ior ipow irshift isub itruediv ixor "
+        "setitem delitem"
+    ).split()
+)
+# Functions that write without a trailing underscore, depending on their arguments.
+_SOMETIMES_WRITING = frozenset(
+    "batch_norm instance_norm embedding embedding_bag native_batch_norm cudnn_batch_norm".split()
+)
+
+
+def may_write(operation: Operation) -> bool:
+    """False only when the operation certainly writes to none of its operands."""
+    if operation.target in _WRITING_OPERATORS:
+        return True
+    parts = operation.target.split(".")
+    last = parts[-1]
+    dunder = last.startswith("__") and last.endswith("__")
+    if dunder and (last == "__setitem__" or last.startswith("__i")):
+        return True
+    if not dunder and (last.endswith("_") or last in _SOMETIMES_WRITING):
+        return True
+    if operation.kwargs.get("out") is not None or operation.kwargs.get("inplace"):
+        return True
+    if parts[:3] == ["torch", "nn", "functional"] and True in operation.args:
+        return True  # `inplace` may be given by position
+    return _is_custom(parts)
+
+
+def _is_custom(parts: list[str]) -> bool:
+    """Operators of libraries: their names promise nothing."""
+    return parts[:2] == ["torch", "ops"] and parts[2:3] not in (["aten"], ["prims"])
+
+
+def written_inputs(graph: SegmentGraph, gm: torch.fx.GraphModule) -> list[int]:
+    """Positions of the inputs that running `graph` writes to.
+
+    Errors: CompileError when an input is resized; that could not be taken back.
+    """
+    if not any(may_write(operation) for operation in graph.operations):
+        return []
+    with FakeTensorMode() as mode, torch.no_grad():
+        inputs = [
+            mode.from_tensor(torch.empty_strided(m.sizes, m.strides, dtype=m.torch_dtype))
+            if m.device == "cpu"
+            else torch.empty_strided(m.sizes, m.strides, dtype=m.torch_dtype, device=m.device)
+            for _, m in graph.inputs
+        ]
+        before = [_facts(value) for value in inputs]
+        try:
+            gm.forward(*inputs)
+        except Exception:  # no fake form: a size that depends on values, a custom operator
+            return list(range(len(inputs)))
+    after = [_facts(value) for value in inputs]
+    written = [i for i, pair in enumerate(zip(before, after, strict=True)) if pair[0] != pair[1]]
+    for i in written:
+        if before[i][1:] != after[i][1:]:
+            raise CompileError(f"input {graph.inputs[i][0]} is resized, which cannot be undone")
+    return written
+
+
+def _facts(value: torch.Tensor) -> tuple[Any, ...]:
+    return value._version, tuple(value.size()), tuple(value.stride())
