@@ -30,9 +30,10 @@ def _native() -> str:
 
 
 def _compiler() -> str:
-    from accel.codegen.basic.build import compiler
+    from accel.codegen.build import find_compiler
+    from accel.codegen.options import CodegenOptions
 
-    return compiler()
+    return find_compiler(CodegenOptions())
 
 
 def _threads() -> str:
