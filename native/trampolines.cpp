@@ -726,6 +726,12 @@ PyObject* run_recorded(PyObject* recorder, PyObject* callable, PyObject* args, P
     PyObject* done =
         PyObject_Vectorcall(PyTuple_GET_ITEM(own.handlers, H_finish), told, 2, nullptr);
     if (!done) PyErr_WriteUnraisable(recorder);
+    // What `finish` returns is nothing, or the exception that the user asked for.
+    if (done && result && PyExceptionInstance_Check(done)) {
+      Py_CLEAR(result);
+      type = Py_NewRef(reinterpret_cast<PyObject*>(Py_TYPE(done)));
+      value = Py_NewRef(done);
+    }
     Py_XDECREF(done);
   }
   session = nullptr;

@@ -55,7 +55,7 @@ REASONS: dict[str, tuple[str, str]] = {
     "global_store": ("a global variable is written: {}", "return the value"),
     "import": ("an import that cannot be guarded: {}", "import at the top of the file"),
     "interrupted": ("the call was interrupted", "nothing: the call is tried again"),
-    "losing": ("compiled code was not faster than eager", "nothing: calls run eagerly"),
+    "losing": ("compiled code was slower than eager: {}", "nothing: calls run eagerly"),
     "no_operations": ("no torch operation ran", "nothing: there is nothing to compile"),
     "no_twin": ("{} cannot be instrumented", "coroutines run as Python"),
     "opaque_attribute": ("an attribute computed by C code is used: {}", "read it outside"),
@@ -93,3 +93,10 @@ def reason_text(kind: str, detail: str = "") -> str:
 
 def reason_hint(kind: str) -> str:
     return REASONS[kind][1]
+
+
+def graph_break(location: str, kind: str, detail: str) -> GraphBreakError:
+    """The error for a void at `location`, "file:line"."""
+    file, _, line = location.rpartition(":")
+    number = int(line) if line.isdigit() else 0
+    return GraphBreakError(file or location, number, reason_text(kind, detail), reason_hint(kind))

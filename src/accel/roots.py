@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from accel.capture.recorder import Recording
+from accel.trial import Trial
 
 # What a root may be doing, and what its calls do meanwhile.
 STATES = {
@@ -32,7 +33,7 @@ class Limits:
 
     max_deferrals: int = 3  # times an inner root waits for an enclosing one
     max_transient_voids: int = 6  # recordings lost to signals, GC callbacks and the like
-    max_voids: int = 2  # recordings lost for a reason that may pass
+    max_eager_times: int = 8  # calls measured while a root compiles
     max_backoff_calls: int = 4096  # most calls between two tries
 
 
@@ -44,7 +45,7 @@ class Installed:
     recording: Recording
     key: str
     operations: int
-    gm: Any = None
+    trial: Trial = field(default_factory=Trial)
 
 
 @dataclass
@@ -69,7 +70,10 @@ class Root:
     backoff: int = 1
     recordings: int = 0
     variants: list[Installed] = field(default_factory=list)
+    retired_hits: int = 0  # calls that dropped variants have served
     pending: int = 0
+    is_recording: bool = False  # one of its calls is being recorded, in whatever thread
+    eager_ns: list[int] = field(default_factory=list)  # calls measured while it compiles
     ops_per_call: int = 0
     history: list[str] = field(default_factory=list)
 

@@ -52,7 +52,7 @@ class Recorder(CallEvents):
         self,
         roots: list[tuple[str, Any]],
         twin_of: Callable[[types.FunctionType], types.FunctionType | None],
-        on_done: Callable[[Recording], None],
+        on_done: Callable[[Recording], BaseException | None],
         *,
         starred: tuple[int, ...] = (),
         function: int | None = None,
@@ -117,8 +117,8 @@ class Recorder(CallEvents):
                     self.traceback = "".join(traceback.format_exception(detail))
         return None
 
-    def finish(self, result: Any, failed: bool) -> None:
-        """The recorded run returned `result`, or raised."""
+    def finish(self, result: Any, failed: bool) -> BaseException | None:
+        """The recorded run returned `result`, or raised. What is returned is raised instead."""
         graph = template = None
         if self.voided is None and failed:
             self.voided = Void("raised")
@@ -143,7 +143,7 @@ class Recorder(CallEvents):
             self.traceback,
         )
         try:
-            self.on_done(recording)
+            return self.on_done(recording)
         finally:
             # Nothing of the user's is held any longer.
             self.known.clear()
