@@ -260,7 +260,9 @@ PyMemberDef MEMBERS[] = {
     {"index", T_PYSSIZET, offsetof(Entry, index), READONLY, "what prologues carry"},
     {"on_call", T_OBJECT, offsetof(Entry, on_call), 0, "on_call(entry, roots)"},
     {"on_event", T_OBJECT, offsetof(Entry, on_event), 0, "on_event(entry, kind, message)"},
-    {"calls", T_LONG, offsetof(Entry, calls), READONLY, "calls while not off"},
+    {"calls", T_LONG, offsetof(Entry, calls), READONLY, "calls, those while off too"},
+    {"disarm", T_BOOL, offsetof(Entry, disarm), 0,
+     "while off, functions that call lose their prologue"},
     {"hits", T_LONG, offsetof(Entry, hits), READONLY, "calls that a variant served"},
     {"misses", T_LONG, offsetof(Entry, misses), READONLY, "calls that no variant matched"},
     {"threshold", T_LONG, offsetof(Entry, threshold), 0, "misses until on_call is asked"},
@@ -300,6 +302,23 @@ PyType_Spec RUN_BODY_SPEC = {"accel._native.RUN_BODY", sizeof(PyObject), 0, Py_T
 
 // ---- module functions ----------------------------------------------------------------
 
+// Gives a function (borrowed, may be NULL) the code under its prologue: the second half of
+// the pair that is the last constant of rewritten code. The running frame keeps its own.
+void remove_prologue(PyObject* function) {
+  if (!function || !PyFunction_Check(function)) return;
+  PyObject* consts =
+      reinterpret_cast<PyCodeObject*>(PyFunction_GET_CODE(function))->co_consts;
+  Py_ssize_t count = PyTuple_GET_SIZE(consts);
+  PyObject* last = count ? PyTuple_GET_ITEM(consts, count - 1) : nullptr;
+  if (!last || !PyTuple_CheckExact(last) || PyTuple_GET_SIZE(last) != 2) return;
+  PyObject* code = PyTuple_GET_ITEM(last, 1);
+  if (!PyCode_Check(code)) return;
+  PyObject *type, *value, *trace;
+  PyErr_Fetch(&type, &value, &trace);
+  if (PyObject_SetAttrString(function, "__code__", code) < 0) PyErr_Clear();
+  PyErr_Restore(type, value, trace);
+}
+
 // prologue(index, *fast_locals). The function whose frame calls is the last root.
 PyObject* py_prologue(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (count < 1) return PyErr_Format(PyExc_TypeError, "prologue() takes an index");
@@ -309,7 +328,10 @@ PyObject* py_prologue(PyObject*, PyObject* const* args, Py_ssize_t count) {
     return answer_run_body();
   }
   Entry* entry = (*entries)[static_cast<size_t>(index)];
-  if (!entry || entry->state == EntryState::off || !dispatch_enabled || paused()) {
+  if (!entry || !dispatch_enabled || paused()) return answer_run_body();
+  if (entry->state == EntryState::off) {
+    entry->calls++;
+    if (entry->disarm) remove_prologue(calling_function(PyThreadState_Get()));
     return answer_run_body();
   }
   PyObject* function = calling_function(PyThreadState_Get());

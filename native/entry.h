@@ -24,6 +24,7 @@ struct Entry {
   PyObject* weak_references;
   Py_ssize_t index;    // in the table of prologues; never given to another entry
   EntryState state;
+  char disarm;         // while off: functions that call lose their prologue
   long calls, hits, misses;
   long threshold;      // calls without a variant until on_call is asked; 0: never
   long since;          // such calls since it was asked last

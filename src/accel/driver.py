@@ -36,7 +36,8 @@ from accel.roots import Installed, Limits, Root
 TRANSIENT = frozenset({"foreign_frame", "interrupted", "escaped_operation"})
 # Voids that hang on how the root was called: it is tried again, ever more rarely.
 PASSING = frozenset({"requires_grad", "ambient_changed", "raised", "tensor_kind"})
-
+# States in which no call is recorded.
+SETTLED = frozenset({"blacklisted", "plain", "losing", "disabled", "full"})
 
 _NO_ROOT = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
@@ -188,7 +189,7 @@ class Driver:
 
     def _wants_recording(self, root: Root) -> bool:
         entry = root.entry
-        if self._closed or root.state in ("blacklisted", "losing", "disabled", "full"):
+        if self._closed or root.state in SETTLED:
             entry.state = "off" if not root.variants else "armed"
             entry.threshold = self.limits.max_backoff_calls
             return False
@@ -296,6 +297,9 @@ class Driver:
             root.transient_voids += 1
             root.entry.threshold = 1 + root.transient_voids
             return None
+        if recording.is_plain and not root.forced and void.kind != "raised":
+            self._ran_plain(root)
+            return None
         if root.fullgraph and void.kind != "raised":
             self.counters.add("graph_breaks")
             return errors.graph_break(recording.location, void.kind, void.detail)
@@ -308,19 +312,28 @@ class Driver:
         self._give_up(root, void.kind, void.detail, recording.location)
         return None
 
+    def _ran_plain(self, root: Root) -> None:
+        """A call without torch operations: once more, later; then the root is left alone."""
+        root.plain_runs += 1
+        if root.plain_runs < self.limits.max_plain_runs:
+            root.entry.threshold = self.limits.plain_pause_calls
+        else:
+            root.state = "full" if root.variants else "plain"
+            self._disarm(root)
+
     def _give_up(self, root: Root, kind: str, detail: str, location: str) -> None:
         root.state = "full" if root.variants else "blacklisted"
         root.reason = errors.reason_text(kind, detail)
         root.reason_location = location
         root.entry.state = "armed" if root.variants else "off"
         root.entry.threshold = self.limits.max_backoff_calls
-        if not root.variants:
-            self._disarm(root)
         log.artifact("driver", "%s blacklisted: %s at %s", root.name, root.reason, location)
 
     def _disarm(self, root: Root) -> None:
-        """The prologue stays in code that runs; `off` entries answer at once."""
-        root.entry.state = "off"
+        """Functions of this code lose their prologue at their next call."""
+        if not root.variants:
+            root.entry.state = "off"
+            root.entry.disarm = root.kind == "function"
 
     # ------------------------------------------------------------ compiling
 
@@ -486,11 +499,12 @@ class Driver:
             root.variants.clear()
             root.entry.variants = ()
             root.state, root.reason, root.reason_location = "cold", "", ""
-            root.deferrals = root.voids = root.transient_voids = root.recordings = 0
+            root.deferrals = root.voids = root.transient_voids = root.plain_runs = root.recordings = 0
             root.retired_hits = 0
             root.eager_ns.clear()
             root.backoff = 1
             root.entry.threshold = 1 if root.forced else self.config.threshold
+            root.entry.disarm = False
             root.entry.state = "count"
         self.counters.reset()
         self._base_calls = {index: root.entry.calls for index, root in self.roots.items()}
@@ -524,8 +538,8 @@ class Driver:
             compiled += hits
             ops_compiled += sum(v.native.hits * v.operations for v in root.variants)
             ops_compiled += root.retired_hits * root.ops_per_call
-            if not root.recordings and root.state == "cold":
-                continue  # part of another root's calls, or called once
+            if root.state == "plain" or (not root.recordings and root.state == "cold"):
+                continue  # without torch operations, part of another root's calls, or called once
             calls = root.entry.calls - self._base_calls.get(root.entry.index, 0)
             misses = max(calls - hits, 0)
             eager += misses

@@ -23,6 +23,7 @@ STATES = {
     "full": "as compiled, but no further variants are made",
     "losing": "compiled code was not faster; calls run eagerly",
     "blacklisted": "cannot be recorded; calls run eagerly, callees get their turn",
+    "plain": "runs no torch operations; its prologue is taken out",
     "disabled": "turned off by the user",
 }
 
@@ -34,6 +35,8 @@ class Limits:
     max_deferrals: int = 3  # times an inner root waits for an enclosing one
     max_transient_voids: int = 6  # recordings lost to signals, GC callbacks and the like
     max_eager_times: int = 8  # calls measured while a root compiles
+    max_plain_runs: int = 2  # recordings without torch operations before a root is let alone
+    plain_pause_calls: int = 16  # calls between them
     max_backoff_calls: int = 4096  # most calls between two tries
 
 
@@ -67,6 +70,7 @@ class Root:
     deferrals: int = 0
     voids: int = 0
     transient_voids: int = 0
+    plain_runs: int = 0
     backoff: int = 1
     recordings: int = 0
     variants: list[Installed] = field(default_factory=list)
@@ -79,4 +83,4 @@ class Root:
 
     @property
     def judged(self) -> bool:
-        return self.state in ("blacklisted", "losing", "disabled", "compiled", "full")
+        return self.state in ("blacklisted", "plain", "losing", "disabled", "compiled", "full")

@@ -29,6 +29,9 @@ from accel.sources import Source, root
 from accel.trace import SegmentGraph, TensorMeta
 
 
+MAX_OPERATIONS = 50_000  # of one graph: compiling more would take too long
+
+
 @dataclass
 class Recording:
     """What one run left behind. `void` is the reason when the run could not be used."""
@@ -43,6 +46,7 @@ class Recording:
     operations: int
     seconds: float
     traceback: str = ""  # of an error of ours
+    is_plain: bool = False  # no torch operation ran, seen or unseen
 
 
 class Recorder(CallEvents):
@@ -92,6 +96,7 @@ class Recorder(CallEvents):
             "fresh": self.fresh_event,
             "finish": self.finish,
             "void": self.void_event,
+            "checkpoint": self.checkpoint,
         }
         return special.get(name) or getattr(self, name)  # type: ignore[no-any-return]
 
@@ -117,7 +122,15 @@ class Recorder(CallEvents):
                     self.traceback = "".join(traceback.format_exception(detail))
         return None
 
-    def finish(self, result: Any, failed: bool) -> BaseException | None:
+    def checkpoint(self) -> Answer:
+        """Some thousand events have passed: is this recording still worth its time?"""
+        if not self.operations:
+            raise Void("no_operations")
+        if len(self.operations) > MAX_OPERATIONS:
+            raise Void("too_long", str(MAX_OPERATIONS))
+        return None
+
+    def finish(self, result: Any, failed: bool, unseen_operations: int) -> BaseException | None:
         """The recorded run returned `result`, or raised. What is returned is raised instead."""
         graph = template = None
         if self.voided is None and failed:
@@ -141,6 +154,7 @@ class Recorder(CallEvents):
             len(self.operations),
             time.perf_counter() - self.started,
             self.traceback,
+            not self.operations and not unseen_operations,
         )
         try:
             return self.on_done(recording)
