@@ -23,12 +23,13 @@ from accel.capture.results import Describer, Template
 from accel.capture.state import RecorderState, user_location
 from accel.capture.state import version as _version
 from accel.capture.steps import Answer, Void
-from accel.capture.values import PLAIN_TENSORS
+from accel.capture.values import PLAIN_TENSORS, is_static
 from accel.guards import GuardSet
 from accel.sources import Source, root
 from accel.trace import SegmentGraph, TensorMeta
 
 
+MAX_PAIRS = 20_000  # of objects that must be distinct
 MAX_OPERATIONS = 50_000  # of one graph: compiling more would take too long
 
 
@@ -140,6 +141,7 @@ class Recorder(CallEvents):
                 self._check_ambient()
                 template = Describer(self).describe(result, self.effects)
                 graph = self._graph(template)
+                self._guard_identities()
                 self._guard_aliasing()
             except Void as why:
                 self.voided = Void(why.kind, why.detail)  # without its traceback: see void_event
@@ -188,6 +190,24 @@ class Recorder(CallEvents):
             metas,
             self.speculations,
         )
+
+    def _guard_identities(self) -> None:
+        """What the call writes must not be reachable under another name that it reads, unless
+        it was just now."""
+        if not self.writes_seen:
+            return
+        by_type: dict[type, list[tuple[int, Source]]] = {}
+        for value, source in self.known.values():
+            if type(value) not in PLAIN_TENSORS and not is_static(value):
+                by_type.setdefault(type(value), []).append((id(value), source))
+        pairs = 0
+        for identity, written in self.writes_seen.items():
+            for other, source in by_type.get(type(self.known[identity][0]), ()):
+                if other != identity:
+                    self.guards.add(written, "NOT_SAME", source)
+                    pairs += 1
+            if pairs > MAX_PAIRS:
+                raise Void("aliased_write", f"{written}: too many others of its kind")
 
     def _guard_aliasing(self) -> None:
         """What the graph writes must not overlap what else it reads, unless it did just now."""
