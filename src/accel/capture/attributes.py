@@ -59,7 +59,7 @@ _GENERIC_GETATTRIBUTES = frozenset(
     )
     if "__getattribute__" in c.__dict__
 )
-_TUPLE_GETTER = type(collections.namedtuple("_Pair", "first second").first)  # type: ignore[attr-defined]  # noqa: PYI024
+_TUPLE_GETTER = type(collections.namedtuple("_Pair", "first second").first)  # type: ignore[attr-defined]
 # Descriptors of C that make a bound method and read nothing.
 _BINDING = frozenset({functools._lru_cache_wrapper})
 _MODULE_GETATTR = torch.nn.Module.__getattr__

@@ -257,9 +257,9 @@ def callable_rules() -> dict[int, str]:
         rules[id(cls)] = rule
     for module in (torch, torch._C):
         for name in AMBIENT_NAMES:
-            f = getattr(module, name, None)
-            if f is not None:
-                rules.setdefault(id(f), "fold")
+            ambient = getattr(module, name, None)
+            if ambient is not None:
+                rules.setdefault(id(ambient), "fold")
     rules[id(torch._C._set_grad_enabled)] = "grad_mode"
     rules[id(torch.tensor)] = "torch_tensor"
     return rules

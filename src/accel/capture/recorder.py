@@ -28,7 +28,6 @@ from accel.guards import GuardSet
 from accel.sources import Source, root
 from accel.trace import SegmentGraph, TensorMeta
 
-
 MAX_PAIRS = 20_000  # of objects that must be distinct
 MAX_OPERATIONS = 50_000  # of one graph: compiling more would take too long
 
