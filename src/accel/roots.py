@@ -33,7 +33,7 @@ class Limits:
     """Each limit of the state machine, one row."""
 
     max_deferrals: int = 1  # times an inner root waits for one that may never be called again
-    first_call_s: float = 2.0  # how long inner roots wait for the first call of a module
+    first_call_s: float = 10.0  # how long inner roots wait for the first call of a module
     max_transient_voids: int = 6  # recordings lost to signals, GC callbacks and the like
     max_eager_times: int = 8  # calls measured while a root compiles
     max_plain_runs: int = 2  # recordings without torch operations before a root is let alone
