@@ -225,7 +225,7 @@ class DiskCache:
                     total -= sizes[library]
             named = set(libraries.values())
             for path, _, modified in files:
-                if path.suffix == ".so" and path.name not in named:
+                if path.suffix in (".so", ".o") and path.name not in named:
                     _drop_if_old(path, modified, now)
         for path, _, modified in files:
             if path.name.startswith(".put_"):
@@ -238,7 +238,7 @@ class DiskCache:
 
 # What accel writes below its cache directory, and nothing else is ever removed.
 _OWN_FILES = {
-    "plans": ("*.json", "k_*.so", ".put_*", ".lock_*", ".build_*", _USED),
+    "plans": ("*.json", "k_*.so", "k_*.o", ".put_*", ".lock_*", ".build_*", _USED),
     "code": ("*.twin", "*.tmp"),
 }
 

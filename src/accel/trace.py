@@ -19,7 +19,22 @@ from torch import fx
 
 _WRITING_OPERATORS = frozenset(
     "_operator." + name
-    for name in ["iadd", "iand", "ifloordiv", "ilshift", "imatmul", "imul", "imod", "ior", "ipow", "irshift", "isub", "itruediv", "ixor", "setitem"]
+    for name in [
+        "iadd",
+        "iand",
+        "ifloordiv",
+        "ilshift",
+        "imatmul",
+        "imul",
+        "imod",
+        "ior",
+        "ipow",
+        "irshift",
+        "isub",
+        "itruediv",
+        "ixor",
+        "setitem",
+    ]
 )
 
 

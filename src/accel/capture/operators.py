@@ -28,7 +28,34 @@ from accel.capture.values import (
 )
 
 # CPython's NB_* numbers (3.11 to 3.13) and operator's names for them.
-BINARY_NAMES = ["add", "and_", "floordiv", "lshift", "matmul", "mul", "mod", "or_", "pow", "rshift", "sub", "truediv", "xor", "iadd", "iand", "ifloordiv", "ilshift", "imatmul", "imul", "imod", "ior", "ipow", "irshift", "isub", "itruediv", "ixor"]
+BINARY_NAMES = [
+    "add",
+    "and_",
+    "floordiv",
+    "lshift",
+    "matmul",
+    "mul",
+    "mod",
+    "or_",
+    "pow",
+    "rshift",
+    "sub",
+    "truediv",
+    "xor",
+    "iadd",
+    "iand",
+    "ifloordiv",
+    "ilshift",
+    "imatmul",
+    "imul",
+    "imod",
+    "ior",
+    "ipow",
+    "irshift",
+    "isub",
+    "itruediv",
+    "ixor",
+]
 _BINARY = [getattr(operator, name) for name in BINARY_NAMES]
 _COMPARE = {"<": "lt", "<=": "le", "==": "eq", "!=": "ne", ">": "gt", ">=": "ge"}
 _UNARY = {"-": "neg", "+": "pos", "~": "invert"}
@@ -275,10 +302,8 @@ class OperatorEvents(AttributeEvents):
             if kind not in BUILTIN_CONTAINERS and id(obj) not in self.fresh:
                 raise Void("unknown_value", f"item store to a {kind.__name__}")
             return None
-        if (
-            kind in (dict, list)
-            or (issubclass(kind, (dict, list))
-            and not _overrides(kind, "__setitem__", dict, list))
+        if kind in (dict, list) or (
+            issubclass(kind, (dict, list)) and not _overrides(kind, "__setitem__", dict, list)
         ):
             return self.raw_setitem(obj, key, value)
         if is_python_class(kind):
