@@ -55,10 +55,12 @@ def trace_graph(graph: SegmentGraph) -> TensorGraph:
     Errors: CompileError when an operation cannot run on fake tensors, has no functional
     form, or the results do not have the recorded metadata.
     """
-    return _Tracer(graph).run()
+    return Tracer(graph).run()
 
 
-class _Tracer(TorchDispatchMode):  # type: ignore[misc]
+class Tracer(TorchDispatchMode):  # type: ignore[misc]
+    """The dispatch mode that writes down what runs under it."""
+
     def __init__(self, graph: SegmentGraph) -> None:
         super().__init__()
         self.source = graph
@@ -76,9 +78,17 @@ class _Tracer(TorchDispatchMode):  # type: ignore[misc]
                 self.graph.input_identity.append(id(fake))
         inference: AbstractContextManager[Any] = torch.no_grad()
         with inference, self.fake_mode, self:
-            for o in self.source.operations:
-                self.location = o.location
-                values[o.name] = self._run_operation(o, values)
+            self._run_operations(values)
+        self._finish(values)
+        return self.graph
+
+    def _run_operations(self, values: dict[str, Any]) -> None:
+        for o in self.source.operations:
+            self.location = o.location
+            values[o.name] = self._run_operation(o, values)
+
+    def _finish(self, values: dict[str, Any]) -> None:
+        """Outputs, speculations and commits."""
         for name, meta in zip(self.source.outputs, self.source.output_metas, strict=True):
             self.graph.outputs.append(self._output(name, values[name], meta))
         for name, expected in self.source.speculations:
@@ -87,7 +97,6 @@ class _Tracer(TorchDispatchMode):  # type: ignore[misc]
             if state.input is not None and state.buffer != state.original:
                 self.graph.commits.append(self._commit(state))
         self._detach_commits()
-        return self.graph
 
     def _detach_commits(self) -> None:
         """A commit must not read what an earlier commit has written: such values are copied."""

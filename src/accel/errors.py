@@ -68,7 +68,10 @@ REASONS: dict[str, tuple[str, str]] = {
     "recursion": ("the call recurses too deeply", "nothing: it runs eagerly"),
     "unknown_function": ("a function of unknown origin is called: {}", "pass it as an argument"),
     "recorder_error": ("an error in accel: {}", "please report it"),
-    "requires_grad": ("gradients are recorded ({})", "call it under torch.no_grad()"),
+    "requires_grad": (
+        "gradients are recorded in a way that accel does not compile ({})",
+        "nothing: the call runs eagerly",
+    ),
     "result": ("a result that cannot be rebuilt: {}", "return tensors and plain containers"),
     "tensor_attribute": ("a tensor's attribute is read: {}", "read it outside"),
     "tensor_attribute_store": ("a tensor's attribute is set: {}", "set it outside"),

@@ -87,6 +87,22 @@ class Operation:
         )
 
 
+@dataclass(frozen=True)
+class Gradients:
+    """What a differentiable graph's recording knew of autograd.
+
+    `inputs` and `outputs` name those that require grad; `no_grad` names the operations that
+    ran with grad mode off; `tangents` names the outputs whose gradients backward will be
+    given; `name` is what eager calls the node that made the first of `outputs`.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    no_grad: frozenset[str] = frozenset()
+    tangents: tuple[str, ...] = ()
+    name: str = ""
+
+
 @dataclass
 class SegmentGraph:
     """A straight-line graph over tensors: the unit of compilation.
@@ -96,6 +112,7 @@ class SegmentGraph:
     `speculations` pair the name of a one-element value with the truth value that
     the rest of the graph assumes; they are checked before anything is committed.
     In-place operations may appear; those that reach an input are the commit step.
+    `gradients` is None for a graph that autograd has nothing to do with.
     """
 
     inputs: list[tuple[str, TensorMeta]]
@@ -103,6 +120,7 @@ class SegmentGraph:
     outputs: list[str]
     output_metas: list[TensorMeta]
     speculations: list[tuple[str, bool]] = field(default_factory=list)
+    gradients: Gradients | None = None
 
     def key(self) -> str:
         """Content hash: equal graphs, equal keys (source locations do not count)."""
@@ -129,6 +147,7 @@ class SegmentGraph:
             "outputs": list(self.outputs),
             "output_metas": [_meta_to_json(m) for m in self.output_metas],
             "speculations": [list(s) for s in self.speculations],
+            "gradients": _gradients_to_json(self.gradients),
         }
 
     @staticmethod
@@ -149,10 +168,14 @@ class SegmentGraph:
             list(data["outputs"]),
             [_meta_from_json(m) for m in data["output_metas"]],
             [(name, expected) for name, expected in data["speculations"]],
+            _gradients_from_json(data["gradients"]),
         )
 
     def to_fx(self) -> fx.GraphModule:
-        """The same graph for backends and readers: outputs, then speculated values, as a tuple."""
+        """The same graph for backends and readers: outputs, then speculated values, as a tuple.
+
+        A differentiable one is to be called with grad mode on, and leaves it on.
+        """
         graph = fx.Graph()
         values: dict[str, fx.Node] = {}
         for name, _ in self.inputs:
@@ -161,10 +184,16 @@ class SegmentGraph:
         def load(value: Any) -> Any:
             return map_values(value, lambda ref: values[ref.name])
 
+        grad_mode = True
         for o in self.operations:
+            if self.gradients is not None and (o.name not in self.gradients.no_grad) != grad_mode:
+                grad_mode = not grad_mode
+                graph.call_function(torch._C._set_grad_enabled, (grad_mode,))
             target = resolve(o.target) if o.kind == "call_function" else o.target
             node = graph.create_node(o.kind, target, load(o.args), load(o.kwargs), name=o.name)
             values[o.name] = node
+        if not grad_mode:
+            graph.call_function(torch._C._set_grad_enabled, (True,))
         names = [*self.outputs, *(name for name, _ in self.speculations)]
         graph.output(tuple(values[name] for name in names))
         return fx.GraphModule(torch.nn.Module(), graph)
@@ -259,6 +288,30 @@ def decode(data: Any) -> Any:
     if tag == "device":
         return torch.device(body)
     raise ValueError(f"unknown tag {tag!r} in a serialised graph")
+
+
+def _gradients_to_json(gradients: Gradients | None) -> dict[str, Any] | None:
+    if gradients is None:
+        return None
+    return {
+        "inputs": list(gradients.inputs),
+        "outputs": list(gradients.outputs),
+        "no_grad": sorted(gradients.no_grad),
+        "tangents": list(gradients.tangents),
+        "name": gradients.name,
+    }
+
+
+def _gradients_from_json(data: dict[str, Any] | None) -> Gradients | None:
+    if data is None:
+        return None
+    return Gradients(
+        tuple(data["inputs"]),
+        tuple(data["outputs"]),
+        frozenset(data["no_grad"]),
+        tuple(data["tangents"]),
+        data["name"],
+    )
 
 
 def _meta_to_json(meta: TensorMeta) -> list[Any]:

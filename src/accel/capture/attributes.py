@@ -18,6 +18,7 @@ from accel import runtime
 from accel.capture.state import RecorderState
 from accel.capture.steps import FOLD, NATIVE, Answer, Void
 from accel.capture.torch_calls import (
+    AUTOGRAD_ATTRIBUTES,
     METADATA_ATTRIBUTES,
     REFUSED_METHODS,
     VIEW_ATTRIBUTES,
@@ -221,8 +222,8 @@ class AttributeEvents(RecorderState):
 
     def _tensor_attr(self, tensor: Any, name: str) -> Answer:
         if name in METADATA_ATTRIBUTES:
-            if name == "requires_grad" or name == "grad_fn":
-                return None
+            if name in AUTOGRAD_ATTRIBUTES and tensor.requires_grad:
+                raise Void("tensor_attribute", name)
             if name == "__dict__":
                 raise Void("tensor_attribute", name)
             return None

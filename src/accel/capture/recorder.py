@@ -26,7 +26,11 @@ from accel.capture.steps import Answer, Void
 from accel.capture.values import PLAIN_TENSORS
 from accel.guards import GuardSet
 from accel.sources import Source, root
-from accel.trace import SegmentGraph, TensorMeta
+from accel.trace import Gradients, SegmentGraph, TensorMeta
+
+
+# Rows of the ambient state under which autograd's recording is left to eager.
+_NOT_WITH_GRADIENTS = ("saved tensor hooks", "anomaly mode", "autocast dtypes and cache")
 
 
 @dataclass
@@ -173,7 +177,32 @@ class Recorder(CallEvents):
             list(template.outputs),
             metas,
             self.speculations,
+            self._gradients(template),
         )
+
+    def _gradients(self, template: Template) -> Gradients | None:
+        """Autograd's part in the run; None when nothing that leaves it requires grad."""
+        if not self.differentiable:
+            return None
+        for name in self._written_inputs():
+            source = next(s for n, s, _ in self.inputs if n == name)
+            if self._tensor_of(source).requires_grad:
+                raise Void("requires_grad", f"{source} is written")
+        differentiable = [
+            (name, tensor)
+            for name, tensor in zip(template.outputs, self.output_tensors, strict=True)
+            if tensor.requires_grad
+        ]
+        if not differentiable:
+            return None
+        ambient = runtime.native.ambient()
+        for row in _NOT_WITH_GRADIENTS:
+            if ambient[row]:
+                raise Void("requires_grad", row)
+        names = tuple(name for name, _ in differentiable)
+        made_by = type(differentiable[0][1].grad_fn).__name__
+        no_grad = frozenset(self.no_grad)
+        return Gradients(tuple(self.grad_inputs), names, no_grad, names, made_by)
 
     def _guard_aliasing(self) -> None:
         """What the graph writes must not overlap what else it reads, unless it did just now."""

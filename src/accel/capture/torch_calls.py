@@ -22,6 +22,8 @@ METADATA_FUNCTIONS = frozenset(
 METADATA_ATTRIBUTES = frozenset(
     ["shape", "dtype", "device", "ndim", "requires_grad", "is_cuda", "layout", "is_leaf", "is_sparse", "is_quantized", "is_meta", "itemsize", "nbytes", "is_nested", "is_mkldnn", "is_xla", "is_mps", "is_xpu", "is_cpu", "is_hpu", "grad_fn", "names", "is_vulkan", "is_ipu", "is_maia", "is_sparse_csr", "is_mtia", "__class__", "output_nr", "_backward_hooks", "__dict__", "_is_param"]
 )
+# Of a tensor that requires grad, these depend on its history, which no guard compares.
+AUTOGRAD_ATTRIBUTES = frozenset({"grad_fn", "is_leaf", "output_nr", "_backward_hooks"})
 VIEW_ATTRIBUTES = frozenset({"T", "mT", "H", "mH", "real", "imag", "data"})
 
 # Turn a tensor's values into Python's.
