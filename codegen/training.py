@@ -7,6 +7,7 @@ an autograd node has to know under "gradient" (docs/architecture.md). Invariant:
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from accel.codegen.partition import Halves, split
 from accel.codegen.simplify import eliminate_common, eliminate_dead
 from accel.codegen.tensor_graph import TensorGraph
 from accel.trace import SegmentGraph
+
+_SMALL_BYTES = 1 << 18
 
 
 def compile_training(
@@ -52,6 +55,18 @@ def _half(
     return c
 
 
+def _kept(source: SegmentGraph, joint: Joint) -> list[int]:
+    """The inputs that a node holds so that its forward can be run again.
+
+    With one output, only second derivatives ask for that, and whoever wants them holds the
+    inputs; so big ones are held only where gradients may arrive at some outputs only.
+    """
+    if len(joint.node_outputs) > 1:
+        return list(range(joint.input_count))
+    sizes = [math.prod(meta.sizes) * meta.torch_dtype.itemsize for _, meta in source.inputs]
+    return [i for i, size in enumerate(sizes) if size <= _SMALL_BYTES]
+
+
 def _gradient(
     source: SegmentGraph, joint: Joint, halves: Halves, plan: dict[str, Any]
 ) -> dict[str, Any]:
@@ -68,6 +83,7 @@ def _gradient(
         "saved": [list(place) for place in halves.saved],
         "watched": [list(place) for place in halves.watched],
         "written": written,
+        "kept": _kept(source, joint),
         "leaves": [names.index(name) for name in source.gradients.inputs],
         "name": source.gradients.name,
     }

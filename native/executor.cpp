@@ -436,6 +436,8 @@ const Executor* as_executor(PyObject* object) {
   return reinterpret_cast<ExecutorObject*>(object)->executor;
 }
 
+const Plan& plan_of(const Executor& executor) { return executor.plan(); }
+
 int init_executor(PyObject* module) {
   if (pthread_atfork(nullptr, nullptr, note_fork) != 0) {
     PyErr_SetString(PyExc_OSError, "pthread_atfork failed");

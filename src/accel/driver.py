@@ -24,6 +24,7 @@ from accel import errors, log, runtime
 from accel.capture.recorder import Recorder, Recording
 from accel.capture.twins import TwinFactory
 from accel.capture.values import class_lookup
+from accel.compile import gradients
 from accel.compile.service import CompiledSegment, CompileService
 from accel.config import Config
 from accel.counting import Counters
@@ -31,6 +32,7 @@ from accel.report import Progress, RootLine, Summary
 from accel.rewriter import hook, prologue, twin
 from accel.rewriter.cache import CodeCache
 from accel.roots import Installed, Limits, Root
+from accel.trace import SegmentGraph
 
 # Voids that say nothing about the root: another try costs only time.
 TRANSIENT = frozenset({"foreign_frame", "interrupted", "escaped_operation"})
@@ -345,11 +347,17 @@ class Driver:
         segment: CompiledSegment,
     ) -> None:
         self.counters.add("seconds_compiling", segment.seconds)
+        gradient = None
         if segment.kind == "plan":
+            assert segment.plan is not None
             executor = runtime.native.Executor(segment.plan, segment.library_path)
+            if recording.graph is not None and recording.graph.gradients is not None:
+                gradient = self._gradient(root, recording.graph, segment, executor)
         else:
             executor = segment.callable
-        variant = runtime.native.Variant(program, recording.ambient, executor, inputs, result)
+        variant = runtime.native.Variant(
+            program, recording.ambient, executor, inputs, result, gradient
+        )
         installed = Installed(variant, recording, segment.key, recording.operations)
         root.variants.insert(0, installed)
         self.counters.add("variants")
@@ -364,6 +372,32 @@ class Driver:
             root.state = "compiled"
             root.entry.threshold = self.config.threshold
         self.progress.done(root.name)
+
+    def _gradient(
+        self, root: Root, graph: SegmentGraph, segment: CompiledSegment, executor: Any
+    ) -> Any:
+        """What makes the autograd nodes of a differentiable variant."""
+        assert segment.plan is not None
+        spec = segment.plan["gradient"]
+        backward = runtime.native.Executor(spec["plan"], segment.library_path)
+        reference = weakref.ref(root)
+
+        def on_recompute(why: str) -> None:
+            root = reference()
+            if root is not None:
+                self._not_differentiated(root, why)
+
+        return runtime.native.Gradient(
+            spec, executor, backward, gradients.recomputation(graph, spec, on_recompute)
+        )
+
+    def _not_differentiated(self, root: Root, why: str) -> None:
+        """A backward came that the compiled one could not serve: the root is eager from now."""
+        if root.state == "blacklisted":
+            return
+        root.variants.clear()
+        root.entry.variants = ()
+        self._give_up(root, "derivatives", why, root.location)
 
     # -------------------------------------------------------------- control
 

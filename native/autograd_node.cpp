@@ -1,0 +1,511 @@
+// Autograd nodes over backward plans, and the Python type that describes them.
+//
+// A node serves what its plan was compiled for: first derivatives, with gradients arriving at
+// the outputs that were expected to get one. Anything else (create_graph, another set of
+// gradients, a plan that fails) goes to `recompute`, which runs the recorded operations
+// eagerly on the same inputs and differentiates those.
+//
+// Ownership: a Gradient and its nodes share one Description, which owns the executor's Python
+// object and `recompute`; whoever drops it last takes the GIL. A node owns what it saved
+// until release_variables. Visible tensors are SavedVariables, so that their versions are
+// checked; values that only the plans know are plain tensors.
+#include "autograd_node.h"
+
+#include "executor.h"
+#include "plan.h"
+#include "plan_reader.h"
+#include "tensors.h"
+
+#include <c10/core/GradMode.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <type_traits>
+
+namespace accel {
+
+
+namespace {
+
+using torch::autograd::edge_list;
+using torch::autograd::SavedVariable;
+using torch::autograd::variable_list;
+// intrusive_ptr since torch 2.13, shared_ptr before.
+using NodePointer = decltype(torch::autograd::Edge::function);
+
+// Templates, so that only the branch for this torch is compiled.
+template <typename Node>
+NodePointer pointer_to(Node* node) {
+  if constexpr (std::is_base_of_v<c10::intrusive_ptr_target, Node>) return node->getptr();
+  else return node->shared_from_this();
+}
+
+template <typename Node>
+NodePointer owning_pointer(std::unique_ptr<Node> node) {
+  if constexpr (std::is_base_of_v<c10::intrusive_ptr_target, Node>) {
+    return c10::intrusive_ptr<Node>::unsafe_steal_from_new(node.release());
+  } else {
+    return NodePointer(node.release(), [](auto* last) { deleteNode(last); });
+  }
+}
+
+// Where a saved tensor is found: an input, or an output of the forward plan.
+struct Place {
+  bool output;
+  uint32_t index;
+};
+
+struct Description {
+  PyObject* owner = nullptr;      // the backward's Executor object, owned
+  PyObject* recompute = nullptr;  // owned
+  const Executor* executor = nullptr;  // inside owner
+  std::string name;
+  size_t output_count = 0;
+  std::vector<uint32_t> node_outputs;  // user outputs whose history is the node
+  std::vector<uint32_t> tangents;      // positions in node_outputs: the plan's last inputs
+  std::vector<uint32_t> detached;      // user outputs that are aliases without history
+  std::vector<uint32_t> grads;         // inputs that get a gradient: the plan's outputs
+  std::vector<Place> saved;            // the plan's first inputs
+  std::vector<Place> watched;          // only their versions count
+  std::vector<bool> written;           // by input: the forward writes it
+  std::vector<bool> kept;              // by input: recomputing needs it held
+  mutable std::atomic<long> runs{0}, recomputed{0};
+
+  ~Description() {
+    if (!owner && !recompute) return;
+    if (!Py_IsInitialized()) return;  // the interpreter has gone: nothing can be dropped
+    PyGILState_STATE state = PyGILState_Ensure();
+    Py_XDECREF(owner);
+    Py_XDECREF(recompute);
+    PyGILState_Release(state);
+  }
+};
+
+at::Tensor hold(c10::TensorImpl* impl) {
+  return at::Tensor(
+      c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>::unsafe_reclaim_from_nonowning(
+          impl));
+}
+
+// An input as `recompute` wants it: the tensor itself, or weakly what eager would not hold.
+struct Remembered {
+  at::Tensor strong;
+  c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl> weak;
+  uint32_t version = 0;
+  bool has_version = false;
+
+  Remembered(const at::Tensor& tensor, bool keep)
+      : weak(c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>()) {
+    has_version = !tensor.is_inference();
+    if (has_version) version = tensor.unsafeGetTensorImpl()->version_counter().current_version();
+    if (keep) strong = tensor;
+    else weak = c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>(
+        tensor.getIntrusivePtr());
+  }
+
+  at::Tensor get() const {
+    if (strong.defined()) return strong;
+    return at::Tensor(weak.lock());
+  }
+};
+
+class PlanBackward : public torch::autograd::Node {
+ public:
+  explicit PlanBackward(std::shared_ptr<const Description> description)
+      : description_(std::move(description)) {}
+
+  std::string name() const override { return description_->name; }
+
+  // Fills in what is saved; the outputs have their history already. No GIL needed.
+  void save(c10::TensorImpl* const* inputs, size_t count, std::vector<at::Tensor>& outputs) {
+    const Description& d = *description_;
+    saved_.reserve(d.saved.size());
+    for (const Place& place : d.saved) saved_.push_back(save_one(place, inputs, outputs));
+    watched_.reserve(d.watched.size());
+    for (const Place& place : d.watched) watched_.push_back(save_one(place, inputs, outputs));
+    inputs_.reserve(count);
+    for (size_t i = 0; i < count; ++i) inputs_.emplace_back(hold(inputs[i]), d.kept[i]);
+  }
+
+  variable_list apply(variable_list&& grads) override {
+    const Description& d = *description_;
+    bool any = false;
+    for (const at::Tensor& grad : grads) any |= grad.defined();
+    if (!any) return variable_list(d.grads.size());
+    if (c10::GradMode::is_enabled() || !expected(grads)) return recompute(grads);
+    std::vector<at::Tensor> held = unpack_saved();
+    const Plan& plan = plan_of(*d.executor);
+    for (size_t k = 0; k < d.tangents.size(); ++k) {
+      held.push_back(arranged(grads[d.tangents[k]], plan.inputs[d.saved.size() + k]));
+    }
+    std::vector<c10::TensorImpl*> impls(held.size());
+    for (size_t i = 0; i < held.size(); ++i) impls[i] = held[i].unsafeGetTensorImpl();
+    variable_list outputs;
+    std::string why;
+    RunStatus status;
+    {
+      pybind11::gil_scoped_acquire gil;
+      status = run(*d.executor, impls.data(), impls.size(), outputs, &why);
+    }
+    if (status != RunStatus::ok) return recompute(grads);  // it gives eager's own error
+    d.runs.fetch_add(1, std::memory_order_relaxed);
+    return outputs;
+  }
+
+  void release_variables() override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (Saved& saved : saved_) saved.reset();
+    for (Saved& saved : watched_) saved.reset();
+    inputs_.clear();
+    released_ = true;
+  }
+
+ private:
+  struct Saved {
+    SavedVariable variable;
+    at::Tensor plain;
+    bool visible = false;
+
+    void reset() {
+      if (visible) variable.reset_data();
+      plain = at::Tensor();
+    }
+  };
+
+  Saved save_one(const Place& place, c10::TensorImpl* const* inputs,
+                 const std::vector<at::Tensor>& outputs) {
+    Saved saved;
+    if (!place.output) {
+      saved.visible = true;
+      saved.variable = SavedVariable(hold(inputs[place.index]), false);
+    } else if (place.index < description_->output_count) {
+      const at::Tensor& output = outputs[place.index];
+      saved.visible = true;
+      saved.variable = SavedVariable(output, output.requires_grad());
+    } else {
+      saved.plain = outputs[place.index];
+    }
+    return saved;
+  }
+
+  bool expected(const variable_list& grads) const {
+    const std::vector<uint32_t>& wanted = description_->tangents;
+    size_t next = 0;
+    for (size_t k = 0; k < grads.size(); ++k) {
+      bool want = next < wanted.size() && wanted[next] == k;
+      if (want) ++next;
+      if (grads[k].defined() != want) return false;
+      if (want && (grads[k].layout() != at::kStrided || !grads[k].device().is_cpu() ||
+                   grads[k].is_conj() || grads[k].is_neg() ||
+                   grads[k].key_set().has(c10::DispatchKey::Python))) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  // A gradient in the layout that the plan's kernels read.
+  static at::Tensor arranged(const at::Tensor& grad, const Layout& layout) {
+    if (grad.scalar_type() == layout.dtype && grad.sizes() == c10::IntArrayRef(layout.sizes) &&
+        (grad.strides() == c10::IntArrayRef(layout.strides) || layout.numel == 0)) {
+      return grad;
+    }
+    TORCH_CHECK(grad.sizes() == c10::IntArrayRef(layout.sizes), "a gradient has sizes ",
+                grad.sizes(), ", its tensor has ", c10::IntArrayRef(layout.sizes));
+    at::Tensor copy =
+        at::empty_strided(layout.sizes, layout.strides, grad.options().dtype(layout.dtype));
+    return copy.copy_(grad);
+  }
+
+  std::vector<at::Tensor> unpack_saved() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    TORCH_CHECK(!released_, torch::autograd::ERR_BACKWARD_TWICE);
+    std::vector<at::Tensor> held;
+    held.reserve(saved_.size() + description_->tangents.size());
+    for (const Saved& saved : watched_) saved.variable.unpack(self());
+    for (const Saved& saved : saved_) {
+      held.push_back(saved.visible ? saved.variable.unpack(self()) : saved.plain);
+    }
+    return held;
+  }
+
+  NodePointer self() { return pointer_to(static_cast<torch::autograd::Node*>(this)); }
+
+  // The inputs for `recompute`, unchanged since the forward; else `*why` says what is wrong.
+  // Throws what eager's backward would throw.
+  std::vector<at::Tensor> unchanged_inputs(std::string* why) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    TORCH_CHECK(!released_, torch::autograd::ERR_BACKWARD_TWICE);
+    for (const Saved& saved : watched_) saved.variable.unpack(self());
+    for (const Saved& saved : saved_) {
+      if (saved.visible) saved.variable.unpack(self());
+    }
+    std::vector<at::Tensor> inputs;
+    for (size_t i = 0; i < inputs_.size(); ++i) {
+      at::Tensor input = inputs_[i].get();
+      bool changed =
+          input.defined() && inputs_[i].has_version && !description_->written[i] &&
+          input.unsafeGetTensorImpl()->version_counter().current_version() != inputs_[i].version;
+      if (!input.defined() || changed) {
+        *why = "accel: this backward needs " + name() + " to run again, but its input " +
+               std::to_string(i) +
+               (changed ? " has been modified by an inplace operation since"
+                        : " does not exist any more") +
+               "; call the function once more, it runs eagerly from now on";
+      }
+      inputs.push_back(std::move(input));
+    }
+    return inputs;
+  }
+
+  variable_list recompute(const variable_list& grads);
+
+  const std::shared_ptr<const Description> description_;
+  std::vector<Saved> saved_, watched_;  // guarded by mutex_
+  std::vector<Remembered> inputs_;      // guarded by mutex_
+  bool released_ = false;               // guarded by mutex_
+};
+
+PyObject* tensor_list(const std::vector<at::Tensor>& tensors) {
+  PyObject* list = PyList_New(static_cast<Py_ssize_t>(tensors.size()));
+  for (size_t i = 0; list && i < tensors.size(); ++i) {
+    PyObject* item = tensors[i].defined() ? wrap(tensors[i]) : Py_NewRef(Py_None);
+    if (item) PyList_SET_ITEM(list, static_cast<Py_ssize_t>(i), item);
+    else Py_CLEAR(list);
+  }
+  return list;
+}
+
+[[noreturn]] void throw_python_error() {
+  python_error error;
+  error.persist();
+  throw error;
+}
+
+// recompute(inputs, gradients, create_graph) -> gradients of the inputs, or None.
+variable_list PlanBackward::recompute(const variable_list& grads) {
+  std::string why;
+  std::vector<at::Tensor> inputs = unchanged_inputs(&why);
+  description_->recomputed.fetch_add(1, std::memory_order_relaxed);
+  pybind11::gil_scoped_acquire gil;
+  if (!why.empty()) {
+    // The callable hears of it too: the root is eager from now on.
+    PyObject* answer = PyObject_CallFunction(description_->recompute, "OOs", Py_None, Py_None,
+                                             why.c_str());
+    if (!answer) throw_python_error();
+    Py_DECREF(answer);
+    TORCH_CHECK(false, why);
+  }
+  PyObject* arguments[3] = {tensor_list(inputs), tensor_list(grads),
+                            c10::GradMode::is_enabled() ? Py_True : Py_False};
+  PyObject* answer = nullptr;
+  if (arguments[0] && arguments[1]) {
+    answer = PyObject_Vectorcall(description_->recompute, arguments, 3, nullptr);
+  }
+  Py_XDECREF(arguments[0]);
+  Py_XDECREF(arguments[1]);
+  inputs.clear();
+  size_t count = description_->grads.size();
+  if (answer && (!PyList_Check(answer) || PyList_GET_SIZE(answer) != Py_ssize_t(count))) {
+    Py_DECREF(answer);
+    answer = PyErr_Format(PyExc_SystemError, "recompute gave something else than gradients");
+  }
+  if (!answer) throw_python_error();
+  variable_list result(count);
+  for (size_t i = 0; i < count; ++i) {
+    PyObject* item = PyList_GET_ITEM(answer, static_cast<Py_ssize_t>(i));
+    if (item != Py_None && is_tensor(item)) result[i] = unpack(item);
+  }
+  Py_DECREF(answer);
+  return result;
+}
+
+// An output whose history the node is must be no view of another tensor.
+at::Tensor own_tensor(const at::Tensor& output) {
+  if (!output.is_view()) return output;
+  auto impl = output.unsafeGetTensorImpl()->shallow_copy_and_detach(
+      /*version_counter=*/c10::VariableVersion(0), /*allow_tensor_metadata_change=*/true);
+  return at::Tensor(std::move(impl));
+}
+
+void connect_node(const std::shared_ptr<const Description>& description,
+                  c10::TensorImpl* const* inputs, size_t count, std::vector<at::Tensor>& outputs) {
+  const Description& d = *description;
+  for (uint32_t k : d.detached) outputs[k] = outputs[k].detach();
+  NodePointer node = owning_pointer(std::make_unique<PlanBackward>(description));
+  edge_list edges;
+  edges.reserve(d.grads.size());
+  for (uint32_t i : d.grads) {
+    edges.push_back(torch::autograd::impl::gradient_edge(hold(inputs[i])));
+  }
+  node->set_next_edges(std::move(edges));
+  for (uint32_t k : d.node_outputs) {
+    outputs[k] = own_tensor(outputs[k]);
+    torch::autograd::set_history(outputs[k], node);
+  }
+  static_cast<PlanBackward*>(node.get())->save(inputs, count, outputs);
+  outputs.resize(d.output_count);
+}
+
+// ---- the Python type -----------------------------------------------------------------
+
+struct GradientObject {
+  PyObject_HEAD
+  std::shared_ptr<Description> description;
+};
+
+PyTypeObject* gradient_type = nullptr;
+
+GradientObject* object_of(PyObject* self) { return reinterpret_cast<GradientObject*>(self); }
+
+std::vector<uint32_t> numbers(const py::dict& spec, const char* name, size_t limit) {
+  std::vector<uint32_t> found;
+  for (int64_t number : integers(spec, name, "gradient")) {
+    if (number < 0 || static_cast<size_t>(number) >= limit) {
+      fail("gradient", std::string(name) + ": there is no " + std::to_string(number));
+    }
+    found.push_back(static_cast<uint32_t>(number));
+  }
+  return found;
+}
+
+std::vector<Place> places(const py::dict& spec, const char* name, size_t inputs, size_t outputs) {
+  std::vector<Place> found;
+  for (const auto& item : as_list(member(spec, name, "gradient"), name)) {
+    py::list pair = as_list(item, name);
+    if (pair.size() != 2) fail("gradient", std::string(name) + ": expected pairs");
+    auto kind = take<std::string>(pair[0], name, "a string");
+    auto index = take<int64_t>(pair[1], name, "an integer");
+    bool output = kind == "output";
+    if (index < 0 || static_cast<size_t>(index) >= (output ? outputs : inputs)) {
+      fail("gradient", std::string(name) + ": there is no " + kind + " " + std::to_string(index));
+    }
+    found.push_back({output, static_cast<uint32_t>(index)});
+  }
+  return found;
+}
+
+void read_spec(const py::dict& spec, const Plan& forward, const Plan& backward, Description& d) {
+  size_t inputs = forward.inputs.size(), outputs = forward.outputs.size();
+  d.name = text(spec, "name", "gradient");
+  auto count = integer(spec, "outputs", "gradient");
+  if (count < 0 || static_cast<size_t>(count) > outputs) fail("gradient", "outputs: too many");
+  d.output_count = static_cast<size_t>(count);
+  d.node_outputs = numbers(spec, "node_outputs", d.output_count);
+  d.tangents = numbers(spec, "tangents", d.node_outputs.size());
+  d.detached = numbers(spec, "detached", d.output_count);
+  d.grads = numbers(spec, "grads", inputs);
+  d.saved = places(spec, "saved", inputs, outputs);
+  d.watched = places(spec, "watched", inputs, d.output_count);
+  if (backward.inputs.size() != d.saved.size() + d.tangents.size()) {
+    fail("gradient", "the backward plan takes another number of tensors");
+  }
+  if (backward.outputs.size() != d.grads.size()) {
+    fail("gradient", "the backward plan makes another number of gradients");
+  }
+  if (!backward.commit.empty()) fail("gradient", "the backward plan writes its inputs");
+  d.written.assign(inputs, false);
+  for (uint32_t i : numbers(spec, "written", inputs)) d.written[i] = true;
+  d.kept.assign(inputs, false);
+  for (uint32_t i : numbers(spec, "kept", inputs)) d.kept[i] = true;
+  for (const Place& place : d.saved) {
+    if (!place.output) d.kept[place.index] = true;
+  }
+}
+
+PyObject* gradient_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
+  static const char* names[] = {"spec", "forward", "backward", "recompute", nullptr};
+  PyObject *spec, *forward, *backward, *recompute;
+  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO:Gradient", const_cast<char**>(names),
+                                   &spec, &forward, &backward, &recompute)) {
+    return nullptr;
+  }
+  const Executor* first = as_executor(forward);
+  const Executor* second = as_executor(backward);
+  if (!first || !second) {
+    return PyErr_Format(PyExc_TypeError, "forward and backward must be Executors");
+  }
+  if (!PyCallable_Check(recompute)) {
+    return PyErr_Format(PyExc_TypeError, "recompute must be callable");
+  }
+  auto description = std::make_shared<Description>();
+  try {
+    read_spec(as_dict(spec, "gradient"), plan_of(*first), plan_of(*second), *description);
+  } catch (pybind11::error_already_set& error) {
+    error.restore();
+    return nullptr;
+  } catch (const std::exception& error) {
+    return PyErr_Format(PyExc_ValueError, "%s", error.what());
+  }
+  description->executor = second;
+  description->owner = Py_NewRef(backward);
+  description->recompute = Py_NewRef(recompute);
+  PyObject* self = type->tp_alloc(type, 0);
+  if (self) new (&object_of(self)->description) std::shared_ptr<Description>(std::move(description));
+  return self;
+}
+
+void gradient_dealloc(PyObject* self) {
+  PyTypeObject* type = Py_TYPE(self);
+  object_of(self)->description.~shared_ptr();
+  type->tp_free(self);
+  Py_DECREF(type);
+}
+
+PyObject* get_runs(PyObject* self, void*) {
+  return PyLong_FromLong(object_of(self)->description->runs.load());
+}
+
+PyObject* get_recomputed(PyObject* self, void*) {
+  return PyLong_FromLong(object_of(self)->description->recomputed.load());
+}
+
+PyGetSetDef GETTERS[] = {
+    {"runs", get_runs, nullptr, "backwards that ran the plan", nullptr},
+    {"recomputed", get_recomputed, nullptr, "backwards that ran the forward again", nullptr},
+    {nullptr, nullptr, nullptr, nullptr, nullptr},
+};
+
+PyType_Slot SLOTS[] = {
+    {Py_tp_new, reinterpret_cast<void*>(gradient_new)},
+    {Py_tp_dealloc, reinterpret_cast<void*>(gradient_dealloc)},
+    {Py_tp_getset, GETTERS},
+    {Py_tp_doc, const_cast<char*>("Gradient(spec, forward, backward, recompute)")},
+    {0, nullptr},
+};
+
+PyType_Spec SPEC = {"accel._native.Gradient", sizeof(GradientObject), 0, Py_TPFLAGS_DEFAULT,
+                    SLOTS};
+
+}  // namespace
+
+bool is_gradient(PyObject* object) { return Py_TYPE(object) == gradient_type; }
+
+bool connect(PyObject* gradient, c10::TensorImpl* const* inputs, size_t count,
+             std::vector<at::Tensor>& outputs) {
+  try {
+    connect_node(object_of(gradient)->description, inputs, count, outputs);
+    return true;
+  } catch (python_error& error) {
+    error.restore();
+  } catch (const c10::Error& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what_without_backtrace());
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+  return false;
+}
+
+int init_autograd_node(PyObject* module) {
+  gradient_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&SPEC));
+  if (!gradient_type) return -1;
+  return PyModule_AddObjectRef(module, "Gradient", reinterpret_cast<PyObject*>(gradient_type));
+}
+
+}  // namespace accel
