@@ -87,8 +87,8 @@ class _JointTracer(Tracer):
             if value.requires_grad != wanted:
                 raise CompileError(f"output {name} requires grad only in one of eager and trace")
             buffer = self.graph.outputs[index].buffer
-            owners[buffer].append(name)
             if self.graph.buffers[buffer].input is None:
+                owners[buffer].append(name)
                 if wanted:
                     self.joint.node_outputs.append(index)
             elif id(value) not in sources and not wanted:
@@ -108,8 +108,11 @@ class _JointTracer(Tracer):
         ]
         tangents = [self._tangent(values[outputs[k]]) for k in self.joint.tangents]
         buffers = {k: s.buffer for k, s in self.storages.items() if s.input is not None}
-        inputs = [(i, name) for i, (name, _) in enumerate(self.source.inputs)
-                  if name in self.gradients.inputs]
+        inputs = [
+            (i, name)
+            for i, (name, _) in enumerate(self.source.inputs)
+            if name in self.gradients.inputs
+        ]
         self.location = "backward"
         with self.fake_mode, self:
             try:

@@ -2,8 +2,8 @@
 
 In: a `Joint`. Out: `Halves`. A minimum cut chooses the values to save, by their size; only
 cheap elementwise nodes are computed again. Invariant: of the tensors that the program can
-see, exactly those are saved (or watched) that eager's backward would read, so that writing
-to one of them in between is the same error, or none, as in eager.
+see, only such are saved as eager's backward would read (`visible_reads`), so that writing to
+one of the others in between is no more an error than in eager.
 """
 
 from __future__ import annotations
@@ -32,25 +32,32 @@ _RECOMPUTABLE = frozenset(
 _VISIBLE_WEIGHT = 0.01
 
 
+Place = tuple[str, int]
+
+
 @dataclass
 class Halves:
     """The two graphs. The forward returns `output_count` tensors of the program's, then what
     only the backward reads; the backward's inputs are `saved`, then the gradients.
 
-    `saved` and `watched` hold ("input", i) or ("output", k) of the forward; `watched` are
-    visible tensors whose versions eager's backward would check.
+    `saved` holds places: ("input", i) or ("output", k) of the forward.
     """
 
     forward: TensorGraph
     backward: TensorGraph
-    saved: list[tuple[str, int]] = field(default_factory=list)
-    watched: list[tuple[str, int]] = field(default_factory=list)
+    saved: list[Place] = field(default_factory=list)
 
 
 def split(joint: Joint) -> Halves:
     """Errors: CompileError when the backward needs an input's value that the forward
     overwrites."""
     return _Splitter(joint).split()
+
+
+def visible_reads(joint: Joint) -> list[tuple[Place, int]]:
+    """The program's tensors that eager's backward reads, and for which gradients: bit k stands
+    for the one that arrives at `node_outputs[k]`."""
+    return _Splitter(joint).visible_reads()
 
 
 class _Splitter:
@@ -91,12 +98,32 @@ class _Splitter:
             halves.saved.append(self._place_of(buffer, forward))
         backward.outputs = list(self.gradients)
         backward.output_identity = self.graph.output_identity[self.joint.output_count :]
-        visible = {("output", k): v.buffer for k, v in enumerate(self.user_outputs)}
-        visible |= {("input", i): b for i, b in enumerate(self.primals)}
-        halves.watched = [
-            where for where, b in visible.items() if b in direct and where not in halves.saved
-        ]
         return halves
+
+    def visible_reads(self) -> list[tuple[Place, int]]:
+        needed = self._closure({v.buffer for v in self.gradients}, set())
+        # By buffer: the set of gradients that it depends on, as bits.
+        arrives = {b: 1 << k for b, k in zip(self.tangents, self.joint.tangents, strict=True)}
+        read: dict[int, int] = {}
+        for node in self.graph.nodes:
+            if id(node) not in needed or id(node) not in self.dependent:
+                continue
+            bits = 0
+            for view in node.views():
+                bits |= arrives.get(view.buffer, 0)
+            for view in node.views():
+                read[view.buffer] = read.get(view.buffer, 0) | bits
+            arrives.update((r, bits) for r in node.results if r is not None)
+        places: list[tuple[Place, int]] = [
+            (("output", k), v.buffer) for k, v in enumerate(self.user_outputs)
+        ]
+        places += [(("input", i), b) for i, b in enumerate(self.primals)]
+        aliases = set(self.primals)
+        return [
+            (place, read[b])
+            for place, b in places
+            if read.get(b) and not (place[0] == "output" and b in aliases)
+        ]
 
     def _forward_roots(self) -> set[int]:
         roots = {v.buffer for v in self.user_outputs}
@@ -129,9 +156,7 @@ class _Splitter:
         for node in self.graph.nodes:
             if id(node) in needed and id(node) in self.dependent:
                 read |= {v.buffer for v in node.views()}
-        dependent = {
-            r for n in self.graph.nodes if id(n) in self.dependent for r in n.results
-        }
+        dependent = {r for n in self.graph.nodes if id(n) in self.dependent for r in n.results}
         return {
             b
             for b in read
@@ -197,7 +222,7 @@ class _Splitter:
             identity = [known.get(b, -1 - b) for b in inputs]
         return TensorGraph(buffers, kept, list(inputs), [], [], identity)
 
-    def _place_of(self, buffer: int, forward: TensorGraph) -> tuple[str, int]:
+    def _place_of(self, buffer: int, forward: TensorGraph) -> Place:
         """Where the program's side finds a saved value; adds it to the forward's outputs."""
         if buffer in self.primals:
             return ("input", self.primals.index(buffer))

@@ -15,29 +15,45 @@ from typing import Any
 from accel.codegen import pipeline
 from accel.codegen.build import build
 from accel.codegen.joint import Joint, trace_joint
-from accel.codegen.options import CodegenOptions
-from accel.codegen.partition import Halves, split
+from accel.codegen.options import CodegenOptions, CompileError
+from accel.codegen.partition import Halves, split, visible_reads
 from accel.codegen.simplify import eliminate_common, eliminate_dead
 from accel.codegen.tensor_graph import TensorGraph
 from accel.trace import SegmentGraph
 
 _SMALL_BYTES = 1 << 18
+_MAX_NODE_OUTPUTS = 62  # bits of a set
 
 
 def compile_training(
     source: SegmentGraph, out_dir: Path, options: CodegenOptions
 ) -> dict[str, Any]:
     """Errors: CompileError with the reason."""
-    joint = trace_joint(source)
-    eliminate_common(joint.graph)
-    eliminate_dead(joint.graph)
+    assert source.gradients is not None
+    everywhere = replace(source.gradients, tangents=source.gradients.outputs)
+    whole = joint = _joint(replace(source, gradients=everywhere))
+    if len(whole.node_outputs) > _MAX_NODE_OUTPUTS:
+        raise CompileError(f"{len(whole.node_outputs)} outputs carry gradients")
+    if source.gradients != everywhere:
+        joint = _joint(source)
     halves = split(joint)
     forward = _half("forward", source, halves.forward, out_dir, options)
     backward = _half("backward", source, halves.backward, out_dir, options, forward.texts)
     library = build(pipeline.kernel_texts(backward), out_dir, options) if backward.texts else None
     forward.plan["library"] = backward.plan["library"] = library
-    forward.plan["gradient"] = _gradient(source, joint, halves, backward.plan)
+    forward.plan["gradient"] = {
+        "plan": backward.plan,
+        **_facts(source, whole),
+        **_saving(whole, joint, halves),
+    }
     return forward.plan
+
+
+def _joint(source: SegmentGraph) -> Joint:
+    joint = trace_joint(source)
+    eliminate_common(joint.graph)
+    eliminate_dead(joint.graph)
+    return joint
 
 
 def _half(
@@ -67,23 +83,30 @@ def _kept(source: SegmentGraph, joint: Joint) -> list[int]:
     return [i for i, size in enumerate(sizes) if size <= _SMALL_BYTES]
 
 
-def _gradient(
-    source: SegmentGraph, joint: Joint, halves: Halves, plan: dict[str, Any]
-) -> dict[str, Any]:
+def _facts(source: SegmentGraph, whole: Joint) -> dict[str, Any]:
+    """What autograd sees of the graph, wherever gradients arrive."""
     assert source.gradients is not None
     names = [name for name, _ in source.inputs]
-    written = sorted({halves.forward.buffers[c.region.buffer].input for c in joint.graph.commits})
+    nodes = dict(zip(source.gradients.outputs, source.gradients.nodes, strict=True))
+    commits = whole.graph.commits
     return {
-        "plan": plan,
-        "outputs": joint.output_count,
-        "node_outputs": joint.node_outputs,
-        "tangents": joint.tangents,
-        "detached": joint.detached,
-        "grads": joint.grads,
-        "saved": [list(place) for place in halves.saved],
-        "watched": [list(place) for place in halves.watched],
-        "written": written,
-        "kept": _kept(source, joint),
+        "outputs": whole.output_count,
+        "node_outputs": whole.node_outputs,
+        "names": [nodes[source.outputs[k]] for k in whole.node_outputs],
+        "detached": whole.detached,
+        "grads": whole.grads,
+        "written": sorted({whole.graph.buffers[c.region.buffer].input for c in commits}),
+        "kept": _kept(source, whole),
         "leaves": [names.index(name) for name in source.gradients.inputs],
-        "name": source.gradients.name,
+    }
+
+
+def _saving(whole: Joint, joint: Joint, halves: Halves) -> dict[str, Any]:
+    """What this backward takes and gives, and whose versions any backward checks."""
+    places = {place: k for k, place in enumerate(halves.saved)}
+    return {
+        "tangents": joint.tangents,
+        "results": [joint.grads.index(i) if i in joint.grads else -1 for i in whole.grads],
+        "saved": [list(place) for place in halves.saved],
+        "watched": [[*place, bits, places.get(place, -1)] for place, bits in visible_reads(whole)],
     }

@@ -61,18 +61,27 @@ struct Place {
   uint32_t index;
 };
 
+// A visible tensor whose version eager's backward checks when a gradient arrives at one of
+// the node outputs in `bits`. `position`: where it is among the saved ones, or -1.
+struct Watched {
+  Place place;
+  uint64_t bits;
+  int64_t position;
+};
+
 struct Description {
   PyObject* owner = nullptr;      // the backward's Executor object, owned
   PyObject* recompute = nullptr;  // owned
   const Executor* executor = nullptr;  // inside owner
-  std::string name;
+  std::vector<std::string> names;  // of node_outputs: eager's names of what made them
   size_t output_count = 0;
   std::vector<uint32_t> node_outputs;  // user outputs whose history is the node
   std::vector<uint32_t> tangents;      // positions in node_outputs: the plan's last inputs
   std::vector<uint32_t> detached;      // user outputs that are aliases without history
-  std::vector<uint32_t> grads;         // inputs that get a gradient: the plan's outputs
+  std::vector<uint32_t> grads;         // inputs that get a gradient: the node's edges
+  std::vector<int64_t> results;        // by edge: which output of the plan, or -1
   std::vector<Place> saved;            // the plan's first inputs
-  std::vector<Place> watched;          // only their versions count
+  std::vector<Watched> watched;
   std::vector<bool> written;           // by input: the forward writes it
   std::vector<bool> kept;              // by input: recomputing needs it held
   mutable std::atomic<long> runs{0}, recomputed{0};
@@ -120,7 +129,7 @@ class PlanBackward : public torch::autograd::Node {
   explicit PlanBackward(std::shared_ptr<const Description> description)
       : description_(std::move(description)) {}
 
-  std::string name() const override { return description_->name; }
+  std::string name() const override { return description_->names[0]; }
 
   // Fills in what is saved; the outputs have their history already. No GIL needed.
   void save(c10::TensorImpl* const* inputs, size_t count, std::vector<at::Tensor>& outputs) {
@@ -128,9 +137,16 @@ class PlanBackward : public torch::autograd::Node {
     saved_.reserve(d.saved.size());
     for (const Place& place : d.saved) saved_.push_back(save_one(place, inputs, outputs));
     watched_.reserve(d.watched.size());
-    for (const Place& place : d.watched) watched_.push_back(save_one(place, inputs, outputs));
+    for (const Watched& watched : d.watched) {
+      watched_.push_back(watched.position < 0 ? save_one(watched.place, inputs, outputs) : Saved());
+    }
     inputs_.reserve(count);
-    for (size_t i = 0; i < count; ++i) inputs_.emplace_back(hold(inputs[i]), d.kept[i]);
+    for (size_t i = 0; i < count; ++i) {
+      at::Tensor input = hold(inputs[i]);
+      // Autograd holds a leaf anyway.
+      bool keep = d.kept[i] && !(input.requires_grad() && !input.grad_fn());
+      inputs_.emplace_back(input, keep);
+    }
   }
 
   variable_list apply(variable_list&& grads) override {
@@ -139,7 +155,7 @@ class PlanBackward : public torch::autograd::Node {
     for (const at::Tensor& grad : grads) any |= grad.defined();
     if (!any) return variable_list(d.grads.size());
     if (c10::GradMode::is_enabled() || !expected(grads)) return recompute(grads);
-    std::vector<at::Tensor> held = unpack_saved();
+    std::vector<at::Tensor> held = unpack_saved(arrived(grads));
     const Plan& plan = plan_of(*d.executor);
     for (size_t k = 0; k < d.tangents.size(); ++k) {
       held.push_back(arranged(grads[d.tangents[k]], plan.inputs[d.saved.size() + k]));
@@ -155,7 +171,11 @@ class PlanBackward : public torch::autograd::Node {
     }
     if (status != RunStatus::ok) return recompute(grads);  // it gives eager's own error
     d.runs.fetch_add(1, std::memory_order_relaxed);
-    return outputs;
+    variable_list result(d.grads.size());
+    for (size_t i = 0; i < result.size(); ++i) {
+      if (d.results[i] >= 0) result[i] = outputs[static_cast<size_t>(d.results[i])];
+    }
+    return result;
   }
 
   void release_variables() override {
@@ -223,12 +243,31 @@ class PlanBackward : public torch::autograd::Node {
     return copy.copy_(grad);
   }
 
-  std::vector<at::Tensor> unpack_saved() {
-    std::lock_guard<std::mutex> lock(mutex_);
+  static uint64_t arrived(const variable_list& grads) {
+    uint64_t bits = 0;
+    for (size_t k = 0; k < grads.size(); ++k) bits |= uint64_t{grads[k].defined()} << k;
+    return bits;
+  }
+
+  // Throws what eager's backward throws when a tensor it saved has been written since.
+  void check_versions(uint64_t bits, bool saved_too) {
     TORCH_CHECK(!released_, torch::autograd::ERR_BACKWARD_TWICE);
+    for (size_t i = 0; i < watched_.size(); ++i) {
+      const Watched& watched = description_->watched[i];
+      if (!(watched.bits & bits)) continue;
+      if (watched.position < 0) {
+        watched_[i].variable.unpack(self());
+      } else if (saved_too) {
+        saved_[static_cast<size_t>(watched.position)].variable.unpack(self());
+      }
+    }
+  }
+
+  std::vector<at::Tensor> unpack_saved(uint64_t bits) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    check_versions(bits, false);
     std::vector<at::Tensor> held;
     held.reserve(saved_.size() + description_->tangents.size());
-    for (const Saved& saved : watched_) saved.variable.unpack(self());
     for (const Saved& saved : saved_) {
       held.push_back(saved.visible ? saved.variable.unpack(self()) : saved.plain);
     }
@@ -239,13 +278,9 @@ class PlanBackward : public torch::autograd::Node {
 
   // The inputs for `recompute`, unchanged since the forward; else `*why` says what is wrong.
   // Throws what eager's backward would throw.
-  std::vector<at::Tensor> unchanged_inputs(std::string* why) {
+  std::vector<at::Tensor> unchanged_inputs(uint64_t bits, std::string* why) {
     std::lock_guard<std::mutex> lock(mutex_);
-    TORCH_CHECK(!released_, torch::autograd::ERR_BACKWARD_TWICE);
-    for (const Saved& saved : watched_) saved.variable.unpack(self());
-    for (const Saved& saved : saved_) {
-      if (saved.visible) saved.variable.unpack(self());
-    }
+    check_versions(bits, true);
     std::vector<at::Tensor> inputs;
     for (size_t i = 0; i < inputs_.size(); ++i) {
       at::Tensor input = inputs_[i].get();
@@ -272,6 +307,20 @@ class PlanBackward : public torch::autograd::Node {
   bool released_ = false;               // guarded by mutex_
 };
 
+// Stands between the node and an output that eager would have made with another node, so
+// that its history has eager's name. Passes a gradient on.
+class Relay : public torch::autograd::Node {
+ public:
+  Relay(std::string name, NodePointer node, uint32_t position) : name_(std::move(name)) {
+    add_next_edge({std::move(node), position});
+  }
+  std::string name() const override { return name_; }
+  variable_list apply(variable_list&& grads) override { return std::move(grads); }
+
+ private:
+  const std::string name_;
+};
+
 PyObject* tensor_list(const std::vector<at::Tensor>& tensors) {
   PyObject* list = PyList_New(static_cast<Py_ssize_t>(tensors.size()));
   for (size_t i = 0; list && i < tensors.size(); ++i) {
@@ -291,7 +340,7 @@ PyObject* tensor_list(const std::vector<at::Tensor>& tensors) {
 // recompute(inputs, gradients, create_graph) -> gradients of the inputs, or None.
 variable_list PlanBackward::recompute(const variable_list& grads) {
   std::string why;
-  std::vector<at::Tensor> inputs = unchanged_inputs(&why);
+  std::vector<at::Tensor> inputs = unchanged_inputs(arrived(grads), &why);
   description_->recomputed.fetch_add(1, std::memory_order_relaxed);
   pybind11::gil_scoped_acquire gil;
   if (!why.empty()) {
@@ -345,9 +394,16 @@ void connect_node(const std::shared_ptr<const Description>& description,
     edges.push_back(torch::autograd::impl::gradient_edge(hold(inputs[i])));
   }
   node->set_next_edges(std::move(edges));
-  for (uint32_t k : d.node_outputs) {
-    outputs[k] = own_tensor(outputs[k]);
-    torch::autograd::set_history(outputs[k], node);
+  for (uint32_t k = 0; k < d.node_outputs.size(); ++k) {
+    at::Tensor& output = outputs[d.node_outputs[k]];
+    output = own_tensor(output);
+    if (d.names[k] == d.names[0]) {
+      torch::autograd::set_history(output, node);
+    } else {
+      uint32_t position = node->add_input_metadata(output);
+      torch::autograd::set_history(
+          output, owning_pointer(std::make_unique<Relay>(d.names[k], node, position)));
+    }
   }
   static_cast<PlanBackward*>(node.get())->save(inputs, count, outputs);
   outputs.resize(d.output_count);
@@ -375,25 +431,20 @@ std::vector<uint32_t> numbers(const py::dict& spec, const char* name, size_t lim
   return found;
 }
 
-std::vector<Place> places(const py::dict& spec, const char* name, size_t inputs, size_t outputs) {
-  std::vector<Place> found;
-  for (const auto& item : as_list(member(spec, name, "gradient"), name)) {
-    py::list pair = as_list(item, name);
-    if (pair.size() != 2) fail("gradient", std::string(name) + ": expected pairs");
-    auto kind = take<std::string>(pair[0], name, "a string");
-    auto index = take<int64_t>(pair[1], name, "an integer");
-    bool output = kind == "output";
-    if (index < 0 || static_cast<size_t>(index) >= (output ? outputs : inputs)) {
-      fail("gradient", std::string(name) + ": there is no " + kind + " " + std::to_string(index));
-    }
-    found.push_back({output, static_cast<uint32_t>(index)});
+// ["input" | "output", index, ...] with at least `length` items.
+Place place(const py::list& item, size_t length, size_t inputs, size_t outputs) {
+  if (item.size() < length) fail("gradient", "a place has too few items");
+  auto kind = take<std::string>(item[0], "gradient", "a string");
+  auto index = take<int64_t>(item[1], "gradient", "an integer");
+  bool output = kind == "output";
+  if (index < 0 || static_cast<size_t>(index) >= (output ? outputs : inputs)) {
+    fail("gradient", "there is no " + kind + " " + std::to_string(index));
   }
-  return found;
+  return {output, static_cast<uint32_t>(index)};
 }
 
 void read_spec(const py::dict& spec, const Plan& forward, const Plan& backward, Description& d) {
   size_t inputs = forward.inputs.size(), outputs = forward.outputs.size();
-  d.name = text(spec, "name", "gradient");
   auto count = integer(spec, "outputs", "gradient");
   if (count < 0 || static_cast<size_t>(count) > outputs) fail("gradient", "outputs: too many");
   d.output_count = static_cast<size_t>(count);
@@ -401,13 +452,30 @@ void read_spec(const py::dict& spec, const Plan& forward, const Plan& backward, 
   d.tangents = numbers(spec, "tangents", d.node_outputs.size());
   d.detached = numbers(spec, "detached", d.output_count);
   d.grads = numbers(spec, "grads", inputs);
-  d.saved = places(spec, "saved", inputs, outputs);
-  d.watched = places(spec, "watched", inputs, d.output_count);
+  d.results = integers(spec, "results", "gradient");
+  d.names = take<std::vector<std::string>>(member(spec, "names", "gradient"), "names", "strings");
+  if (d.names.empty() || d.names.size() != d.node_outputs.size() || d.names.size() > 64) {
+    fail("gradient", "names: one for each of node_outputs");
+  }
+  for (const auto& item : as_list(member(spec, "saved", "gradient"), "saved")) {
+    d.saved.push_back(place(as_list(item, "saved"), 2, inputs, outputs));
+  }
+  for (const auto& item : as_list(member(spec, "watched", "gradient"), "watched")) {
+    py::list row = as_list(item, "watched");
+    Place where = place(row, 4, inputs, d.output_count);
+    auto bits = take<uint64_t>(row[2], "watched", "a set");
+    auto position = take<int64_t>(row[3], "watched", "an integer");
+    if (position >= static_cast<int64_t>(d.saved.size())) fail("gradient", "watched: not saved");
+    d.watched.push_back({where, bits, position});
+  }
   if (backward.inputs.size() != d.saved.size() + d.tangents.size()) {
     fail("gradient", "the backward plan takes another number of tensors");
   }
-  if (backward.outputs.size() != d.grads.size()) {
-    fail("gradient", "the backward plan makes another number of gradients");
+  if (d.results.size() != d.grads.size()) fail("gradient", "results: one for each of grads");
+  for (int64_t result : d.results) {
+    if (result >= static_cast<int64_t>(backward.outputs.size())) {
+      fail("gradient", "the backward plan makes fewer gradients");
+    }
   }
   if (!backward.commit.empty()) fail("gradient", "the backward plan writes its inputs");
   d.written.assign(inputs, false);

@@ -16,6 +16,8 @@ NAMES = (
     "speculations_failed",
     "calls_compiled",
     "calls_eager",
+    "backwards_compiled",
+    "backwards_recomputed",
     "ops_compiled",
     "ops_eager",
     "seconds_recording",

@@ -10,11 +10,13 @@ that body being recorded.
 from __future__ import annotations
 
 import builtins
+import functools
 import inspect
 import sys
 import types
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -313,12 +315,24 @@ class Driver:
         finish = template.builder(lambda source: slots[id(source)])
         inputs = [slots[id(source)] for source in recording.inputs]
         result = result_plan(template, finish, needed)
+        log.artifact("graph", "%s: %s", root.name, graph)
+        self.counters.add("segments")
+        self._submit(root, recording, program, inputs, result)
+
+    def _submit(
+        self,
+        root: Root,
+        recording: Recording,
+        program: Any,
+        inputs: list[int],
+        result: tuple[Any, ...],
+    ) -> None:
+        """Hands a recording's graph to the compiler, to be installed when it is done."""
+        assert recording.graph is not None
         root.pending += 1
         root.state = "compiling"
         root.entry.state = "count" if not root.variants else "armed"
         root.entry.threshold = 1
-        backend = root.backend or self.config.backend
-        log.artifact("graph", "%s: %s", root.name, graph)
 
         def done(segment: CompiledSegment) -> None:
             root.pending -= 1
@@ -331,9 +345,8 @@ class Driver:
                     log.notice_once(f"running eagerly: {error}")
                 self._give_up(root, "compile_failed", str(error), root.location)
 
-        self.counters.add("segments")
         self.progress.compiling(root.name)
-        self.service.submit(graph, backend, done)
+        self.service.submit(recording.graph, root.backend or self.config.backend, done)
         if self.config.sync or self.config.deterministic:
             self.service.idle(None)
 
@@ -352,13 +365,16 @@ class Driver:
             assert segment.plan is not None
             executor = runtime.native.Executor(segment.plan, segment.library_path)
             if recording.graph is not None and recording.graph.gradients is not None:
-                gradient = self._gradient(root, recording.graph, segment, executor)
+                again = functools.partial(
+                    self._compile_backward, recording, program, inputs, result
+                )
+                gradient = self._gradient(root, recording.graph, segment, executor, again)
         else:
             executor = segment.callable
         variant = runtime.native.Variant(
             program, recording.ambient, executor, inputs, result, gradient
         )
-        installed = Installed(variant, recording, segment.key, recording.operations)
+        installed = Installed(variant, recording, program, segment.key, recording.operations)
         root.variants.insert(0, installed)
         self.counters.add("variants")
         root.entry.variants = tuple(v.native for v in root.variants)
@@ -374,30 +390,53 @@ class Driver:
         self.progress.done(root.name)
 
     def _gradient(
-        self, root: Root, graph: SegmentGraph, segment: CompiledSegment, executor: Any
+        self,
+        root: Root,
+        graph: SegmentGraph,
+        segment: CompiledSegment,
+        executor: Any,
+        again: Callable[[Root, tuple[str, ...]], None],
     ) -> Any:
-        """What makes the autograd nodes of a differentiable variant."""
+        """What makes the autograd nodes of a differentiable variant; `again(root, names)`
+        compiles it for gradients that arrive at the outputs `names`."""
         assert segment.plan is not None
         spec = segment.plan["gradient"]
         backward = runtime.native.Executor(spec["plan"], segment.library_path)
         reference = weakref.ref(root)
 
-        def on_recompute(why: str) -> None:
+        def on_recompute(why: str, tangents: tuple[str, ...]) -> None:
+            self.counters.add("backwards_recomputed")
             root = reference()
-            if root is not None:
-                self._not_differentiated(root, why)
+            if root is None or root.state == "blacklisted" or root.pending:
+                return
+            if tangents and root.backward_patterns < self.limits.max_backward_patterns:
+                again(root, tangents)
+                return
+            root.variants.clear()
+            root.entry.variants = ()
+            self._give_up(root, "derivatives", why, root.location)
 
         return runtime.native.Gradient(
             spec, executor, backward, gradients.recomputation(graph, spec, on_recompute)
         )
 
-    def _not_differentiated(self, root: Root, why: str) -> None:
-        """A backward came that the compiled one could not serve: the root is eager from now."""
-        if root.state == "blacklisted":
-            return
-        root.variants.clear()
-        root.entry.variants = ()
-        self._give_up(root, "derivatives", why, root.location)
+    def _compile_backward(
+        self,
+        recording: Recording,
+        program: Any,
+        inputs: list[int],
+        result: tuple[Any, ...],
+        root: Root,
+        tangents: tuple[str, ...],
+    ) -> None:
+        """Gradients arrive at other outputs than the variant was compiled for: a new one."""
+        assert recording.graph is not None and recording.graph.gradients is not None
+        root.backward_patterns += 1
+        root.variants = [v for v in root.variants if v.program is not program]
+        root.entry.variants = tuple(v.native for v in root.variants)
+        wanted = replace(recording.graph.gradients, tangents=tangents)
+        recording = replace(recording, graph=replace(recording.graph, gradients=wanted))
+        self._submit(root, recording, program, inputs, result)
 
     # -------------------------------------------------------------- control
 
@@ -472,10 +511,11 @@ class Driver:
 
     def read_counters(self) -> dict[str, float]:
         values = self.counters.snapshot()
-        compiled = eager = ops_compiled = ops_eager = failed = deopts = 0
+        compiled = eager = ops_compiled = ops_eager = failed = deopts = backwards = 0
         for root in self.roots.values():
             hits = sum(v.native.hits for v in root.variants)
             compiled += hits
+            backwards += sum(v.native.gradient.runs for v in root.variants if v.native.gradient)
             ops_compiled += sum(v.native.hits * v.operations for v in root.variants)
             if not root.recordings and root.state == "cold":
                 continue  # part of another root's calls, or called once
@@ -486,6 +526,7 @@ class Driver:
             failed += sum(v.native.misspeculations for v in root.variants)
             deopts += sum(v.native.errors + v.native.misspeculations for v in root.variants)
         values.update(
+            backwards_compiled=backwards,
             calls_compiled=compiled,
             calls_eager=eager,
             ops_compiled=ops_compiled,

@@ -34,6 +34,7 @@ class Limits:
     max_transient_voids: int = 6  # recordings lost to signals, GC callbacks and the like
     max_voids: int = 2  # recordings lost for a reason that may pass
     max_backoff_calls: int = 4096  # most calls between two tries
+    max_backward_patterns: int = 4  # sets of outputs at which gradients arrive, besides all
 
 
 @dataclass
@@ -42,6 +43,7 @@ class Installed:
 
     native: Any
     recording: Recording
+    program: Any  # its guards
     key: str
     operations: int
     gm: Any = None
@@ -70,6 +72,7 @@ class Root:
     recordings: int = 0
     variants: list[Installed] = field(default_factory=list)
     pending: int = 0
+    backward_patterns: int = 0
     ops_per_call: int = 0
     history: list[str] = field(default_factory=list)
 

@@ -19,7 +19,22 @@ from torch import fx
 
 _WRITING_OPERATORS = frozenset(
     "_operator." + name
-    for name in ["iadd", "iand", "ifloordiv", "ilshift", "imatmul", "imul", "imod", "ior", "ipow", "irshift", "isub", "itruediv", "ixor", "setitem"]
+    for name in [
+        "iadd",
+        "iand",
+        "ifloordiv",
+        "ilshift",
+        "imatmul",
+        "imul",
+        "imod",
+        "ior",
+        "ipow",
+        "irshift",
+        "isub",
+        "itruediv",
+        "ixor",
+        "setitem",
+    ]
 )
 
 
@@ -93,14 +108,14 @@ class Gradients:
 
     `inputs` and `outputs` name those that require grad; `no_grad` names the operations that
     ran with grad mode off; `tangents` names the outputs whose gradients backward will be
-    given; `name` is what eager calls the node that made the first of `outputs`.
+    given; `nodes` are what eager calls the nodes that made `outputs`.
     """
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     no_grad: frozenset[str] = frozenset()
     tangents: tuple[str, ...] = ()
-    name: str = ""
+    nodes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -298,7 +313,7 @@ def _gradients_to_json(gradients: Gradients | None) -> dict[str, Any] | None:
         "outputs": list(gradients.outputs),
         "no_grad": sorted(gradients.no_grad),
         "tangents": list(gradients.tangents),
-        "name": gradients.name,
+        "nodes": list(gradients.nodes),
     }
 
 
@@ -310,7 +325,7 @@ def _gradients_from_json(data: dict[str, Any] | None) -> Gradients | None:
         tuple(data["outputs"]),
         frozenset(data["no_grad"]),
         tuple(data["tangents"]),
-        data["name"],
+        tuple(data["nodes"]),
     )
 
 

@@ -200,9 +200,9 @@ class Recorder(CallEvents):
             if ambient[row]:
                 raise Void("requires_grad", row)
         names = tuple(name for name, _ in differentiable)
-        made_by = type(differentiable[0][1].grad_fn).__name__
+        nodes = tuple(_node_name(tensor.grad_fn) for _, tensor in differentiable)
         no_grad = frozenset(self.no_grad)
-        return Gradients(tuple(self.grad_inputs), names, no_grad, names, made_by)
+        return Gradients(tuple(self.grad_inputs), names, no_grad, names, nodes)
 
     def _guard_aliasing(self) -> None:
         """What the graph writes must not overlap what else it reads, unless it did just now."""
@@ -240,6 +240,12 @@ class Recorder(CallEvents):
         ):
             return []
         return written
+
+
+def _node_name(node: Any) -> str:
+    """What printing a tensor shows of the autograd node that made it."""
+    name = type(node).__name__
+    return node.name().rsplit("::", maxsplit=1)[-1] if name == "CppFunction" else name
 
 
 def _share_storage(a: Any, b: Any) -> bool:

@@ -18,9 +18,10 @@ Tensors = list[Any]  # of torch.Tensor or None
 
 
 def recomputation(
-    graph: SegmentGraph, spec: dict[str, Any], on_use: Callable[[str], None]
+    graph: SegmentGraph, spec: dict[str, Any], on_use: Callable[[str, tuple[str, ...]], None]
 ) -> Callable[[Tensors | None, Tensors | None, bool | str], Tensors | None]:
-    """`recompute(inputs, gradients, create_graph) -> gradients`; `on_use(why)` is told first.
+    """`recompute(inputs, gradients, create_graph) -> gradients`; `on_use(why, names)` is told first;
+    `names` are the outputs at which gradients arrived, if others than expected.
 
     Without inputs, because they are gone or changed, the third argument says so, and there is
     no answer.
@@ -32,9 +33,14 @@ def recomputation(
         inputs: Tensors | None, gradients: Tensors | None, create_graph: bool | str
     ) -> Tensors | None:
         if inputs is None or gradients is None:
-            on_use(str(create_graph))
+            on_use(str(create_graph), ())
             return None
-        on_use("second derivatives" if create_graph else "gradients of other outputs")
+        if create_graph:
+            on_use("second derivatives", ())
+        else:
+            arrived = zip(spec["node_outputs"], gradients, strict=True)
+            names = tuple(graph.outputs[k] for k, gradient in arrived if gradient is not None)
+            on_use(f"gradients of {', '.join(names)}", names)
         if not programs:
             programs.append(graph.to_fx())
         with torch.enable_grad():
