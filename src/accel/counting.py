@@ -18,6 +18,7 @@ NAMES = (
     "calls_eager",
     "backwards_compiled",
     "backwards_recomputed",
+    "optimizer_steps",
     "ops_compiled",
     "ops_eager",
     "seconds_recording",

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from accel import errors, log, runtime
+from accel import errors, log, optimizers, runtime
 from accel.capture.recorder import Recorder, Recording
 from accel.capture.twins import TwinFactory
 from accel.capture.values import class_lookup
@@ -82,13 +82,19 @@ class Driver:
         return twin.bind_twin(built, runtime.native.TRAMPOLINES)
 
     def _patch_module_call(self) -> None:
-        """Gives nn.Module.__call__ its prologue: the universal root."""
+        """The universal roots: nn.Module.__call__ gets its prologue, optimizers their updates."""
         f = torch.nn.Module._wrapped_call_impl
         if prologue.original_code(f.__code__) is f.__code__:
             f.__code__ = prologue.insert_prologue(f.__code__, 0, kind="module")
+        if not _inside("torch.optim", set(self.config.deny)):
+            optimizers.install(
+                lambda: self.counters.add("optimizer_steps"),
+                lambda: self.config.stance == "force_eager" or _under_a_mode(),
+            )
 
     def unpatch(self) -> None:
         prologue.remove_prologue(torch.nn.Module._wrapped_call_impl)
+        optimizers.uninstall()
 
     def assign_index(self, code: types.CodeType) -> int:
         """The dispatch index of a function's code; makes its entry."""
