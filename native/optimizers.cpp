@@ -40,9 +40,11 @@ struct Job {
 };
 
 // The same source for several instruction sets; GCC picks one when the module is loaded.
+// (The build sets -fno-math-errno, which no pragma can.)
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"), \
-                              optimize("O3", "no-math-errno", "no-trapping-math")))
+#pragma GCC push_options
+#pragma GCC optimize("O3", "no-trapping-math")
+#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define CLONES
 #endif
@@ -52,6 +54,9 @@ template <typename T>
 INLINE T* restricted(const Job& job, size_t k) {
   return static_cast<T*>(job.memory[k]);
 }
+
+INLINE float root(float x) { return __builtin_sqrtf(x); }
+INLINE double root(double x) { return __builtin_sqrt(x); }
 
 template <typename T>
 INLINE T lerp(T from, T to, T weight, bool small) {
@@ -70,7 +75,7 @@ INLINE void adam(const Job& job, int64_t begin, int64_t end) {
   const T sign(job.numbers[0]), decay(job.numbers[1]), weight(job.numbers[2]);
   const T beta2(job.numbers[3]), rest2(job.numbers[4]), correction(job.numbers[5]);
   const T eps(job.numbers[6]), step(job.numbers[7]);
-  const bool small = std::fabs(weight) < T(0.5);
+  const bool small = weight < T(0.5) && weight > T(-0.5);
   for (int64_t i = begin; i < end; ++i) {
     T grad = sign * g[i];
     T param = p[i];
@@ -86,7 +91,7 @@ INLINE void adam(const Job& job, int64_t begin, int64_t end) {
       square = before != before ? before : (square > before || square != square ? square : before);
       top[i] = square;
     }
-    T denominator = std::sqrt(square) / correction + eps;
+    T denominator = root(square) / correction + eps;
     p[i] = param + step * mean / denominator;
   }
 }
@@ -123,7 +128,7 @@ INLINE void adagrad(const Job& job, int64_t begin, int64_t end) {
     if (L2) grad = grad + decay * p[i];
     T sum = s[i] + grad * grad;
     s[i] = sum;
-    p[i] = p[i] + step * grad / (std::sqrt(sum) + eps);
+    p[i] = p[i] + step * grad / (root(sum) + eps);
   }
 }
 
@@ -139,7 +144,7 @@ INLINE void rmsprop(const Job& job, int64_t begin, int64_t end) {
   const T sign(job.numbers[0]), decay(job.numbers[1]), alpha(job.numbers[2]);
   const T rest(job.numbers[3]), eps(job.numbers[4]), momentum(job.numbers[5]);
   const T step(job.numbers[6]);
-  const bool small = std::fabs(rest) < T(0.5);
+  const bool small = rest < T(0.5) && rest > T(-0.5);
   for (int64_t i = begin; i < end; ++i) {
     T grad = sign * g[i];
     if (L2) grad = grad + decay * p[i];
@@ -151,7 +156,7 @@ INLINE void rmsprop(const Job& job, int64_t begin, int64_t end) {
       a[i] = mean;
       average = square - mean * mean;
     }
-    average = std::sqrt(average) + eps;
+    average = root(average) + eps;
     if (MOMENTUM) {
       T buffer = b[i] * momentum + grad / average;
       b[i] = buffer;
@@ -194,6 +199,9 @@ PAIR(rmsprop_l2_momentum, rmsprop, true, false, true);
 PAIR(rmsprop_l2_centered, rmsprop, true, true, false);
 PAIR(rmsprop_l2_centered_momentum, rmsprop, true, true, true);
 #undef PAIR
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#pragma GCC pop_options
+#endif
 
 // The options of a call, by position in the row's `numbers`.
 using Numbers = const double*;
