@@ -13,7 +13,9 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from accel.codegen.options import CodegenOptions, CompileError
@@ -34,6 +36,10 @@ FLAGS = [
     "-w",
 ]
 PREAMBLE = Path(__file__).with_name("preamble.h")
+PRODUCTS = Path(__file__).with_name("products.h")
+# Compiled once for a machine: products of floats, and of pairs of bfloat16.
+_OBJECTS = {"_f32(": (), "_bf16(": ("-DPRODUCTS_OF_PAIRS",)}
+_OBJECT_SOURCE = Path(__file__).with_name("products.cpp")
 _TIMEOUT_S = 120
 # Texts beyond this many characters are split into parts compiled in parallel.
 _PART_CHARACTERS = 12_000
@@ -91,40 +97,81 @@ def build(texts: list[str], out_dir: Path, options: CodegenOptions) -> str:
     if vector_bytes() == 64 and options.march == "native":
         flags.append("-mprefer-vector-width=512")
     preamble = PREAMBLE.read_text()
-    content = "\0".join([preamble, *texts, *flags, _compiler_version(compiler), cpu_features()])
-    name = f"k_{hashlib.sha256(content.encode()).hexdigest()[:24]}.so"
+    objects = [more for call, more in _OBJECTS.items() if any(call in t for t in texts)]
+    source = preamble + _OBJECT_SOURCE.read_text() if objects else ""
+    head = preamble + PRODUCTS.read_text() if objects else preamble
+    machine = [*flags, _compiler_version(compiler), cpu_features()]
+    name = f"k_{_digest(head, source, *texts, *machine)}.so"
     target = out_dir / name
     if target.exists():
         return name
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out_dir, prefix=".build_") as scratch:
-            _compile(compiler, flags, preamble, texts, Path(scratch))
-            os.replace(Path(scratch) / "out.so", target)
+            folder = Path(scratch)
+            commands = []
+            linked = []
+            for more in objects:
+                kept = out_dir / f"p_{_digest(source, *machine, *more)}.o"
+                linked.append(kept)
+                if not kept.exists():
+                    commands.append(_ObjectJob([compiler, *flags, *more], source, kept))
+            _compile(compiler, flags, head, texts, folder, commands, linked)
+            os.replace(folder / "out.so", target)
     except OSError as error:
         raise CompileError(f"cannot build in {out_dir}: {error}") from error
     return name
 
 
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+
+@dataclass(frozen=True)
+class _ObjectJob:
+    """An object file that is kept; it appears complete or not at all."""
+
+    command: list[str]
+    source: str
+    target: Path
+
+    def run(self, folder: Path) -> None:
+        source = folder / f"{self.target.stem}.cpp"
+        source.write_text(self.source)
+        made = source.with_suffix(".o")
+        _run([*self.command, "-c", str(source), "-o", str(made)], folder)
+        os.replace(made, self.target)
+
+
 def _compile(
-    compiler: str, flags: list[str], preamble: str, texts: list[str], folder: Path
+    compiler: str,
+    flags: list[str],
+    head: str,
+    texts: list[str],
+    folder: Path,
+    jobs: list[_ObjectJob],
+    linked: list[Path],
 ) -> None:
     parts = _parts(texts)
     sources = []
     for i, part in enumerate(parts):
         source = folder / f"part{i}.cpp"
-        source.write_text(preamble + "\n" + "\n".join(part))
+        source.write_text(head + "\n" + "\n".join(part))
         sources.append(source)
-    if len(sources) == 1:
-        _run([compiler, *flags, "-shared", str(sources[0]), "-o", "out.so", "-lm"], folder)
-        return
-    with ThreadPoolExecutor(min(len(sources), os.cpu_count() or 1)) as pool:
-        list(
-            pool.map(
-                lambda s: _run([compiler, *flags, "-c", str(s), "-o", f"{s}.o"], folder), sources
-            )
+    if len(sources) == 1 and not jobs:
+        objects = [str(o) for o in linked]
+        _run(
+            [compiler, *flags, "-shared", str(sources[0]), *objects, "-o", "out.so", "-lm"], folder
         )
-    objects = [f"{s}.o" for s in sources]
+        return
+    tasks: list[Callable[[], None]] = [lambda job=job: job.run(folder) for job in jobs]  # type: ignore[misc]
+    for s in sources:
+        command = [compiler, *flags, "-c", str(s), "-o", f"{s}.o"]
+        tasks.append(lambda command=command: _run(command, folder))  # type: ignore[misc]
+    with ThreadPoolExecutor(min(len(tasks), os.cpu_count() or 1)) as pool:
+        for result in [pool.submit(task) for task in tasks]:
+            result.result()
+    objects = [*(f"{s}.o" for s in sources), *(str(o) for o in linked)]
     _run([compiler, "-shared", *objects, "-o", "out.so", "-lm"], folder)
 
 

@@ -44,6 +44,8 @@ class Builder:
         self.program = program
         self.definitions: dict[int, LoopNode] = {}
         self.inlinable: dict[int, tuple[LoopNode, bool]] = {}
+        self.read: set[int] = set()  # buffers that some node, output or commit reads
+        self.packed_rows: dict[View, View] = {}  # rows of a product -> their packed form
         self.location = ""
         self._reader_numel = 1
 

@@ -59,6 +59,11 @@ def emit(kernel: ir.Kernel, lanes: int, name: str | None = None) -> str:
     return _Emitter(kernel, lanes, name or kernel.name).text()
 
 
+def emit_epilogue(kernel: ir.Kernel, lanes: int, first_param: int, columns: int) -> str:
+    """`@_finish`: the kernel on a template's results; its params begin at `first_param`."""
+    return _Emitter(kernel, lanes, "@").epilogue(first_param, columns)
+
+
 def identity(kind: str, type_: str) -> str:
     if kind == "max":
         return _LOWEST[type_]
@@ -129,6 +134,34 @@ class _Emitter:
         lanes = f"  constexpr int L = {self.lanes};"
         entry = f'extern "C" void {self.name}(void* const* p, long threads) {{ {call}; }}'
         return "\n".join([head, lanes, *tables, *self.lines, "}", entry, ""])
+
+    def epilogue(self, first_param: int, columns: int) -> str:
+        k = self.kernel
+        (loop,) = k.body
+        assert isinstance(loop, ir.Loop) and loop.vector
+        self.line("const epilogue_context& e = *(const epilogue_context*)context;")
+        for i, param in enumerate(k.params):
+            const = "" if param.written else "const "
+            type_ = f"{const}{MEMORY_TYPE[param.dtype]}*"
+            self.line(f"{type_} __restrict__ const p{i} = ({type_})e.p[{first_param + i}];")
+        self.line("const float* const results = values - n;")
+        if k.outer:
+            self.line("const i64 unit = e.row + m;")
+            self._decode(1)
+        self._step_function(loop, [])
+        v, tail = self.var(loop.var), columns % self.lanes
+        self.line(f"i64 {v} = n;")
+        self.line(f"for (; {v} + L <= n + length; {v} += L) step({v}, count<L>{{}});")
+        if tail:
+            self.line(f"if ({v} < n + length) step({v}, count<{tail}>{{}});")
+        head = (
+            "static void @_finish(const void* context, i64 m, i64 n, i64 length, "
+            "const float* values) {"
+        )
+        tables = [f"  {t}" for t in self.tables]
+        return "\n".join(
+            [head, f"  constexpr int L = {self.lanes};", *tables, *self.lines, "}", ""]
+        )
 
     def _units(self) -> tuple[int, int]:
         """How many units threads share out, and how many parts of the vector loop that is."""
@@ -373,6 +406,8 @@ class _Emitter:
 
     def _pointer(self, param: int, address: Affine) -> tuple[str, int]:
         where = self.address(address)
+        if param == ir.RESULTS:
+            return f"results + {where}", self._step(address)
         pointer = f"p{param}" if where == "0" else f"p{param} + {where}"
         return pointer, self._step(address)
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from accel.codegen.affine import Affine, Split, combined, match, row_major
 from accel.codegen.loop_ir import Load
-from accel.codegen.program import ExternNode, GemmNode, LoopNode, Program, reads, writes
+from accel.codegen.program import ExternNode, LoopNode, Program, TemplateNode, reads, writes
 
 _MAX_NODES = 96
 _MAX_BUFFERS = 40
@@ -47,7 +47,7 @@ class Group:
         self.inner = _expanded(self.inner, by)
 
 
-Step = Group | ExternNode | GemmNode
+Step = Group | ExternNode | TemplateNode
 
 
 def _expanded(names: list[str], by: dict[str, Affine]) -> list[str]:
@@ -58,7 +58,7 @@ def _expanded(names: list[str], by: dict[str, Affine]) -> list[str]:
     return result
 
 
-def fuse(program: Program, nodes: Iterable[LoopNode | ExternNode | GemmNode]) -> list[Step]:
+def fuse(program: Program, nodes: Iterable[LoopNode | ExternNode | TemplateNode]) -> list[Step]:
     """Groups and calls in an order that respects every dependency."""
     return _Fusion(program).run(nodes)
 
@@ -70,7 +70,7 @@ class _Fusion:
         self.steps: list[Step | None] = []
         self.writers: dict[int, set[int]] = {}  # buffer -> positions
 
-    def run(self, nodes: Iterable[LoopNode | ExternNode | GemmNode]) -> list[Step]:
+    def run(self, nodes: Iterable[LoopNode | ExternNode | TemplateNode]) -> list[Step]:
         for node in nodes:
             if isinstance(node, LoopNode):
                 self._place(node)

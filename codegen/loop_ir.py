@@ -63,6 +63,8 @@ ROUNDING = {
     "int8": "wrap_int8",
     "uint8": "wrap_uint8",
 }
+# The parameter that stands for the results of the template around an epilogue.
+RESULTS = -1
 REDUCTIONS = ("sum", "prod", "max", "min", "any", "all")
 
 

@@ -15,9 +15,10 @@ from accel.codegen import lowerings_pointwise as pointwise
 from accel.codegen import lowerings_reduce as reduce
 from accel.codegen import lowerings_shapes as shapes
 from accel.codegen.builder import Builder, Unsupported
+from accel.codegen.convolutions import lower_convolution
 from accel.codegen.options import CodegenOptions, CompileError
-from accel.codegen.program import ExternNode, GemmNode, LoopNode, Program, reads, writes
-from accel.codegen.small_gemm import is_small_gemm
+from accel.codegen.products import PRODUCTS, lower_product
+from accel.codegen.program import ExternNode, LoopNode, Program, TemplateNode, reads, writes
 from accel.codegen.tensor_graph import Node, TensorGraph, View
 
 aten = torch.ops.aten
@@ -58,6 +59,7 @@ LOWERINGS: dict[Any, Lowering] = {
     aten._softmax.default: reduce.lower_softmax,
     aten._safe_softmax.default: reduce.lower_softmax,
     aten._log_softmax.default: reduce.lower_softmax,
+    aten.convolution.default: lower_convolution,
     "copy": shapes.lower_copy,
     "write": shapes.lower_write,
 }
@@ -65,6 +67,7 @@ LOWERINGS: dict[Any, Lowering] = {
 MULTIPLE: dict[Any, Callable[[Builder, Node, list[View | None]], None]] = {
     aten.native_layer_norm.default: reduce.lower_layer_norm,
     aten._fused_rms_norm.default: reduce.lower_rms_norm,
+    aten.max_pool2d_with_indices.default: reduce.lower_max_pool,
 }
 # Operations called with an out argument, so that their result lies in planned memory.
 OUT_VARIANTS: dict[Any, str] = {
@@ -79,6 +82,8 @@ def lower_graph(graph: TensorGraph, options: CodegenOptions) -> Program:
     """The program for `graph`; the steps nobody reads are gone."""
     program = Program(graph)
     builder = Builder(program)
+    builder.read = {v.buffer for node in graph.nodes for v in node.views()}
+    builder.read |= {v.buffer for v in graph.roots()}
     for node in graph.nodes:
         builder.location = node.location
         _lower_node(builder, node, options)
@@ -97,8 +102,8 @@ def _lower_node(b: Builder, node: Node, options: CodegenOptions) -> None:
         if node.target in MULTIPLE:
             b.supported(*(o for o in outs if o is not None))
             MULTIPLE[node.target](b, node, outs)
-        elif options.small_gemm and is_small_gemm(node, b.program.graph):
-            _lower_gemm(b, node)
+        elif node.target in PRODUCTS and options.products:
+            lower_product(b, node)
         elif node.target in LOWERINGS and len(outs) == 1 and outs[0] is not None:
             b.supported(outs[0], *node.views())
             if outs[0].numel:
@@ -111,16 +116,6 @@ def _lower_node(b: Builder, node: Node, options: CodegenOptions) -> None:
         if isinstance(node.target, str):
             raise CompileError(f"{node.target} at {node.location}: {why}") from None
         b.program.steps.append(_extern(node))
-
-
-def _lower_gemm(b: Builder, node: Node) -> None:
-    (out,) = node.results
-    assert out is not None
-    if node.target is aten.mm.default:
-        bias, (left, right) = None, node.args
-    else:
-        bias, left, right = node.args
-    b.program.steps.append(GemmNode(out, left, right, bias, node.location))
 
 
 def _extern(node: Node) -> ExternNode:
@@ -167,7 +162,7 @@ def _drop_dead(program: Program) -> None:
     needed = {view.buffer for view in program.graph.roots()}
     for write in program.commit_steps:
         needed |= reads(write)
-    kept: list[LoopNode | ExternNode | GemmNode] = []
+    kept: list[LoopNode | ExternNode | TemplateNode] = []
     for step in reversed(program.steps):
         # A call may raise: it stays even when nobody reads its result.
         if isinstance(step, ExternNode) or needed & writes(step):

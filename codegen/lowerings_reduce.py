@@ -15,6 +15,7 @@ import torch
 
 from accel.codegen.builder import Builder, Unsupported
 from accel.codegen.loop_ir import VALUE_TYPE, Const, Expr, cast, op
+from accel.codegen.lowerings_shapes import pad_into
 from accel.codegen.tensor_graph import Node, View
 
 aten = torch.ops.aten
@@ -307,6 +308,60 @@ def _kept_strides(target: View, row: tuple[int, ...]) -> tuple[int, ...]:
     if len(target.sizes) == len(row):
         return target.strides
     return (*target.strides, *([0] * (len(row) - len(target.sizes))))
+
+
+def lower_max_pool(b: Builder, node: Node, outs: list[View | None]) -> None:
+    """Maxima over lines first, then along them: neighbours stay neighbours in memory."""
+    out, indices = outs
+    assert out is not None
+    if indices is not None and indices.buffer in b.read:
+        raise Unsupported("the indices are wanted")
+    x, window, *rest = node.args
+    stride, padding, dilation, _ = [*rest, *([[], 0, 1, False][len(rest) :])]
+    window, padding, dilation = (_pair(v) for v in (window, padding, dilation))
+    stride = _pair(stride) if stride else window
+    if len(x.sizes) != 4 or x.dtype not in ("float32", "float64") or x.numel == 0:
+        raise Unsupported("a maximum over this tensor")
+    n, c, height, width = x.sizes
+    rows, columns = out.sizes[2:]
+    # Every window lies inside the padded image, also with ceil_mode.
+    reach = [
+        (d - 1) * s + (w - 1) * e + 1
+        for d, s, w, e in zip((rows, columns), stride, window, dilation, strict=True)
+    ]
+    padded = (n, c, max(reach[0], height + padding[0]), max(reach[1], width + padding[1]))
+    if any(padding) or padded != x.sizes:
+        image = b.temporary(padded, x.dtype)
+        after = padded[2] - height - padding[0], padded[3] - width - padding[1]
+        pad_into(b, image, x, [padding[1], after[1], padding[0], after[0]], -math.inf)
+    else:
+        image = x
+    lines = b.temporary((n, c, rows, image.sizes[3]), x.dtype)
+    s = image.strides
+    over = View(
+        image.buffer,
+        (n, c, rows, image.sizes[3], window[0]),
+        (s[0], s[1], s[2] * stride[0], s[3], s[2] * dilation[0]),
+        image.offset,
+        x.dtype,
+    )
+    b.reduce(lines, over.sizes, [4], "max", lambda i: b.load(over, i), False)
+    t = lines.strides
+    along = View(
+        lines.buffer,
+        (n, c, rows, columns, window[1]),
+        (t[0], t[1], t[2], t[3] * stride[1], t[3] * dilation[1]),
+        0,
+        x.dtype,
+    )
+    b.reduce(out, along.sizes, [4], "max", lambda i: b.load(along, i), False)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    if isinstance(value, int):
+        return value, value
+    first, second = value if len(value) == 2 else (value[0], value[0])
+    return first, second
 
 
 EXTREMA: dict[Any, str] = {

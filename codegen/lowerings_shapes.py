@@ -6,6 +6,7 @@ In: a node of the tensor graph. Out: loop nodes. Rules for a new row as in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -138,7 +139,12 @@ def lower_pad(b: Builder, node: Node, out: View) -> None:
     x, pads = node.args[0], node.args[1]
     value = node.args[2] if len(node.args) > 2 else node.kwargs.get("value", 0)
     b.supported(out, x)
-    inside, source = out, x
+    pad_into(b, out, x, pads, value)
+
+
+def pad_into(b: Builder, out: View, x: View, pads: Sequence[int], value: Any) -> None:
+    """`x` with borders of `value`; `pads` are (before, after) from the last dimension on."""
+    inside = out
     frame: list[View] = []
     for i in range(len(pads) // 2):
         dim = len(x.sizes) - 1 - i
@@ -151,7 +157,7 @@ def lower_pad(b: Builder, node: Node, out: View) -> None:
         inside = _part(inside, dim, before, length - before - after)
     for border in frame:
         b.pointwise(border, lambda _: b.scalar(value, _value_type(out), out.dtype), region=True)
-    b.copy(inside, source, region=True)
+    b.copy(inside, x, region=True)
 
 
 def lower_repeat(b: Builder, node: Node, out: View) -> None:

@@ -27,5 +27,5 @@ class CodegenOptions:
     verify: bool = bool(os.environ.get("ACCEL_VERIFY"))
     dump_dir: Path | None = None
     fuse: bool = True
-    small_gemm: bool = True
+    products: bool = True
     compiler: str | None = None

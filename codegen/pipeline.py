@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from accel.codegen.build import build, vector_bytes
-from accel.codegen.emit_cpp import emit
+from accel.codegen.emit_cpp import emit, emit_epilogue
+from accel.codegen.epilogues import attach_epilogues
 from accel.codegen.fusion import Group, Step, fuse
 from accel.codegen.lowering import lower_graph
 from accel.codegen.options import CodegenOptions
 from accel.codegen.plan import Planner
-from accel.codegen.program import GemmNode, LoopNode, Program, reads
-from accel.codegen.schedule import Scheduled, lanes_for, schedule, spilled
+from accel.codegen.products import store_results
+from accel.codegen.program import LoopNode, Program, TemplateNode, reads
+from accel.codegen.schedule import Scheduled, lanes_for, schedule, schedule_epilogue, spilled
 from accel.codegen.simplify import eliminate_common, eliminate_dead
-from accel.codegen.small_gemm import gemm_text
 from accel.codegen.tensor_graph import TensorGraph
 from accel.codegen.tracing import trace_graph
 from accel.codegen.verifier import verify
@@ -68,6 +69,11 @@ def fuse_(c: Compilation) -> str:
     else:
         c.steps = [_alone(s) for s in c.program.steps]
     c.commit = [_alone(s) for s in c.program.commit_steps]
+    kept = {v.buffer for v in c.graph.roots()}
+    for step in c.commit:
+        kept |= step.reads() if isinstance(step, Group) else reads(step)
+    if c.options.fuse:
+        c.steps = attach_epilogues(c.program, c.steps, kept)
     c.stored = _stored_buffers(c)
     return "\n".join(_show_group(s, c.stored) for s in [*c.steps, *c.commit]) + "\n"
 
@@ -80,6 +86,11 @@ def schedule_(c: Compilation) -> str:
         if c.options.verify:
             verify(result.kernel)
         c.scheduled[id(group)] = result
+    for step in c.steps:
+        if isinstance(step, TemplateNode) and step.epilogue is not None:
+            c.scheduled[id(step)] = schedule_epilogue(
+                step.epilogue, c.program.sizes, c.stored, step.out, vector_bytes()
+            )
     return "\n".join(repr(s.kernel) for s in c.scheduled.values()) + "\n"
 
 
@@ -90,13 +101,26 @@ def emit_(c: Compilation) -> str:
             scheduled = c.scheduled[id(step)]
             text = emit(scheduled.kernel, lanes_for(step, vector_bytes()), "@")
             buffers, parallel = scheduled.buffers, scheduled.kernel.parallel
-        elif isinstance(step, GemmNode):
-            text, buffers, parallel = gemm_text(step.a, step.b, step.bias, "@"), [], False
+        elif isinstance(step, TemplateNode):
+            text, buffers, parallel = _template_text(c, step), [], step.parallel
+            if step.epilogue is not None:
+                buffers = c.scheduled[id(step)].buffers
         else:
             continue
         symbol = c.texts.setdefault(text, f"k{len(c.texts)}")
         c.kernels[id(step)] = (symbol, buffers, parallel)
     return "\n".join(kernel_texts(c))
+
+
+def _template_text(c: Compilation, step: TemplateNode) -> str:
+    if not step.columns:
+        return step.text
+    first = len(step.operands)
+    if step.epilogue is None:
+        return store_results(first, step.columns) + step.text
+    kernel = c.scheduled[id(step)].kernel
+    lanes = lanes_for(step.epilogue, vector_bytes())
+    return emit_epilogue(kernel, lanes, first, step.columns) + step.text
 
 
 def kernel_texts(c: Compilation) -> list[str]:
@@ -173,7 +197,10 @@ def _stored_buffers(c: Compilation) -> set[int]:
     for step in steps:
         if not isinstance(step, Group):
             stored |= reads(step)
-            stored |= {step.out} if isinstance(step, GemmNode) else _extern_writes(step)
+            if isinstance(step, TemplateNode):
+                stored |= {step.out} if step.epilogue is None else set()
+            else:
+                stored |= _extern_writes(step)
             continue
         single = {b for b in step.writes() if step.writer(b) is not None}
         stored |= step.reads() - single

@@ -15,7 +15,7 @@ import torch
 from accel.codegen.fusion import Group, Step
 from accel.codegen.memory import Life, place
 from accel.codegen.options import CompileError
-from accel.codegen.program import ExternNode, GemmNode, Program, reads, writes
+from accel.codegen.program import ExternNode, Program, TemplateNode, reads, writes
 from accel.codegen.tensor_graph import View, nested_views
 
 
@@ -154,10 +154,10 @@ class Planner:
         if isinstance(step, ExternNode):
             return self._extern(step)
         symbol, buffers, parallel = kernels[id(step)]
-        if isinstance(step, GemmNode):
-            views = [step.a, step.b, self.graph.buffers[step.out].view]
-            views += [step.bias] if step.bias is not None else []
-            ids = [self.view_id(v) for v in views]
+        if isinstance(step, TemplateNode):
+            ids = [self.view_id(v) for v in step.operands]
+            written = [step.out] if step.epilogue is None else buffers
+            ids += [self.id_of(b) for b in written]
         else:
             ids = [self.id_of(b) for b in buffers]
         return {"op": "kernel", "symbol": symbol, "buffers": ids, "parallel": parallel}

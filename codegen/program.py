@@ -1,4 +1,4 @@
-"""The lowered program: loop nodes, extern calls and small matrix products over buffers.
+"""The lowered program: loop nodes, extern calls and kernels from templates over buffers.
 
 In: built by the lowerings. Out: read by fusion, the memory planner and the emitter.
 Invariant: steps are in program order; a buffer may have several writers only if they
@@ -79,21 +79,29 @@ class ExternNode:
 
 
 @dataclass
-class GemmNode:
-    """out[m, n] = sum over k of a[m, k] * b[k, n] (+ bias[m, n]), as one generated kernel."""
+class TemplateNode:
+    """One kernel from a hand-written template: p[0...] are the operands, the last is `out`.
+
+    `text` is the C++ of the kernel, with "@" for its name. With `rows` and `columns` the
+    template hands its results out row by row to a function `@_finish`, which stores them; an
+    `epilogue`, a group that is the only reader of `out`, then takes the place of the store.
+    """
 
     out: int
-    a: View
-    b: View
-    bias: View | None
+    operands: tuple[View, ...]
+    text: str
+    parallel: bool = False
     location: str = ""
+    rows: int = 0
+    columns: int = 0
+    epilogue: Any = None
 
 
 @dataclass
 class Program:
     graph: TensorGraph
     sizes: dict[str, int] = field(default_factory=dict)
-    steps: list[LoopNode | ExternNode | GemmNode] = field(default_factory=list)
+    steps: list[LoopNode | ExternNode | TemplateNode] = field(default_factory=list)
     commit_steps: list[LoopNode] = field(default_factory=list)
     _names: int = 0
 
@@ -110,19 +118,21 @@ class Program:
         return self.fresh()
 
 
-def reads(step: LoopNode | ExternNode | GemmNode) -> set[int]:
+def reads(step: LoopNode | ExternNode | TemplateNode) -> set[int]:
     if isinstance(step, LoopNode):
         return {load.buffer for load in step.loads()}
-    if isinstance(step, GemmNode):
-        return {v.buffer for v in (step.a, step.b, step.bias) if v is not None}
+    if isinstance(step, TemplateNode):
+        own = {v.buffer for v in step.operands}
+        return own if step.epilogue is None else own | (step.epilogue.reads() - {step.out})
     return {view.buffer for view in step.views()}
 
 
-def writes(step: LoopNode | ExternNode | GemmNode) -> set[int]:
+def writes(step: LoopNode | ExternNode | TemplateNode) -> set[int]:
     if isinstance(step, LoopNode):
         return {step.buffer}
-    if isinstance(step, GemmNode):
-        return {step.out}
+    if isinstance(step, TemplateNode):
+        written: set[int] = {step.out} if step.epilogue is None else step.epilogue.writes()
+        return written
     if step.out is not None:
         return {step.out}
     return {r for r in step.results if r is not None}

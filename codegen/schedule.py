@@ -15,6 +15,7 @@ from accel.codegen.affine import Affine, row_major
 from accel.codegen.fusion import Group
 from accel.codegen.loop_ir import (
     ITEM_BYTES,
+    RESULTS,
     ROUNDING,
     VALUE_TYPE,
     Accumulate,
@@ -51,6 +52,7 @@ _NS_PER_VECTOR_OP = 0.35
 _NS_PER_BYTE = 0.03
 _NS_PER_STRIDED_ELEMENT = 0.7
 _STRIDED_PENALTY = 12.0
+_ACROSS_COST = 12.0  # of a reduction over the lanes of one vector
 _MIN_UNITS = 64
 
 
@@ -104,6 +106,17 @@ def schedule(
     collapse(group, sizes)
     vector, over_rows = choose_vector(group, sizes, lanes)
     return _KernelBuilder(group, sizes, stored, name, vector, over_rows, lanes).build()
+
+
+def schedule_epilogue(
+    group: Group, sizes: dict[str, int], stored: set[int], results: int, vector_bytes: int
+) -> Scheduled:
+    """The kernel of a group that runs on a template's `results` (a buffer), row by row."""
+    narrow_iotas(group, sizes)
+    lanes = lanes_for(group, vector_bytes)
+    builder = _KernelBuilder(group, sizes, stored, "", group.outer[-1], False, lanes)
+    builder.results = results
+    return builder.build()
 
 
 # ---------------------------------------------------------------- loops
@@ -181,13 +194,18 @@ def _vector_cost(
     group: Group, var: str, over_rows: bool, sizes: dict[str, int], lanes: int
 ) -> float:
     size = sizes[var]
-    used = size / (-(-size // lanes) * lanes)
+    blocks = -(-size // lanes)
+    used = size / (blocks * lanes)
     cost = 0.0
     for a in set(group_addresses(group)):
         step = a.coefficient(var)
         cost += 0.2 if step == 0 else 1.0 if step == 1 else _STRIDED_PENALTY
     if over_rows:
         cost *= 1.2  # rows are walked with a stride
+    elif group.inner:
+        for v in group.inner:
+            blocks *= sizes[v] if v != var else 1
+        cost += _ACROSS_COST * sum(n.kind is not None for n in group.nodes) * used / blocks
     return cost / used
 
 
@@ -249,7 +267,7 @@ class _KernelBuilder:
         self.kept: set[str] = set()
         self.defined: set[str] = set()  # locals of the loop body being written
         self.row_defined: set[str] = set()
-        self.names = 0
+        self.results: int | None = None  # a template's results, which are at hand
 
     def is_full(self, node: LoopNode) -> bool:
         return bool(node.space & self.rows)
@@ -299,6 +317,8 @@ class _KernelBuilder:
     def _number_params(self) -> None:
         for node in self.group.nodes:
             for load in node.loads():
+                if load.buffer == self.results:
+                    continue
                 if load.buffer not in self.writer or load.dtype != self.writer[load.buffer].dtype:
                     self._param(load.buffer, load.dtype, False)
         for node in self.group.nodes:
@@ -415,6 +435,9 @@ class _KernelBuilder:
             if not isinstance(e, Load):
                 return e
             dep = self.writer.get(e.buffer)
+            if e.buffer == self.results:
+                assert self.vector is not None
+                return Load(RESULTS, Affine.var(self.vector), e.dtype)
             if dep is None or dep.dtype != e.dtype:
                 return Load(self._param(e.buffer, e.dtype, False), e.address, e.dtype)
             return self._value_of(dep, phase, body)

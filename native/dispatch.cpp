@@ -34,12 +34,6 @@ thread_local long own_pauses = 0;
 
 inline bool paused() { return __builtin_expect(pauses != 0, 0) && own_pauses != 0; }
 
-int64_t now_ns() {
-  timespec time;
-  clock_gettime(CLOCK_MONOTONIC, &time);
-  return time.tv_sec * int64_t{1000000000} + time.tv_nsec;
-}
-
 Entry* self_of(PyObject* self) { return reinterpret_cast<Entry*>(self); }
 
 bool is_set(PyObject* object) { return object && object != Py_None; }
@@ -57,15 +51,33 @@ PyObject* pack_roots(PyObject* const* roots, size_t count, PyObject* last) {
   return tuple;
 }
 
-// The driver's answer to a notification: None, or what to record.
+// The program's own call, eagerly to the last callee; its nanoseconds go to `times`.
+PyObject* run_timed(PyObject* times, PyObject* callable, PyObject* args, PyObject* kwargs) {
+  DispatchPause pause;
+  int64_t start = now_ns();
+  PyObject* result = PyObject_Call(callable, args, kwargs);
+  int64_t ns = now_ns() - start;
+  if (!result) return nullptr;
+  PyObject* number = PyLong_FromLongLong(ns);
+  if (!number || PyList_Append(times, number) < 0) PyErr_Clear();
+  Py_XDECREF(number);
+  return result;
+}
+
+// The driver's answer to a notification: None, what to record, or what to measure.
 PyObject* follow(PyObject* answer) {
   if (answer == Py_None) return answer_run_body();
   if (!PyTuple_CheckExact(answer) || PyTuple_GET_SIZE(answer) != 4) {
     return PyErr_Format(PyExc_TypeError,
-                        "on_call must return None or (recorder, callable, args, kwargs), not %R",
+                        "on_call must return None, (recorder, callable, args, kwargs) or "
+                        "(list, callable, args, kwargs), not %R",
                         answer);
   }
   PyObject* kwargs = PyTuple_GET_ITEM(answer, 3);
+  if (PyList_CheckExact(PyTuple_GET_ITEM(answer, 0))) {
+    return run_timed(PyTuple_GET_ITEM(answer, 0), PyTuple_GET_ITEM(answer, 1),
+                     PyTuple_GET_ITEM(answer, 2), kwargs == Py_None ? nullptr : kwargs);
+  }
   return run_recorded(PyTuple_GET_ITEM(answer, 0), PyTuple_GET_ITEM(answer, 1),
                       PyTuple_GET_ITEM(answer, 2), kwargs == Py_None ? nullptr : kwargs);
 }
@@ -84,6 +96,7 @@ PyObject* notify(Entry* entry, PyObject* const* roots, size_t count, PyObject* l
   }
   Py_DECREF(handler);
   Py_DECREF(tuple);
+  entry->sampled = nullptr;
   if (!answer) return nullptr;
   PyObject* result = follow(answer);
   Py_DECREF(answer);
@@ -117,17 +130,6 @@ void drop_variant(Entry* entry, PyObject* variant) {
   Py_SETREF(entry->variants, tuple);
 }
 
-bool probe_due(Entry* entry) {
-  if (entry->probe_every <= 0 || --entry->until_probe > 0) return false;
-  entry->until_probe = entry->probe_every;
-  return true;
-}
-
-void store_probe(Entry* entry, int64_t ns) {
-  if (!entry->probes) entry->probes = new int64_t[Entry::PROBES]();
-  entry->probes[entry->probe_count++ % Entry::PROBES] = ns;
-}
-
 // The result of the first variant that serves the call; `*settled` is false when none
 // did and the driver may be asked.
 PyObject* try_variants(Entry* entry, PyObject* const* roots, size_t count, PyObject* last,
@@ -140,17 +142,18 @@ PyObject* try_variants(Entry* entry, PyObject* const* roots, size_t count, PyObj
     PyObject* object = PyTuple_GET_ITEM(variants, k);
     auto* variant = reinterpret_cast<Variant*>(object);
     Serving serving;
-    bool probe = entry->probe_every > 0 && entry->until_probe <= 1;
-    int64_t start = probe ? now_ns() : 0;
-    switch (serve(variant, roots, count, last, &entry->skip_hits, serving)) {
+    switch (serve(variant, roots, count, last, serving)) {
       case Outcome::guarded:
       case Outcome::misspeculated: continue;
       case Outcome::served:
         entry->hits++;
-        if (probe_due(entry) && probe) store_probe(entry, now_ns() - start);
         result = serving.result;
+        if (review_due(variant)) tell(entry, "review", "");
         break;
-      case Outcome::skipped: result = answer_run_body(); break;
+      case Outcome::skipped:
+        entry->sampled = object;
+        result = notify(entry, roots, count, last);
+        break;
       case Outcome::raised: break;
       case Outcome::failed:
         if (error_count(variant) >= MAX_ERRORS) drop_variant(entry, object);
@@ -202,22 +205,10 @@ int set_variants(PyObject* self, PyObject* value, void*) {
   return 0;
 }
 
-PyObject* get_probes(PyObject* self, void*) {
-  Entry* entry = self_of(self);
-  long count = entry->probe_count < Entry::PROBES ? entry->probe_count : Entry::PROBES;
-  PyObject* list = PyList_New(count);
-  for (long k = 0; list && k < count; k++) {
-    long at = (entry->probe_count - count + k) % Entry::PROBES;
-    PyObject* number = PyLong_FromLongLong(entry->probes[at]);
-    if (number) PyList_SET_ITEM(list, k, number);
-    else Py_CLEAR(list);
-  }
-  return list;
-}
-
-PyObject* clear_probes(PyObject* self, PyObject*) {
-  self_of(self)->probe_count = 0;
-  Py_RETURN_NONE;
+// The variant whose eager run is wanted, while on_call is being asked for it.
+PyObject* get_sampled(PyObject* self, void*) {
+  PyObject* sampled = self_of(self)->sampled;
+  return Py_NewRef(sampled ? sampled : Py_None);
 }
 
 PyObject* entry_py_new(PyTypeObject*, PyObject* args, PyObject* kwargs) {
@@ -260,7 +251,6 @@ void entry_dealloc(PyObject* self) {
   Py_XDECREF(entry->on_event);
   Py_XDECREF(entry->variants);
   Py_XDECREF(entry->name);
-  delete[] entry->probes;
   type->tp_free(self);
   Py_DECREF(type);
 }
@@ -270,12 +260,12 @@ PyMemberDef MEMBERS[] = {
     {"index", T_PYSSIZET, offsetof(Entry, index), READONLY, "what prologues carry"},
     {"on_call", T_OBJECT, offsetof(Entry, on_call), 0, "on_call(entry, roots)"},
     {"on_event", T_OBJECT, offsetof(Entry, on_event), 0, "on_event(entry, kind, message)"},
-    {"calls", T_LONG, offsetof(Entry, calls), READONLY, "calls while not off"},
+    {"calls", T_LONG, offsetof(Entry, calls), READONLY, "calls, those while off too"},
+    {"disarm", T_BOOL, offsetof(Entry, disarm), 0,
+     "while off, functions that call lose their prologue"},
     {"hits", T_LONG, offsetof(Entry, hits), READONLY, "calls that a variant served"},
     {"misses", T_LONG, offsetof(Entry, misses), READONLY, "calls that no variant matched"},
     {"threshold", T_LONG, offsetof(Entry, threshold), 0, "misses until on_call is asked"},
-    {"skip_hits", T_LONG, offsetof(Entry, skip_hits), 0, "hits that run the body instead"},
-    {"probe_every", T_LONG, offsetof(Entry, probe_every), 0, "measure each so-manyth hit"},
     {"__weaklistoffset__", T_PYSSIZET, offsetof(Entry, weak_references), READONLY, nullptr},
     {nullptr, 0, 0, 0, nullptr},
 };
@@ -283,13 +273,8 @@ PyMemberDef MEMBERS[] = {
 PyGetSetDef GETSETS[] = {
     {"state", get_state, set_state, "\"off\", \"count\" or \"armed\"", nullptr},
     {"variants", get_variants, set_variants, "tuple of Variant, tried in order", nullptr},
-    {"ns_compiled", get_probes, nullptr, "measured times of hits, oldest first", nullptr},
+    {"sampled", get_sampled, nullptr, "the variant whose eager run is wanted, or None", nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr},
-};
-
-PyMethodDef METHODS[] = {
-    {"clear_probes", clear_probes, METH_NOARGS, "Forget the measured times."},
-    {nullptr, nullptr, 0, nullptr},
 };
 
 PyType_Slot SLOTS[] = {
@@ -299,7 +284,6 @@ PyType_Slot SLOTS[] = {
     {Py_tp_clear, reinterpret_cast<void*>(entry_clear)},
     {Py_tp_members, MEMBERS},
     {Py_tp_getset, GETSETS},
-    {Py_tp_methods, METHODS},
     {Py_tp_doc, const_cast<char*>("Entry(name, on_call=None): a root of dispatch.")},
     {0, nullptr},
 };
@@ -307,7 +291,33 @@ PyType_Slot SLOTS[] = {
 PyType_Spec SPEC = {"accel._native.Entry", sizeof(Entry), 0,
                     Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, SLOTS};
 
+// A class, because torch.compile takes only functions, classes and constants from builtins.
+PyType_Slot RUN_BODY_SLOTS[] = {
+    {Py_tp_doc, const_cast<char*>("What a prologue is answered when the body is to run.")},
+    {0, nullptr},
+};
+
+PyType_Spec RUN_BODY_SPEC = {"accel._native.RUN_BODY", sizeof(PyObject), 0, Py_TPFLAGS_DEFAULT,
+                             RUN_BODY_SLOTS};
+
 // ---- module functions ----------------------------------------------------------------
+
+// Gives a function (borrowed, may be NULL) the code under its prologue: the second half of
+// the pair that is the last constant of rewritten code. The running frame keeps its own.
+void remove_prologue(PyObject* function) {
+  if (!function || !PyFunction_Check(function)) return;
+  PyObject* consts =
+      reinterpret_cast<PyCodeObject*>(PyFunction_GET_CODE(function))->co_consts;
+  Py_ssize_t count = PyTuple_GET_SIZE(consts);
+  PyObject* last = count ? PyTuple_GET_ITEM(consts, count - 1) : nullptr;
+  if (!last || !PyTuple_CheckExact(last) || PyTuple_GET_SIZE(last) != 2) return;
+  PyObject* code = PyTuple_GET_ITEM(last, 1);
+  if (!PyCode_Check(code)) return;
+  PyObject *type, *value, *trace;
+  PyErr_Fetch(&type, &value, &trace);
+  if (PyObject_SetAttrString(function, "__code__", code) < 0) PyErr_Clear();
+  PyErr_Restore(type, value, trace);
+}
 
 // prologue(index, *fast_locals). The function whose frame calls is the last root.
 PyObject* py_prologue(PyObject*, PyObject* const* args, Py_ssize_t count) {
@@ -318,7 +328,10 @@ PyObject* py_prologue(PyObject*, PyObject* const* args, Py_ssize_t count) {
     return answer_run_body();
   }
   Entry* entry = (*entries)[static_cast<size_t>(index)];
-  if (!entry || entry->state == EntryState::off || !dispatch_enabled || paused()) {
+  if (!entry || !dispatch_enabled || paused()) return answer_run_body();
+  if (entry->state == EntryState::off) {
+    entry->calls++;
+    if (entry->disarm) remove_prologue(calling_function(PyThreadState_Get()));
     return answer_run_body();
   }
   PyObject* function = calling_function(PyThreadState_Get());
@@ -366,6 +379,12 @@ PyMethodDef FUNCTIONS[] = {
 };
 
 }  // namespace
+
+int64_t now_ns() {
+  timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return time.tv_sec * int64_t{1000000000} + time.tv_nsec;
+}
 
 DispatchPause::DispatchPause() {
   own_pauses++;
@@ -415,7 +434,7 @@ PyObject* dispatch_call(Entry* entry, PyObject* const* roots, size_t count, PyOb
 
 int init_dispatch(PyObject* module) {
   entries = new std::vector<Entry*>();
-  run_body = PyObject_CallNoArgs(reinterpret_cast<PyObject*>(&PyBaseObject_Type));
+  run_body = PyType_FromSpec(&RUN_BODY_SPEC);
   entry_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&SPEC));
   if (!run_body || !entry_type) return -1;
   if (PyModule_AddObjectRef(module, "RUN_BODY", run_body) < 0 ||

@@ -16,8 +16,6 @@ enum class EntryState : uint8_t {
 
 // The Python object accel._native.Entry.
 struct Entry {
-  static constexpr int PROBES = 64;
-
   PyObject_HEAD
   PyObject* name;
   PyObject* on_call;   // asked when no variant serves; NULL or None: the hook of modules
@@ -26,19 +24,19 @@ struct Entry {
   PyObject* weak_references;
   Py_ssize_t index;    // in the table of prologues; never given to another entry
   EntryState state;
+  char disarm;         // while off: functions that call lose their prologue
   long calls, hits, misses;
   long threshold;      // calls without a variant until on_call is asked; 0: never
   long since;          // such calls since it was asked last
-  long skip_hits;      // so many calls that a variant would serve run the body instead
-  long probe_every;    // measure each so-manyth hit; 0: none
-  long until_probe;
-  int64_t* probes;     // ring of the last PROBES measured times
-  long probe_count;
+  PyObject* sampled;   // the variant whose eager run on_call is asked for (borrowed); or NULL
 };
 
 extern PyObject* run_body;          // the sentinel (immortal for the process)
 extern bool dispatch_enabled;       // the global switch
 extern PyObject* module_hook;       // owned: on_call of the entries of modules; NULL: off
+
+// The clock of measured times.
+int64_t now_ns();
 
 // New reference, or NULL with a Python error set. `name` is borrowed.
 Entry* new_entry(PyObject* name);

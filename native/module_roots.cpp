@@ -167,7 +167,11 @@ PyObject* py_module_prologue(PyObject*, PyObject* const* args, Py_ssize_t count)
   Row* row = table->find(args[0]);
   if (__builtin_expect(!row, 0)) return first_call(args[0], args);
   auto* entry = reinterpret_cast<Entry*>(row->entry);
-  if (!entry || entry->state == EntryState::off) return answer_run_body();
+  if (!entry) return answer_run_body();
+  if (entry->state == EntryState::off) {
+    entry->calls++;
+    return answer_run_body();
+  }
   return dispatch_call(entry, args, 3, nullptr);
 }
 

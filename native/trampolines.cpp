@@ -41,7 +41,7 @@ enum Mode : long {
   X(delete_global) X(delete_deref) X(binary) X(compare) X(contains) X(is_) X(subscr)   \
   X(setitem) X(delitem) X(setattr) X(delattr) X(unary) X(not_) X(test) X(get_iter)     \
   X(unpack) X(consume) X(with_) X(imported) X(format_) X(match) X(redirect) X(fresh)   \
-  X(finish) X(void)
+  X(finish) X(void) X(checkpoint)
 
 enum Handler : int {
 #define X(name) H_##name,
@@ -61,8 +61,10 @@ struct Session {
   bool dead = false;             // voided: every trampoline does the plain operation
   int in_recorder = 0;           // >0 while handler code runs
   int in_fold = 0;               // >0 while a fold's own Python frames run
-  int constructing = 0;
+  long events = 0;
 };
+
+constexpr long EVENTS_PER_CHECKPOINT = 4096;
 
 thread_local Session* session = nullptr;
 int session_count = 0;  // of all threads; guarded by the GIL
@@ -125,7 +127,13 @@ PyObject* ask(Handler which, PyObject* const* args, Py_ssize_t count) {
   PyObject* answer;
   {
     RecorderScope scope(s);
-    answer = PyObject_Vectorcall(PyTuple_GET_ITEM(s->handlers, which), args, count, nullptr);
+    answer = ++s->events % EVENTS_PER_CHECKPOINT == 0
+                 ? PyObject_CallNoArgs(PyTuple_GET_ITEM(s->handlers, H_checkpoint))
+                 : Py_NewRef(Py_None);
+    if (answer) {
+      Py_SETREF(answer, PyObject_Vectorcall(PyTuple_GET_ITEM(s->handlers, which), args, count,
+                                            nullptr));
+    }
   }
   if (!answer) {
     if (PyErr_ExceptionMatches(PyExc_KeyboardInterrupt)) {
@@ -722,10 +730,18 @@ PyObject* run_recorded(PyObject* recorder, PyObject* callable, PyObject* args, P
   }
   {
     RecorderScope scope(&own);
-    PyObject* told[2] = {result ? result : Py_None, result ? Py_False : Py_True};
+    PyObject* unseen = PyLong_FromLong(watched.first);
+    PyObject* told[3] = {result ? result : Py_None, result ? Py_False : Py_True, unseen};
     PyObject* done =
-        PyObject_Vectorcall(PyTuple_GET_ITEM(own.handlers, H_finish), told, 2, nullptr);
+        PyObject_Vectorcall(PyTuple_GET_ITEM(own.handlers, H_finish), told, 3, nullptr);
+    Py_XDECREF(unseen);
     if (!done) PyErr_WriteUnraisable(recorder);
+    // What `finish` returns is nothing, or the exception that the user asked for.
+    if (done && result && PyExceptionInstance_Check(done)) {
+      Py_CLEAR(result);
+      type = Py_NewRef(reinterpret_cast<PyObject*>(Py_TYPE(done)));
+      value = Py_NewRef(done);
+    }
     Py_XDECREF(done);
   }
   session = nullptr;

@@ -8,7 +8,9 @@ namespace accel {
 
 // Runs `callable(*args, **kwargs)` as a recording by `recorder` (all borrowed) on
 // this thread and returns its result (new reference) or NULL with the program's
-// own error set. Afterwards `recorder.finish(result, failed)` has been called.
+// own error set. Afterwards `recorder.finish(result, failed, unseen_operations)` has been
+// called;
+// if it returned an exception and the call did not fail, that is raised instead.
 // Needs the GIL; must not be entered while this thread records already.
 PyObject* run_recorded(PyObject* recorder, PyObject* callable, PyObject* args, PyObject* kwargs);
 

@@ -7,6 +7,7 @@
 
 #include "autograd_node.h"
 #include "dispatch.h"
+#include "entry.h"
 #include "executor.h"
 #include "guards.h"
 #include "tensors.h"
@@ -33,9 +34,17 @@ struct Variant {
   std::vector<int32_t>* needed;  // slots a call reads; NULL: any
   ResultKind kind;
   long hits, guard_failures, ambient_failures, misspeculations, errors;
+  long eager_runs;   // so many calls that this variant would serve are given to on_call
+  long probe_every;  // measure each so-manyth hit; 0: none
+  long until_probe;
+  long review_at;    // the hit after which on_event is told; 0: never
+  int64_t* probes;   // ring of the last PROBES measured times; NULL until the first
+  long probe_count;
 };
 
 namespace {
+
+constexpr long PROBES = 64;
 
 PyTypeObject* variant_type = nullptr;
 PyTypeObject* ambient_type = nullptr;
@@ -221,6 +230,36 @@ PyObject* make_result(Variant* v, const GuardCheck& check, const Outputs& output
   return tuple;
 }
 
+// ---- measuring ---------------------------------------------------------------------
+
+bool probe_due(Variant* v) {
+  if (v->probe_every <= 0 || --v->until_probe > 0) return false;
+  v->until_probe = v->probe_every;
+  return true;
+}
+
+void store_probe(Variant* v, int64_t ns) {
+  if (!v->probes) v->probes = new int64_t[PROBES]();
+  v->probes[v->probe_count++ % PROBES] = ns;
+}
+
+PyObject* get_probes(PyObject* self, void*) {
+  Variant* v = self_of(self);
+  long count = v->probe_count < PROBES ? v->probe_count : PROBES;
+  PyObject* list = PyList_New(count);
+  for (long k = 0; list && k < count; k++) {
+    PyObject* number = PyLong_FromLongLong(v->probes[(v->probe_count - count + k) % PROBES]);
+    if (number) PyList_SET_ITEM(list, k, number);
+    else Py_CLEAR(list);
+  }
+  return list;
+}
+
+PyObject* clear_probes(PyObject* self, PyObject*) {
+  self_of(self)->probe_count = 0;
+  Py_RETURN_NONE;
+}
+
 // ---- construction ------------------------------------------------------------------
 
 bool take_indices(PyObject* object, size_t limit, const char* what, std::vector<int32_t>& into) {
@@ -351,6 +390,7 @@ void variant_dealloc(PyObject* self) {
   delete v->inputs;
   delete v->picks;
   delete v->needed;
+  delete[] v->probes;
   type->tp_free(self);
   Py_DECREF(type);
 }
@@ -365,7 +405,22 @@ PyMemberDef MEMBERS[] = {
     {"ambient_failures", T_LONG, offsetof(Variant, ambient_failures), READONLY, nullptr},
     {"misspeculations", T_LONG, offsetof(Variant, misspeculations), READONLY, nullptr},
     {"errors", T_LONG, offsetof(Variant, errors), READONLY, "runs in which the executor failed"},
+    {"eager_runs", T_LONG, offsetof(Variant, eager_runs), 0,
+     "so many calls that it would serve are given to the entry's on_call instead"},
+    {"probe_every", T_LONG, offsetof(Variant, probe_every), 0, "measure each so-manyth hit"},
+    {"review_at", T_LONG, offsetof(Variant, review_at), 0,
+     "the hit after which the entry's on_event is told \"review\"; 0: never"},
     {nullptr, 0, 0, 0, nullptr},
+};
+
+PyGetSetDef GETSETS[] = {
+    {"ns_compiled", get_probes, nullptr, "measured times of hits, oldest first", nullptr},
+    {nullptr, nullptr, nullptr, nullptr, nullptr},
+};
+
+PyMethodDef METHODS[] = {
+    {"clear_probes", clear_probes, METH_NOARGS, "Forget the measured times."},
+    {nullptr, nullptr, 0, nullptr},
 };
 
 PyType_Slot SLOTS[] = {
@@ -373,6 +428,8 @@ PyType_Slot SLOTS[] = {
     {Py_tp_dealloc, reinterpret_cast<void*>(variant_dealloc)},
     {Py_tp_traverse, reinterpret_cast<void*>(variant_traverse)},
     {Py_tp_members, MEMBERS},
+    {Py_tp_getset, GETSETS},
+    {Py_tp_methods, METHODS},
     {Py_tp_doc, const_cast<char*>("Variant(guards, ambient, executor, inputs, result, gradient=None)")},
     {0, nullptr},
 };
@@ -386,19 +443,27 @@ bool is_variant(PyObject* object) { return Py_TYPE(object) == variant_type; }
 
 long error_count(const Variant* variant) { return variant->errors; }
 
-Outcome serve(Variant* v, PyObject* const* roots, size_t count, PyObject* last, long* skips,
+bool review_due(Variant* v) {
+  if (v->review_at <= 0 || v->hits < v->review_at) return false;
+  v->review_at = 0;
+  return true;
+}
+
+Outcome serve(Variant* v, PyObject* const* roots, size_t count, PyObject* last,
               Serving& serving) {
   if (!ambient_equal(*v->state)) {
     v->ambient_failures++;
     return Outcome::guarded;
   }
+  bool probe = v->probe_every > 0 && v->until_probe <= 1;
+  int64_t start = probe ? now_ns() : 0;
   GuardCheck check(*as_guard_program(v->guards));
   if (!check.holds(roots, count, last)) {
     v->guard_failures++;
     return Outcome::guarded;
   }
-  if (*skips > 0) {
-    --*skips;
+  if (v->eager_runs > 0) {
+    --v->eager_runs;
     return Outcome::skipped;
   }
   HeldInputs inputs(check, *v->inputs);
@@ -409,6 +474,7 @@ Outcome serve(Variant* v, PyObject* const* roots, size_t count, PyObject* last, 
   if (outcome == Outcome::served) {
     v->hits++;
     serving.result = make_result(v, check, outputs);
+    if (probe_due(v) && probe) store_probe(v, now_ns() - start);
     return serving.result ? Outcome::served : Outcome::raised;
   }
   if (outcome == Outcome::misspeculated) v->misspeculations++;

@@ -14,7 +14,7 @@ struct Variant;
 enum class Outcome {
   served,         // `result` is the call's result (new reference)
   guarded,        // ambient state or guards do not hold: try the next variant
-  skipped,        // they hold, but the caller asked to run the body instead
+  skipped,        // they hold, but this call is to run the body (`eager_runs`)
   misspeculated,  // a speculation failed; nothing was committed: try the next variant
   failed,         // the executor failed, nothing was committed, see `why`: run the body
   raised,         // a Python error is set which the program must see
@@ -29,9 +29,12 @@ struct Serving {
 bool is_variant(PyObject* object);
 
 // Serves a call with these roots (borrowed, alive for the call; `last` may be NULL).
-// `variant` must stay alive for the call. `*skips` counts down when guards hold.
+// `variant` must stay alive for the call.
 Outcome serve(Variant* variant, PyObject* const* roots, size_t count, PyObject* last,
-              long* skips, Serving& serving);
+              Serving& serving);
+
+// True once, when the variant has served as many calls as its `review_at` says.
+bool review_due(Variant* variant);
 
 // How often the executor of this variant failed.
 long error_count(const Variant* variant);

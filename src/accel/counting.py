@@ -11,6 +11,7 @@ NAMES = (
     "segments",
     "graph_breaks",
     "variants",
+    "variants_losing",
     "recompiles",
     "deopts",
     "speculations_failed",

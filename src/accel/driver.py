@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from accel import errors, log, optimizers, runtime
+from accel import errors, log, optimizers, other_tracers, runtime, trial
 from accel.capture.recorder import Recorder, Recording
 from accel.capture.twins import TwinFactory
 from accel.capture.values import class_lookup
@@ -40,7 +40,8 @@ from accel.trace import SegmentGraph
 TRANSIENT = frozenset({"foreign_frame", "interrupted", "escaped_operation"})
 # Voids that hang on how the root was called: it is tried again, ever more rarely.
 PASSING = frozenset({"requires_grad", "ambient_changed", "raised", "tensor_kind"})
-
+# States in which no call is recorded.
+SETTLED = frozenset({"blacklisted", "plain", "losing", "disabled", "full"})
 
 _NO_ROOT = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
@@ -69,8 +70,9 @@ class Driver:
             __accel_module_prologue__=native.module_prologue,
             __accel_run_body__=native.RUN_BODY,
         )
-        native.set_module_hook(self.on_module_call)
+        native.set_module_hook(self.on_module_call, config.threshold)
         self._patch_module_call()
+        other_tracers.install()
 
     # ------------------------------------------------------------ rewriting
 
@@ -161,33 +163,49 @@ class Driver:
     def _decide_module(self, entry: Any, roots: tuple[Any, ...]) -> Any:
         module, args, kwargs = roots
         root = self._module_root(entry, module)
+        function = torch.nn.Module._wrapped_call_impl
+        if (times := self._wants_measuring(root)) is not None:
+            return (times, function, (module, *args), kwargs)
         if not self._wants_recording(root):
             return None
         named = [("self", module), ("args", args), ("kwargs", kwargs)]
-        function = torch.nn.Module._wrapped_call_impl
         return self._record(root, named, function, (module, *args), kwargs, (1, 2))
 
     def _decide_function(self, entry: Any, roots: tuple[Any, ...]) -> Any:
         root = self.roots[entry.index]
-        if not self._wants_recording(root):
-            return None
         code = root.code
         assert code is not None
         *values, function = roots
+        if (times := self._wants_measuring(root)) is not None:
+            return (times, function, *call_arguments(code, values))
+        if not self._wants_recording(root):
+            return None
         named = list(zip(argument_names(code), values, strict=True))
         args, kwargs = call_arguments(code, values)
         named.append((code.co_name, function))
         return self._record(root, named, function, args, kwargs, starred_positions(code))
 
+    def _wants_measuring(self, root: Root) -> list[int] | None:
+        """Where this call's time goes when it is to run eagerly and be measured; or None."""
+        sampled = root.entry.sampled
+        if sampled is not None:
+            for installed in root.variants:
+                if installed.native is sampled:
+                    return installed.trial.eager_ns
+            return []  # replaced meanwhile; the call must run all the same
+        if root.pending and not root.variants and len(root.eager_ns) < self.limits.max_eager_times:
+            return root.eager_ns
+        return None
+
     def _wants_recording(self, root: Root) -> bool:
         entry = root.entry
-        if self._closed or root.state in ("blacklisted", "losing", "disabled", "full"):
+        if self._closed or root.state in SETTLED:
             entry.state = "off" if not root.variants else "armed"
             entry.threshold = self.limits.max_backoff_calls
             return False
         if self.config.stance == "force_eager" or _under_a_mode():
             return False
-        if root.pending:
+        if root.pending or root.is_recording:
             entry.threshold = 1  # look for the finished compilation at the next call
             return False
         if not root.forced and self._defers(root):
@@ -250,23 +268,30 @@ class Driver:
         )
         self.counters.add("recordings")
         root.recordings += 1
+        root.is_recording = True
         return (recorder, twin_function, args, kwargs)
 
-    def _recorded(self, root: Root, named: list[Any], recording: Recording) -> None:
-        """A recorded run is over; called in the recording session, with dispatch paused."""
+    def _recorded(
+        self, root: Root, named: list[Any], recording: Recording
+    ) -> errors.GraphBreakError | None:
+        """A recorded run is over; called in the recording session, with dispatch paused.
+
+        What is returned is raised by the recorded call.
+        """
+        root.is_recording = False
         self.counters.add("seconds_recording", recording.seconds)
         try:
             if recording.void is not None:
-                self._voided(root, recording)
-            else:
-                self._compile(root, len(named), recording)
+                return self._voided(root, recording)
+            self._compile(root, len(named), recording)
         except Exception as error:
             if self.config.strict:
                 raise
             log.internal_error("driver", error)
             self._give_up(root, "recorder_error", repr(error), root.location)
+        return None
 
-    def _voided(self, root: Root, recording: Recording) -> None:
+    def _voided(self, root: Root, recording: Recording) -> errors.GraphBreakError | None:
         void = recording.void
         assert void is not None
         self.counters.add("recordings_voided")
@@ -281,14 +306,30 @@ class Driver:
         if void.kind in TRANSIENT and root.transient_voids < self.limits.max_transient_voids:
             root.transient_voids += 1
             root.entry.threshold = 1 + root.transient_voids
-            return
+            return None
+        if recording.is_plain and not root.forced and void.kind != "raised":
+            self._ran_plain(root)
+            return None
+        if root.fullgraph and void.kind != "raised":
+            self.counters.add("graph_breaks")
+            return errors.graph_break(recording.location, void.kind, void.detail)
         if void.kind in PASSING:
             root.backoff = min(2 * root.backoff, self.limits.max_backoff_calls)
             root.entry.threshold = root.backoff
-            return
+            return None
         root.voids += 1
         self.counters.add("graph_breaks")
         self._give_up(root, void.kind, void.detail, recording.location)
+        return None
+
+    def _ran_plain(self, root: Root) -> None:
+        """A call without torch operations: once more, later; then the root is left alone."""
+        root.plain_runs += 1
+        if root.plain_runs < self.limits.max_plain_runs:
+            root.entry.threshold = self.limits.plain_pause_calls
+        else:
+            root.state = "full" if root.variants else "plain"
+            self._disarm(root)
 
     def _give_up(self, root: Root, kind: str, detail: str, location: str) -> None:
         root.state = "full" if root.variants else "blacklisted"
@@ -296,13 +337,13 @@ class Driver:
         root.reason_location = location
         root.entry.state = "armed" if root.variants else "off"
         root.entry.threshold = self.limits.max_backoff_calls
-        if not root.variants:
-            self._disarm(root)
         log.artifact("driver", "%s blacklisted: %s at %s", root.name, root.reason, location)
 
     def _disarm(self, root: Root) -> None:
-        """The prologue stays in code that runs; `off` entries answer at once."""
-        root.entry.state = "off"
+        """Functions of this code lose their prologue at their next call."""
+        if not root.variants:
+            root.entry.state = "off"
+            root.entry.disarm = root.kind == "function"
 
     # ------------------------------------------------------------ compiling
 
@@ -381,6 +422,13 @@ class Driver:
             program, recording.ambient, executor, inputs, result, gradient
         )
         installed = Installed(variant, recording, program, segment.key, recording.operations)
+        # The eager backend is there to look for errors with; it cannot win.
+        if not self.config.deterministic and (root.backend or self.config.backend) != "eager":
+            variant.probe_every, variant.review_at = 1, trial.FIRST_REVIEW
+            if not root.variants:
+                installed.trial.eager_ns.extend(root.eager_ns)
+            root.entry.on_event = self.on_event
+        root.eager_ns.clear()
         root.variants.insert(0, installed)
         self.counters.add("variants")
         root.entry.variants = tuple(v.native for v in root.variants)
@@ -418,6 +466,7 @@ class Driver:
             if tangents and root.backward_patterns < self.limits.max_backward_patterns:
                 again(root, tangents)
                 return
+            root.retired_hits += sum(v.native.hits for v in root.variants)
             root.variants.clear()
             root.entry.variants = ()
             self._give_up(root, "derivatives", why, root.location)
@@ -438,11 +487,55 @@ class Driver:
         """Gradients arrive at other outputs than the variant was compiled for: a new one."""
         assert recording.graph is not None and recording.graph.gradients is not None
         root.backward_patterns += 1
+        root.retired_hits += sum(v.native.hits for v in root.variants if v.program is program)
         root.variants = [v for v in root.variants if v.program is not program]
         root.entry.variants = tuple(v.native for v in root.variants)
         wanted = replace(recording.graph.gradients, tangents=tangents)
         recording = replace(recording, graph=replace(recording.graph, gradients=wanted))
         self._submit(root, recording, program, inputs, result)
+
+    # --------------------------------------------------------------- trials
+
+    def on_event(self, entry: Any, kind: str, message: str) -> None:
+        """Native dispatch tells of a failed executor ("error") or a due review."""
+        root = self.roots.get(entry.index)
+        if root is None:
+            return
+        if kind == "error":
+            log.artifact("driver", "%s: the executor failed: %s", root.name, message)
+            return
+        for installed in list(root.variants):
+            if installed.native.review_at == 0:
+                self._review(root, installed)
+
+    def _review(self, root: Root, installed: Installed) -> None:
+        """Whether this variant is worth its place."""
+        native = installed.native
+        times = native.ns_compiled
+        ruling = installed.trial.review(times)
+        if ruling.losing:
+            self._lose(root, installed, installed.trial.text(times))
+            return
+        if installed.trial.strikes or ruling.probe_every == 1:
+            native.clear_probes()
+        native.probe_every = ruling.probe_every
+        native.eager_runs = ruling.eager_runs
+        native.review_at = native.hits + ruling.review_in
+
+    def _lose(self, root: Root, installed: Installed, text: str) -> None:
+        """Drops a variant that is slower than eager; its calls run eagerly from now on."""
+        log.artifact("driver", "%s is losing: %s", root.name, text)
+        self.counters.add("variants_losing")
+        root.variants.remove(installed)
+        root.retired_hits += installed.native.hits
+        root.entry.variants = tuple(v.native for v in root.variants)
+        root.reason = errors.reason_text("losing", text)
+        root.reason_location = root.location
+        root.entry.threshold = self.limits.max_backoff_calls
+        # A variant for other calls may win; calls of the losing kind must not record again.
+        root.state = "full" if root.variants else "losing"
+        if not root.variants:
+            root.entry.state = "off"
 
     # -------------------------------------------------------------- control
 
@@ -487,9 +580,12 @@ class Driver:
             root.variants.clear()
             root.entry.variants = ()
             root.state, root.reason, root.reason_location = "cold", "", ""
-            root.deferrals = root.voids = root.transient_voids = root.recordings = 0
+            root.deferrals = root.voids = root.transient_voids = root.plain_runs = root.recordings = 0
+            root.retired_hits = 0
+            root.eager_ns.clear()
             root.backoff = 1
             root.entry.threshold = 1 if root.forced else self.config.threshold
+            root.entry.disarm = False
             root.entry.state = "count"
         self.counters.reset()
         self._base_calls = {index: root.entry.calls for index, root in self.roots.items()}
@@ -519,12 +615,13 @@ class Driver:
         values = self.counters.snapshot()
         compiled = eager = ops_compiled = ops_eager = failed = deopts = backwards = 0
         for root in self.roots.values():
-            hits = sum(v.native.hits for v in root.variants)
+            hits = sum(v.native.hits for v in root.variants) + root.retired_hits
             compiled += hits
             backwards += sum(v.native.gradient.runs for v in root.variants if v.native.gradient)
             ops_compiled += sum(v.native.hits * v.operations for v in root.variants)
-            if not root.recordings and root.state == "cold":
-                continue  # part of another root's calls, or called once
+            ops_compiled += root.retired_hits * root.ops_per_call
+            if root.state == "plain" or (not root.recordings and root.state == "cold"):
+                continue  # without torch operations, part of another root's calls, or called once
             calls = root.entry.calls - self._base_calls.get(root.entry.index, 0)
             misses = max(calls - hits, 0)
             eager += misses
@@ -611,7 +708,7 @@ def result_plan(template: Any, finish: Callable[..., Any], needed: list[int]) ->
 def summarise(driver: Driver) -> Summary:
     lines = []
     for root in driver.roots.values():
-        hits = sum(v.native.hits for v in root.variants)
+        hits = sum(v.native.hits for v in root.variants) + root.retired_hits
         lines.append(
             RootLine(
                 root.name,

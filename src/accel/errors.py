@@ -56,7 +56,7 @@ REASONS: dict[str, tuple[str, str]] = {
     "global_store": ("a global variable is written: {}", "return the value"),
     "import": ("an import that cannot be guarded: {}", "import at the top of the file"),
     "interrupted": ("the call was interrupted", "nothing: the call is tried again"),
-    "losing": ("compiled code was not faster than eager", "nothing: calls run eagerly"),
+    "losing": ("compiled code was slower than eager: {}", "nothing: calls run eagerly"),
     "no_operations": ("no torch operation ran", "nothing: there is nothing to compile"),
     "no_twin": ("{} cannot be instrumented", "coroutines run as Python"),
     "opaque_attribute": ("an attribute computed by C code is used: {}", "read it outside"),
@@ -80,6 +80,7 @@ REASONS: dict[str, tuple[str, str]] = {
     "tensor_method": ("a tensor method that accel does not record: {}", "call it outside"),
     "tensor_subclass": ("a tensor subclass is used: {}", "use plain tensors"),
     "text_of_object": ("text is made from an object: {}", "format its fields"),
+    "too_long": ("more than {} torch operations", "optimize a function that it calls"),
     "too_many_variants": ("{} variants exist already", "keep shapes and flags stable"),
     "unbound_slot": ("a slot without a value is read: {}", "set it first"),
     "unknown_tensor": ("a tensor of unknown origin is used: {}", "pass it as an argument"),
@@ -97,3 +98,21 @@ def reason_text(kind: str, detail: str = "") -> str:
 
 def reason_hint(kind: str) -> str:
     return REASONS[kind][1]
+
+
+def hint_for(text: str) -> str:
+    """What the user can do about a reason that `reason_text` worded; "" when it is unknown."""
+    for template, hint in REASONS.values():
+        start, hole, end = template.partition("{}")
+        if text.startswith(start) and (text.endswith(end) if hole else text in (start,)):
+            return hint
+        if not hole and text.startswith(f"{start}: "):
+            return hint
+    return ""
+
+
+def graph_break(location: str, kind: str, detail: str) -> GraphBreakError:
+    """The error for a void at `location`, "file:line"."""
+    file, _, line = location.rpartition(":")
+    number = int(line) if line.isdigit() else 0
+    return GraphBreakError(file or location, number, reason_text(kind, detail), reason_hint(kind))

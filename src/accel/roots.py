@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from accel.capture.recorder import Recording
+from accel.trial import Trial
 
 # What a root may be doing, and what its calls do meanwhile.
 STATES = {
@@ -22,6 +23,7 @@ STATES = {
     "full": "as compiled, but no further variants are made",
     "losing": "compiled code was not faster; calls run eagerly",
     "blacklisted": "cannot be recorded; calls run eagerly, callees get their turn",
+    "plain": "runs no torch operations; its prologue is taken out",
     "disabled": "turned off by the user",
 }
 
@@ -32,7 +34,9 @@ class Limits:
 
     max_deferrals: int = 3  # times an inner root waits for an enclosing one
     max_transient_voids: int = 6  # recordings lost to signals, GC callbacks and the like
-    max_voids: int = 2  # recordings lost for a reason that may pass
+    max_eager_times: int = 8  # calls measured while a root compiles
+    max_plain_runs: int = 2  # recordings without torch operations before a root is let alone
+    plain_pause_calls: int = 16  # calls between them
     max_backoff_calls: int = 4096  # most calls between two tries
     max_backward_patterns: int = 4  # sets of outputs at which gradients arrive, besides all
 
@@ -46,7 +50,7 @@ class Installed:
     program: Any  # its guards
     key: str
     operations: int
-    gm: Any = None
+    trial: Trial = field(default_factory=Trial)
 
 
 @dataclass
@@ -68,14 +72,18 @@ class Root:
     deferrals: int = 0
     voids: int = 0
     transient_voids: int = 0
+    plain_runs: int = 0
     backoff: int = 1
     recordings: int = 0
     variants: list[Installed] = field(default_factory=list)
+    retired_hits: int = 0  # calls that dropped variants have served
     pending: int = 0
     backward_patterns: int = 0
+    is_recording: bool = False  # one of its calls is being recorded, in whatever thread
+    eager_ns: list[int] = field(default_factory=list)  # calls measured while it compiles
     ops_per_call: int = 0
     history: list[str] = field(default_factory=list)
 
     @property
     def judged(self) -> bool:
-        return self.state in ("blacklisted", "losing", "disabled", "compiled", "full")
+        return self.state in ("blacklisted", "plain", "losing", "disabled", "compiled", "full")

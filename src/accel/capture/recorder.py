@@ -33,6 +33,9 @@ from accel.trace import Gradients, SegmentGraph, TensorMeta
 _NOT_WITH_GRADIENTS = ("saved tensor hooks", "anomaly mode", "autocast dtypes and cache")
 
 
+MAX_OPERATIONS = 50_000  # of one graph: compiling more would take too long
+
+
 @dataclass
 class Recording:
     """What one run left behind. `void` is the reason when the run could not be used."""
@@ -47,6 +50,7 @@ class Recording:
     operations: int
     seconds: float
     traceback: str = ""  # of an error of ours
+    is_plain: bool = False  # no torch operation ran, seen or unseen
 
 
 class Recorder(CallEvents):
@@ -56,7 +60,7 @@ class Recorder(CallEvents):
         self,
         roots: list[tuple[str, Any]],
         twin_of: Callable[[types.FunctionType], types.FunctionType | None],
-        on_done: Callable[[Recording], None],
+        on_done: Callable[[Recording], BaseException | None],
         *,
         starred: tuple[int, ...] = (),
         function: int | None = None,
@@ -96,6 +100,7 @@ class Recorder(CallEvents):
             "fresh": self.fresh_event,
             "finish": self.finish,
             "void": self.void_event,
+            "checkpoint": self.checkpoint,
         }
         return special.get(name) or getattr(self, name)  # type: ignore[no-any-return]
 
@@ -121,8 +126,16 @@ class Recorder(CallEvents):
                     self.traceback = "".join(traceback.format_exception(detail))
         return None
 
-    def finish(self, result: Any, failed: bool) -> None:
-        """The recorded run returned `result`, or raised."""
+    def checkpoint(self) -> Answer:
+        """Some thousand events have passed: is this recording still worth its time?"""
+        if not self.operations:
+            raise Void("no_operations")
+        if len(self.operations) > MAX_OPERATIONS:
+            raise Void("too_long", str(MAX_OPERATIONS))
+        return None
+
+    def finish(self, result: Any, failed: bool, unseen_operations: int) -> BaseException | None:
+        """The recorded run returned `result`, or raised. What is returned is raised instead."""
         graph = template = None
         if self.voided is None and failed:
             self.voided = Void("raised")
@@ -145,9 +158,10 @@ class Recorder(CallEvents):
             len(self.operations),
             time.perf_counter() - self.started,
             self.traceback,
+            not self.operations and not unseen_operations,
         )
         try:
-            self.on_done(recording)
+            return self.on_done(recording)
         finally:
             # Nothing of the user's is held any longer.
             self.known.clear()

@@ -276,26 +276,66 @@ def test_hits_do_not_count_towards_the_threshold() -> None:
     assert len(asked) == 1
 
 
-def test_skipped_hits() -> None:
+def test_eager_runs_are_asked_for() -> None:
     asked: list[object] = []
-    entry = entry_of(variant(plus(1)), on_call=lambda e, roots: asked.append(roots), skip_hits=2)
+    one = variant(plus(1))
+    entry = entry_of(one, on_call=lambda e, roots: asked.append(e.sampled))
+    one.eager_runs = 2
     answers = [call(entry, X) is RUN_BODY for _ in range(4)]
-    assert answers == [True, True, False, False] and not asked and entry.skip_hits == 0
+    assert answers == [True, True, False, False]
+    assert asked == [one, one] and one.eager_runs == 0 and entry.sampled is None
+
+
+def test_a_measured_run() -> None:
+    times: list[int] = []
+    seen: list[object] = []
+
+    def body(x: torch.Tensor) -> torch.Tensor:
+        seen.append(_native.is_paused())
+        return x + 5
+
+    entry = entry_of(on_call=lambda e, roots: (times, body, (roots[0],), None), threshold=1)
+    assert torch.equal(call(entry, X), X + 5)
+    assert seen == [True] and not _native.is_paused()
+    assert len(times) == 1 and 0 < times[0] < 10**9
+
+    def broken(x: torch.Tensor) -> None:
+        raise KeyError("the program's own")
+
+    entry.on_call = lambda e, roots: (times, broken, (roots[0],), {})
+    with pytest.raises(KeyError, match="own"):
+        call(entry, X)
+    assert len(times) == 1 and not _native.is_paused()
 
 
 def test_probes() -> None:
-    entry = entry_of(variant(plus(1)), probe_every=2)
+    one = variant(plus(1))
+    one.probe_every = 2
+    entry = entry_of(one)
     for _ in range(10):
         call(entry, X)
-    assert 4 <= len(entry.ns_compiled) <= 5
-    assert all(0 < ns < 10**9 for ns in entry.ns_compiled)
+    assert 4 <= len(one.ns_compiled) <= 5
+    assert all(0 < ns < 10**9 for ns in one.ns_compiled)
     for _ in range(300):
         call(entry, X)
-    assert len(entry.ns_compiled) == 64
-    entry.clear_probes()
-    assert entry.ns_compiled == []
+    assert len(one.ns_compiled) == 64
+    one.clear_probes()
+    assert one.ns_compiled == []
     before = _native.clock_ns()
     assert _native.clock_ns() >= before
+
+
+def test_reviews() -> None:
+    told: list[object] = []
+    one = variant(plus(1))
+    one.review_at = 3
+    entry = entry_of(one, on_event=lambda *event: told.append((*event, one.hits)))
+    for _ in range(5):
+        call(entry, X)
+    assert told == [(entry, "review", "", 3)] and one.review_at == 0
+    one.review_at = 6
+    call(entry, X)
+    assert len(told) == 2
 
 
 def test_global_switch() -> None:

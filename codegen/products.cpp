@@ -1,0 +1,312 @@
+// Matrix products, on top of preamble.h; compiled once for a machine and kept as an object
+// file, one for each E: `float`, or `pair` (two neighbouring bfloat16, summed in float).
+//
+// One micro-kernel: rows of one operand are read as they lie in memory, an element at a time,
+// broadcast; the columns of the other come packed, V vectors for each k. So a weight is never
+// copied for longer than a call, and nothing is remembered about it.
+// Sums run over at most KB elements before they are added to a total, as BLAS libraries do:
+// the error stays that of blocked summation.
+#ifdef __AVX512F__
+constexpr int W = 16, MR = 12;
+#else
+constexpr int W = 8, MR = 4;
+#endif
+constexpr int NV = 2, PANEL = W * NV, BLOCK = 48, KB = 256, NEAR = KB + 16;
+constexpr int PANELS = 8;               // of `product`, at once
+constexpr int WIDE = 64, ROWS = 504;    // of `wide`, at most
+typedef vec<float, W> VF;
+typedef vec<int, W> VI;
+struct pair { int bits; };
+
+#ifdef PRODUCTS_OF_PAIRS
+typedef pair E;
+#define NAME(x) x##_bf16
+#else
+typedef float E;
+#define NAME(x) x##_f32
+#endif
+// Gets the sums of one row: columns n to n + count.
+typedef void (*Finish)(const void* context, i64 m, i64 n, i64 count, const float* values);
+// Packs `count` rows of k from column n on: to[panel][k][column], panels W wide if no more
+// than W columns are left for them.
+typedef void (*Pack)(const void* context, i64 k, i64 count, i64 n, i64 columns, E* to);
+
+INLINE VF multiply_add(VF sum, float a, VF b) { return sum + (a - VF{}) * b; }
+INLINE VF multiply_add(VF sum, VF a, VF b, float) { return sum + a * b; }
+#ifdef __AVX512BF16__
+INLINE VF multiply_add(VF sum, pair a, VF b) {
+  asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(b), "v"(a.bits - VI{}));
+  return sum;
+}
+INLINE VF multiply_add(VF sum, VF a, VF b, pair) {
+  asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(b), "v"(a));
+  return sum;
+}
+#endif
+
+// Sums over k of rows[i][k] * panel[k][...], into or onto totals[i][...]; rows `ahead`
+// elements on are fetched early.
+template <int R, int V>
+static __attribute__((noinline)) void micro(const E* __restrict__ rows, i64 stride, const E* __restrict__ panel,
+                                            i64 k_count, float* __restrict__ totals, i64 totals_stride, i64 ahead,
+                                            bool first) {
+  // Rows in threes: three registers of addresses and one of strides reach all of them.
+  constexpr int G = (R + 2) / 3;
+  const E* row[G];
+  VF c[R][V];
+  _Pragma("GCC unroll 16") for (int g = 0; g < G; g++) row[g] = rows + 3 * g * stride;
+  _Pragma("GCC unroll 16") for (int i = 0; i < R; i++)
+    _Pragma("GCC unroll 4") for (int j = 0; j < V; j++) c[i][j] = VF{};
+  auto one = [&](i64 at) __attribute__((always_inline)) {
+    VF x[V];
+    _Pragma("GCC unroll 4") for (int j = 0; j < V; j++) __builtin_memcpy(&x[j], panel + at * V * W + W * j, sizeof(VF));
+    _Pragma("GCC unroll 16") for (int i = 0; i < R; i++)
+      _Pragma("GCC unroll 4") for (int j = 0; j < V; j++) c[i][j] = multiply_add(c[i][j], row[i / 3][i % 3 * stride + at], x[j]);
+  };
+  i64 k = 0;
+  auto four = [&]() __attribute__((always_inline)) {
+    one(0), one(1), one(2), one(3);
+    _Pragma("GCC unroll 16") for (int g = 0; g < G; g++) row[g] += 4;
+    panel += 4 * V * W;
+  };
+  for (; k + 16 <= k_count; k += 16) {
+    if (ahead)
+      _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) __builtin_prefetch(row[i / 3] + i % 3 * stride + ahead, 0, 2);
+    for (int u = 0; u < 4; u++) four();
+  }
+  for (; k + 4 <= k_count; k += 4) four();
+  for (i64 at = 0; k < k_count; k++, at++) one(at);
+  _Pragma("GCC unroll 16") for (int i = 0; i < R; i++)
+    _Pragma("GCC unroll 4") for (int j = 0; j < V; j++) {
+      float* t = totals + i * totals_stride + W * j;
+      if (!first) {
+        VF before;
+        __builtin_memcpy(&before, t, sizeof(VF));
+        c[i][j] += before;
+      }
+      __builtin_memcpy(t, &c[i][j], sizeof(VF));
+    }
+}
+
+template <int V>
+static void tiles(i64 count, const E* rows, i64 stride, const E* panel, i64 k_count, float* totals,
+                  i64 totals_stride, i64 ahead, bool first) {
+  i64 i = 0;
+  auto some = [&](auto r) __attribute__((always_inline)) {
+    constexpr int R = decltype(r)::value;
+    for (; i + R <= count; i += R)
+      micro<R, V>(rows + i * stride, stride, panel, k_count, totals + i * totals_stride, totals_stride, ahead, first);
+  };
+  some(::count<MR>{});
+  if constexpr (MR > 8) some(::count<8>{});
+  if constexpr (MR > 4) some(::count<4>{});
+  some(::count<2>{});
+  some(::count<1>{});
+}
+
+static void tiles_of(bool wide, i64 count, const E* rows, i64 stride, const E* panel, i64 k_count, float* totals,
+                     i64 totals_stride, i64 ahead, bool first) {
+  if (wide) tiles<NV>(count, rows, stride, panel, k_count, totals, totals_stride, ahead, first);
+  else tiles<1>(count, rows, stride, panel, k_count, totals, totals_stride, ahead, first);
+}
+
+// Rows a multiple of half a page apart fight for the same cache lines: they are copied.
+INLINE bool conflicts(i64 stride) { return stride % 512 == 0; }
+static void copy_near(const E* rows, i64 stride, i64 count, i64 k_count, E* near, i64 ahead) {
+  for (i64 i = 0; i < count; i++) {
+    i64 j = 0;
+    for (; j + 16 <= k_count; j += 16) {
+      __builtin_prefetch(rows + i * stride + j + ahead, 0, 2);
+      __builtin_memcpy(near + i * NEAR + j, rows + i * stride + j, 64);
+    }
+    for (; j < k_count; j++) near[i * NEAR + j] = rows[i * stride + j];
+  }
+}
+
+// W x W elements of 32 bits, transposed in registers.
+template <int D> INLINE void exchange(VI& a, VI& b) {
+  VI low, high;
+  for (int l = 0; l < W; l++) {
+    low[l] = l & D ? W + l - D : l;
+    high[l] = l & D ? W + l : l + D;
+  }
+  VI x = __builtin_shuffle(a, b, low), y = __builtin_shuffle(a, b, high);
+  a = x, b = y;
+}
+template <int D> INLINE void exchange_all(VI (&r)[W]) {
+  _Pragma("GCC unroll 16") for (int i = 0; i < W; i++)
+    if (!(i & D)) exchange<D>(r[i], r[i + D]);
+}
+INLINE void transpose(VI (&r)[W]) {
+  exchange_all<1>(r), exchange_all<2>(r), exchange_all<4>(r);
+  if constexpr (W == 16) exchange_all<8>(r);
+}
+
+// Groups `begin` to `end` of W columns of x[M][K]: packed[panel][k][column], missing ones zero.
+extern "C" __attribute__((visibility("hidden")))
+void NAME(pack_columns)(const E* x, i64 row_stride, E* packed, i64 M, i64 K, i64 begin, i64 end) {
+  for (i64 unit = begin; unit < end; unit++) {
+    const i64 m0 = unit * W, panel = unit / NV, left = M - panel * PANEL, width = left > W ? PANEL : W;
+    E* to = packed + panel * PANEL * K + unit % NV * W;
+    for (i64 k = 0; k < K; k += W) {
+      VI r[W];
+      for (int i = 0; i < W; i++) {
+        r[i] = VI{};
+        if (m0 + i >= M) continue;
+        const int* from = (const int*)(x + (m0 + i) * row_stride + k);
+        if (k + W <= K) __builtin_memcpy(&r[i], from, sizeof(VI));
+        else for (int l = 0; l < W && k + l < K; l++) r[i][l] = from[l];
+      }
+      transpose(r);
+      for (int i = 0; i < W && k + i < K; i++) __builtin_memcpy(to + (k + i) * width, &r[i], sizeof(VI));
+    }
+  }
+}
+
+// out[m][n] = sum over k of x[m][k] * w[n][k], x packed by pack_columns. Units are blocks of
+// BLOCK rows of w; along k, a chunk of them stays near for all panels.
+extern "C" __attribute__((visibility("hidden")))
+void NAME(product)(const E* packed, const E* w, i64 ldw, i64 M, i64 N, i64 K, i64 begin, i64 end, Finish finish,
+                   const void* context) {
+  alignas(64) float totals[PANELS * BLOCK * PANEL];
+  alignas(64) E near[BLOCK * NEAR];
+  alignas(64) float out[W * BLOCK];
+  const bool copies = conflicts(ldw);
+  for (i64 unit = begin; unit < end; unit++) {
+    const i64 n0 = unit * BLOCK, rows = N - n0 < BLOCK ? N - n0 : BLOCK;
+    const E* block = w + n0 * ldw;
+    for (i64 m0 = 0; m0 < M; m0 += PANELS * PANEL) {
+      const i64 m1 = m0 + PANELS * PANEL < M ? m0 + PANELS * PANEL : M;
+      for (i64 k = 0; k < K; k += KB) {
+        const i64 k_count = K - k < KB ? K - k : KB;
+        i64 ahead = k + KB < K ? KB : n0 + BLOCK < N ? BLOCK * ldw - k : 0;
+        const E* from = block + k;
+        i64 stride = ldw;
+        if (copies) {
+          copy_near(from, ldw, rows, k_count, near, ahead);
+          from = near, stride = NEAR, ahead = 0;
+        }
+        for (i64 m = m0; m < m1; m += PANEL) {
+          const bool full = M - m > W;
+          tiles_of(full, rows, from, stride, packed + m * K + k * (full ? PANEL : W), k_count,
+                   totals + (m - m0) * BLOCK, full ? PANEL : W, m == m0 ? ahead : 0, k == 0);
+        }
+      }
+      for (i64 m = m0; m < m1; m += W) {
+        const i64 panel = (m - m0) / PANEL * PANEL, stride = M - m0 - panel > W ? PANEL : W;
+        const float* t = totals + panel * BLOCK + (m - m0 - panel);
+        for (i64 n = 0; n < rows; n += W) {
+          VI r[W];
+          for (int i = 0; i < W; i++) __builtin_memcpy(&r[i], t + (n + i) * stride, sizeof(VI));
+          transpose(r);
+          for (int i = 0; i < W; i++) __builtin_memcpy(out + i * BLOCK + n, &r[i], sizeof(VI));
+        }
+        for (i64 i = 0; i < W && m + i < M; i++) finish(context, m + i, n0, rows, out + i * BLOCK);
+      }
+    }
+  }
+}
+
+// The same for few rows of x: vectors along k, nothing packed. Units are groups of W rows of w.
+template <int R, int C> INLINE void dots(const E* w, i64 ldw, const E* x, i64 ldx, i64 K, float* out) {
+  VF c[R * C];
+  _Pragma("GCC unroll 16") for (int i = 0; i < R * C; i++) c[i] = VF{};
+  i64 k = 0;
+  auto one = [&](auto fetch) __attribute__((always_inline)) {
+    VF b[C];
+    _Pragma("GCC unroll 16") for (int j = 0; j < C; j++) b[j] = fetch(x + j * ldx);
+    _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {
+      VF a = fetch(w + i * ldw);
+      _Pragma("GCC unroll 16") for (int j = 0; j < C; j++) c[i * C + j] = multiply_add(c[i * C + j], a, b[j], E{});
+    }
+  };
+  for (; k + W <= K; k += W)
+    one([&](const E* from) __attribute__((always_inline)) {
+      VF v;
+      __builtin_memcpy(&v, from + k, sizeof v);
+      return v;
+    });
+  if (k < K)
+    one([&](const E* from) __attribute__((always_inline)) {
+      VI v = VI{};
+      for (int l = 0; l < K - k; l++) v[l] = ((const int*)(from + k))[l];
+      return (VF)v;
+    });
+  if constexpr (R * C == W) {
+    VI r[W];
+    _Pragma("GCC unroll 16") for (int i = 0; i < W; i++) r[i] = (VI)c[i];
+    transpose(r);
+    _Pragma("GCC unroll 4") for (int d = W / 2; d; d /= 2)
+      _Pragma("GCC unroll 16") for (int i = 0; i < d; i++) r[i] = (VI)((VF)r[i] + (VF)r[i + d]);
+    __builtin_memcpy(out, &r[0], sizeof(VI));
+  } else {
+    for (int i = 0; i < R * C; i++) out[i] = across_sum(c[i]);
+  }
+}
+
+template <int C> static void dot_columns(const E* w, i64 ldw, const E* x, i64 ldx, i64 K, i64 rows, float* totals) {
+  constexpr int R = W / C;
+  i64 i = 0;
+  for (; i + R <= rows; i += R) {
+    alignas(64) float part[W];
+    dots<R, C>(w + i * ldw, ldw, x, ldx, K, part);
+    for (int r = 0; r < R; r++)
+      for (int c = 0; c < C; c++) totals[c * W + i + r] = part[r * C + c];
+  }
+  for (; i < rows; i++) {
+    float part[C];
+    dots<1, C>(w + i * ldw, ldw, x, ldx, K, part);
+    for (int c = 0; c < C; c++) totals[c * W + i] = part[c];
+  }
+}
+
+extern "C" __attribute__((visibility("hidden")))
+void NAME(few_rows)(const E* x, i64 ldx, const E* w, i64 ldw, i64 M, i64 N, i64 K, i64 begin, i64 end, Finish finish,
+                    const void* context) {
+  for (i64 unit = begin; unit < end; unit++) {
+    const i64 n0 = unit * W, rows = N - n0 < W ? N - n0 : W;
+    const E* from = w + n0 * ldw;
+    alignas(64) float totals[4 * W];
+    for (i64 m = 0, columns; m < M; m += columns) {
+      columns = M - m >= 4 ? 4 : M - m >= 2 ? 2 : 1;
+      const E* at = x + m * ldx;
+      if (columns == 4) dot_columns<4>(from, ldw, at, ldx, K, rows, totals);
+      else if (columns == 2) dot_columns<2>(from, ldw, at, ldx, K, rows, totals);
+      else dot_columns<1>(from, ldw, at, ldx, K, rows, totals);
+      for (i64 c = 0; c < columns; c++) finish(context, m + c, n0, rows, totals + c * W);
+    }
+  }
+}
+
+// out[m][n] = sum over k of a[m][k] * b[k][n], columns packed on the way. Units are blocks of
+// `block` rows (a multiple of MR, at most ROWS) by WIDE columns, the rows first.
+extern "C" __attribute__((visibility("hidden")))
+void NAME(wide)(const E* a, i64 lda, i64 M, i64 N, i64 K, i64 block, i64 begin, i64 end, Pack pack, Finish finish,
+                const void* context) {
+  alignas(64) E chunk[WIDE * KB];
+  alignas(64) E near[MR * 4 * NEAR];
+  alignas(64) float totals[ROWS * WIDE];
+  const bool copies = conflicts(lda);
+  const i64 blocks = (M + block - 1) / block;
+  for (i64 unit = begin; unit < end; unit++) {
+    const i64 n0 = unit / blocks * WIDE, m0 = unit % blocks * block;
+    const i64 rows = M - m0 < block ? M - m0 : block, columns = N - n0 < WIDE ? N - n0 : WIDE;
+    for (i64 k = 0; k < K; k += KB) {
+      const i64 k_count = K - k < KB ? K - k : KB;
+      pack(context, k, k_count, n0, columns, chunk);
+      for (i64 i = 0; i < rows; i += MR * 4) {
+        const i64 count = rows - i < MR * 4 ? rows - i : MR * 4;
+        const E* from = a + (m0 + i) * lda + k;
+        i64 stride = lda, ahead = i + 8 * MR <= rows ? MR * 4 * lda : 0;
+        if (copies) {
+          copy_near(from, lda, count, k_count, near, ahead);
+          from = near, stride = NEAR, ahead = 0;
+        }
+        for (i64 n = 0; n < columns; n += PANEL)
+          tiles_of(columns - n > W, count, from, stride, chunk + n * k_count, k_count, totals + i * WIDE + n, WIDE,
+                   n ? 0 : ahead, k == 0);
+      }
+    }
+    for (i64 m = 0; m < rows; m++) finish(context, m0 + m, n0, columns, totals + m * WIDE);
+  }
+}

@@ -1,0 +1,307 @@
+"""Matrix products: when to generate a kernel instead of calling BLAS, and which.
+
+In: mm and addmm nodes. Out: template nodes over `products.cpp` and `preamble.h`:
+    small     everything fits the first-level caches, where a call costs more than the work
+    few_rows  up to ten rows times a weight that lies as [N, K]
+    product   more rows times such a weight; the rows are packed by a node of their own, which
+              products of the same rows share
+    wide      rows times a matrix that lies as [K, N]
+Invariant: no operand is remembered from one call to the next; what a kernel packs it packs
+in that call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from accel.codegen.affine import Affine
+from accel.codegen.build import cpu_features, vector_bytes
+from accel.codegen.builder import Builder, Unsupported
+from accel.codegen.loop_ir import Expr
+from accel.codegen.program import TemplateNode
+from accel.codegen.tensor_graph import Node, View
+
+aten = torch.ops.aten
+
+_SMALL_EXTENT = 128
+_SMALL_WORK = 1 << 19  # multiplications
+_FEW_ROWS = 10
+_MIN_INNER = 16
+# Packed rows beyond this stream from memory again and again: BLAS blocks better.
+_MAX_PACKED_BYTES = 16 << 20
+_PARALLEL_WORK = 1 << 20
+_PARALLEL_PACKING = 1 << 17
+# As in products.cpp, with vectors of 64 bytes.
+_LANES, _BLOCK, _WIDE, _TILE_ROWS, _MAX_ROWS = 16, 48, 64, 12, 504
+_MIN_UNITS = 8
+
+
+@dataclass(frozen=True)
+class Product:
+    """out[m, n] = sum over k of left[m, k] * right[k, n] (+ bias)."""
+
+    left: View
+    right: View
+    bias: View | None
+    out: View
+    location: str
+
+    @property
+    def extents(self) -> tuple[int, int, int]:
+        return self.left.sizes[0], self.right.sizes[1], self.left.sizes[1]
+
+    @property
+    def work(self) -> int:
+        m, n, k = self.extents
+        return m * n * k
+
+
+def lower_product(b: Builder, node: Node) -> None:
+    """Errors: Unsupported when BLAS is the better choice."""
+    product = _product(b, node)
+    if product is None:
+        raise Unsupported("not a dense product")
+    for fits, build in _KINDS:
+        if fits(product):
+            return build(b, product)
+    raise Unsupported("BLAS is as fast")
+
+
+def _product(b: Builder, node: Node) -> Product | None:
+    if node.kwargs or any(not isinstance(v, View) for v in node.args):
+        return None
+    bias = node.args[0] if node.target is aten.addmm.default else None
+    left, right = node.args[-2:]
+    (buffer,) = node.results
+    if buffer is None:
+        return None
+    out = b.program.graph.buffers[buffer].view
+    product = Product(left, right, bias, out, node.location)
+    m, n, k = product.extents
+    views = [v for v in (left, right, bias, out) if v is not None]
+    same = len({v.dtype for v in views}) == 1
+    rows = left.strides[1] == 1 or k == 1
+    dense = out.strides in ((n, 1), (max(n, 1), 1))
+    return product if same and rows and dense and min(m, n, k) > 0 else None
+
+
+# ---------------------------------------------------------------- small
+
+
+def _is_small(p: Product) -> bool:
+    right = p.right
+    _, n, k = p.extents
+    columns = right.strides[1] == 1 or n == 1 or right.strides[0] == 1 or k == 1
+    return (
+        p.left.dtype == "float32"
+        and max(p.extents) <= _SMALL_EXTENT
+        and p.work <= _SMALL_WORK
+        and columns
+    )
+
+
+def _lower_small(b: Builder, p: Product) -> None:
+    m, n, k = p.extents
+    transposed = p.right.strides[1] != 1 and n > 1
+    layout, ldb = ("true", p.right.strides[1]) if transposed else ("false", p.right.strides[0])
+    bias_m, bias_n = _bias_strides(p.bias)
+    bias = "(const float*)p[2]" if p.bias is not None else "nullptr"
+    out = 3 if p.bias is not None else 2
+    text = (
+        f'extern "C" void @(void* const* p, long) {{\n'
+        f"  small_gemm<{m}, {n}, {k}, {layout}>((const float*)p[0], {p.left.strides[0]}, "
+        f"(const float*)p[1], {ldb}, {bias}, {bias_m}, {bias_n}, (float*)p[{out}]);\n"
+        "}\n"
+    )
+    operands = (p.left, p.right) if p.bias is None else (p.left, p.right, p.bias)
+    b.program.steps.append(TemplateNode(p.out.buffer, operands, text, False, p.location))
+
+
+def _bias_strides(bias: View | None) -> tuple[int, int]:
+    if bias is None:
+        return 0, 0
+    sizes, strides = bias.sizes, bias.strides
+    column = strides[-1] if sizes and sizes[-1] > 1 else 0
+    row = strides[0] if len(sizes) == 2 and sizes[0] > 1 else 0
+    return row, column
+
+
+# ---------------------------------------------------------------- vectors of 64 bytes
+
+
+@dataclass(frozen=True)
+class _Element:
+    """What products.cpp multiplies, and how many numbers of memory that is."""
+
+    name: str
+    numbers: int
+    suffix: str
+
+
+_ELEMENTS = {"float32": _Element("float", 1, "f32"), "bfloat16": _Element("pair", 2, "bf16")}
+
+
+def _element(p: Product) -> _Element | None:
+    features = cpu_features().split()
+    if vector_bytes() != 64 or min(p.extents[1:]) < _MIN_INNER:
+        return None
+    element = _ELEMENTS.get(p.left.dtype)
+    if element is None or element.numbers == 1:
+        return element
+    # oneDNN uses the matrix unit where there is one.
+    if "avx512_bf16" not in features or "amx_bf16" in features:
+        return None
+    strides = (p.left.strides[0], p.right.strides[1], p.extents[2])
+    even = all(s % 2 == 0 for s in strides) and (p.left.offset | p.right.offset) % 2 == 0
+    return element if even else None
+
+
+def _is_weight(p: Product) -> bool:
+    """The right side lies as [N, K]."""
+    return p.right.strides[0] == 1 and _element(p) is not None
+
+
+def _has_few_rows(p: Product) -> bool:
+    return p.extents[0] <= _FEW_ROWS and _is_weight(p)
+
+
+def _fits_product(p: Product) -> bool:
+    m, _, k = p.extents
+    return _is_weight(p) and m * k * 4 <= _MAX_PACKED_BYTES
+
+
+def _fits_wide(p: Product) -> bool:
+    m, _, k = p.extents
+    right = p.right
+    return (
+        right.strides[1] == 1
+        and p.left.dtype == "float32"
+        and _element(p) is not None
+        and m >= _LANES
+        and m * k * 4 <= _MAX_PACKED_BYTES
+    )
+
+
+def _lower_few_rows(b: Builder, p: Product) -> None:
+    element = _element(p)
+    assert element is not None
+    m, n, k = p.extents
+    lda, ldw = p.left.strides[0] // element.numbers, p.right.strides[1] // element.numbers
+    e = element.name
+    call = (
+        f"few_rows_{element.suffix}((const {e}*)p[0], {lda}, (const {e}*)p[1], {ldw}, "
+        f"{m}, {n}, {k // element.numbers}, begin, end, @_finish, &context)"
+    )
+    _append_shared(b, p, (p.left, p.right), call, -(-n // _LANES))
+
+
+def _lower_packed(b: Builder, p: Product) -> None:
+    element = _element(p)
+    assert element is not None
+    m, n, k = p.extents
+    packed = _packed_rows(b, p.left, element, p.location)
+    ldw = p.right.strides[1] // element.numbers
+    e = element.name
+    call = (
+        f"product_{element.suffix}((const {e}*)p[0], (const {e}*)p[1], {ldw}, "
+        f"{m}, {n}, {k // element.numbers}, begin, end, @_finish, &context)"
+    )
+    _append_shared(b, p, (packed, p.right), call, -(-n // _BLOCK))
+
+
+def _packed_rows(b: Builder, rows: View, element: _Element, location: str) -> View:
+    known = b.packed_rows.get(rows)
+    if known is not None:
+        return known
+    m, k = rows.sizes[0], rows.sizes[1] // element.numbers
+    units = -(-m // _LANES)
+    packed = b.temporary((units * _LANES, k), "float32" if element.numbers == 1 else "int32")
+    e = element.name
+    text = shared_text(
+        f"  pack_columns_{element.suffix}((const {e}*)p[0], "
+        f"{rows.strides[0] // element.numbers}, ({e}*)p[1], {m}, {k}, begin, end);\n",
+        units,
+    )
+    node = TemplateNode(packed.buffer, (rows,), text, m * k > _PARALLEL_PACKING, location)
+    b.program.steps.append(node)
+    b.packed_rows[rows] = packed
+    return packed
+
+
+def _lower_wide(b: Builder, p: Product) -> None:
+    m, n, k = p.extents
+    lda, ldb = p.left.strides[0], p.right.strides[0]
+    pack = packer(f"pack_rows((const float*)((const epilogue_context*)context)->p[1], {ldb}, ")
+    call = (
+        f"wide_f32((const float*)p[0], {lda}, {m}, {n}, {k}, {row_block(m, n)}, begin, end, "
+        f"{pack}, @_finish, &context)"
+    )
+    _append_shared(b, p, (p.left, p.right), call, wide_units(m, n))
+
+
+def row_block(m: int, n: int) -> int:
+    """Rows of one unit: many for little packing, few where the columns give few units."""
+    block = _MAX_ROWS
+    while block > _MAX_ROWS // 4 and -(-m // block) * -(-n // _WIDE) < _MIN_UNITS:
+        block //= 2
+    return -(-block // _TILE_ROWS) * _TILE_ROWS
+
+
+def wide_units(m: int, n: int) -> int:
+    return -(-m // row_block(m, n)) * -(-n // _WIDE)
+
+
+def packer(call: str) -> str:
+    """The function that packs columns; `call` begins with its own arguments."""
+    return (
+        "[](const void* context, i64 k, i64 count, i64 n, i64 columns, float* to) "
+        f"{{ {call}k, count, n, columns, to); }}"
+    )
+
+
+def _append_shared(
+    b: Builder, p: Product, operands: tuple[View, ...], call: str, units: int
+) -> None:
+    """The product into a buffer of sums, and what is left to do with them as a loop node."""
+    m, n, _ = p.extents
+    sums = b.temporary((m, n), "float32")
+    text = shared_text(f"  const epilogue_context context = {{p, 0}};\n  {call};\n", units)
+    parallel = p.work > _PARALLEL_WORK and units > 1
+    b.program.steps.append(TemplateNode(sums.buffer, operands, text, parallel, p.location, m, n))
+
+    def value(index: list[Affine]) -> Expr:
+        total = b.load(sums, index)
+        return total if p.bias is None else total + b.load(p.bias, index)
+
+    b.pointwise(p.out, value)
+
+
+def shared_text(body: str, units: int) -> str:
+    return (
+        f"static void @_part(void* const* p, i64 begin, i64 end) {{\n{body}}}\n"
+        f'extern "C" void @(void* const* p, long threads) {{ '
+        f"share(@_part, p, {units}, threads); }}\n"
+    )
+
+
+def store_results(first_param: int, columns: int) -> str:
+    """`@_finish` for a template without epilogue: stores the results as they come."""
+    return (
+        "static void @_finish(const void* context, i64 m, i64 n, i64 length, "
+        "const float* values) {\n"
+        "  const epilogue_context& e = *(const epilogue_context*)context;\n"
+        f"  float* const out = (float*)e.p[{first_param}] + (e.row + m) * {columns} + n;\n"
+        "  for (i64 i = 0; i < length; i++) out[i] = values[i];\n"
+        "}\n"
+    )
+
+
+_KINDS = (
+    (_is_small, _lower_small),
+    (_has_few_rows, _lower_few_rows),
+    (_fits_product, _lower_packed),
+    (_fits_wide, _lower_wide),
+)
+PRODUCTS = frozenset({aten.mm.default, aten.addmm.default})

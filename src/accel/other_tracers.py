@@ -1,0 +1,76 @@
+"""Other tracers: what they must know of our prologues to see through them.
+
+In: nothing. Out: once torch._dynamo is imported, torch.compile traces a function that has a
+prologue as if it had none. Invariant: torch._dynamo is never imported on our account.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+from accel import runtime
+
+_DYNAMO = "torch._dynamo"
+
+
+def _tell_dynamo() -> None:
+    import torch
+
+    sentinel = runtime.native.RUN_BODY
+    substitute = torch.compiler.substitute_in_graph
+
+    @substitute(runtime.native.prologue, skip_signature_check=True)  # type: ignore[untyped-decorator]
+    def prologue(index: int, *arguments: Any) -> Any:
+        return sentinel
+
+    @substitute(runtime.native.module_prologue, skip_signature_check=True)  # type: ignore[untyped-decorator]
+    def module_prologue(module: Any, args: Any, kwargs: Any) -> Any:
+        return sentinel
+
+
+class _Loader(importlib.abc.Loader):
+    """torch._dynamo's own loader, and then us."""
+
+    def __init__(self, spec: ModuleSpec, loader: Any) -> None:
+        self._spec, self._loader = spec, loader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)  # type: ignore[no-any-return]
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._spec.loader = module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        _tell_dynamo()
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Waits for one import."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name != _DYNAMO:
+            return None
+        sys.meta_path.remove(self)
+        for finder in sys.meta_path:
+            spec = finder.find_spec(name, path, target)
+            if spec is not None and spec.loader is not None:
+                spec.loader = _Loader(spec, spec.loader)
+                return spec
+        return None
+
+
+def install() -> None:
+    """Tells Dynamo now if it is there, else as soon as it is imported."""
+    if _DYNAMO in sys.modules:
+        _tell_dynamo()
+    else:
+        sys.meta_path.insert(0, _Finder())

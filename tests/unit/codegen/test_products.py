@@ -1,0 +1,164 @@
+"""Matrix products and one-pixel convolutions: layouts, remainders, epilogues, accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from capture_graph import capture, check, compile_it, library_of
+from plan_runner import run_plan
+
+from accel.codegen.build import cpu_features, vector_bytes
+
+pytestmark = pytest.mark.skipif(vector_bytes() != 64, reason="needs vectors of 64 bytes")
+randn = torch.randn
+# Around every block size: few rows, a panel, several panels, chunks along k, row blocks.
+SHAPES = [
+    (1, 768, 768),
+    (2, 70, 640),
+    (5, 300, 200),
+    (10, 64, 640),
+    (11, 768, 100),
+    (16, 257, 130),
+    (33, 300, 200),
+    (49, 1024, 97),
+    (128, 1024, 300),
+    (300, 512, 520),
+    (17, 129, 17),
+]
+
+
+def externs(compilation: object) -> list[str]:
+    plan = compilation.plan  # type: ignore[attr-defined]
+    return [s["target"] for s in plan["steps"] if s["op"] == "extern"]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear(shape: tuple[int, int, int], bias: bool) -> None:
+    m, k, n = shape
+    layer = torch.nn.Linear(k, n, bias=bias)
+    assert not externs(check(lambda x: layer(x), randn(m, k), rtol=1e-4, atol=1e-5))
+    # Rows that are apart in memory.
+    check(lambda x: layer(x[:, :k]), randn(m, 2 * k), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES[5:], ids=str)
+def test_products_with_a_matrix_by_rows(shape: tuple[int, int, int]) -> None:
+    m, k, n = shape
+    b, c = randn(k, n) / k**0.5, randn(m, n)
+    check(lambda x: x @ b, randn(m, k), rtol=1e-4, atol=1e-4)
+    check(lambda x: torch.addmm(c, x, b), randn(m, k), rtol=1e-4, atol=1e-4)
+    check(lambda x: torch.addmm(c[:, :1], x, b), randn(m, k), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_bfloat16(shape: tuple[int, int, int]) -> None:
+    m, k, n = shape
+    layer = torch.nn.Linear(k, n).bfloat16()
+    c = check(lambda x: layer(x), randn(m, k).bfloat16(), rtol=2e-2, atol=1e-2)
+    features = cpu_features().split()
+    if "avx512_bf16" in features and "amx_bf16" not in features and k % 2 == 0:
+        assert not externs(c)
+
+
+@pytest.mark.parametrize("rows", [1, 9, 40, 70])
+def test_epilogues(rows: int) -> None:
+    layer, other = torch.nn.Linear(96, 200), torch.nn.Linear(96, 200)
+    scale = randn(200)
+
+    def model(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        h = layer(x)
+        return F.gelu(h) + y, torch.relu(h * scale).double(), other(x).sum(-1), h > 0
+
+    check(model, randn(rows, 96), randn(rows, 200), rtol=1e-4, atol=1e-5, externs=0)
+
+
+def test_results_with_two_readers_are_computed_once() -> None:
+    layer = torch.nn.Linear(300, 300)
+
+    def model(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        h = layer(x)
+        return h.t() + 1, h.softmax(-1)
+
+    check(model, randn(40, 300), rtol=1e-4, atol=1e-5, externs=0)
+
+
+def test_products_of_the_same_rows_pack_them_once() -> None:
+    layers = [torch.nn.Linear(256, 300) for _ in range(3)]
+    c = check(lambda x: tuple(layer(x) for layer in layers), randn(30, 256), rtol=1e-4, atol=1e-5)
+    packs = [s for s in c.plan["steps"] if len(s["buffers"]) == 2]
+    assert len(packs) == 1
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 64, 256, 56, 56, 1),
+        (2, 256, 64, 14, 14, 1),
+        (2, 128, 256, 28, 28, 2),
+        (3, 20, 30, 9, 5, 1),
+        (1, 1024, 70, 7, 7, 1),
+        (2, 17, 600, 15, 15, 2),
+        (1, 16, 16, 10, 11, 3),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("bias", [False, True])
+def test_one_pixel_convolutions(shape: tuple[int, ...], bias: bool) -> None:
+    images, channels, filters, height, width, step = shape
+    weight = randn(filters, channels, 1, 1) / channels**0.5
+    add = randn(filters) if bias else None
+    x = randn(images, channels, height, width)
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return F.relu(F.conv2d(x, weight, add, stride=step))
+
+    check(model, x, rtol=1e-4, atol=1e-4, externs=0)
+
+
+def test_other_convolutions_stay_with_aten() -> None:
+    x = randn(1, 32, 8, 8)
+    for options in ({"padding": 1}, {"groups": 2}):
+        weight = randn(32, 32 // options.get("groups", 1), 1, 1)
+        c = check(lambda x: F.conv2d(x, weight, **options), x)
+        assert externs(c) == ["aten::convolution"]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+def test_every_thread_count_gives_the_same(threads: int) -> None:
+    layer = torch.nn.Linear(600, 500)
+    x = randn(200, 600)
+    graph, inputs, _ = capture(lambda x: layer(x) @ layer.weight, [x])
+    c = compile_it(graph)
+    one = run_plan(c.plan, library_of(c), inputs, threads=1)
+    many = run_plan(c.plan, library_of(c), inputs, threads=threads)
+    assert one is not None and many is not None and torch.equal(one[0], many[0])
+
+
+def _error(got: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((got.double() - exact).square().mean().sqrt())
+
+
+def _is_as_accurate(function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> None:
+    graph, sources, (eager,) = capture(function, list(inputs))
+    c = compile_it(graph)
+    ours = run_plan(c.plan, library_of(c), sources)
+    assert ours is not None
+    exact = function(*(t.double() for t in inputs))
+    assert _error(ours[0], exact) <= 1.5 * _error(eager, exact)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 768, 3072), (8, 4096, 512), (128, 3072, 768), (32, 768, 768)], ids=str
+)
+def test_accuracy(shape: tuple[int, int, int]) -> None:
+    m, k, n = shape
+    torch.manual_seed(3)
+    w, x = randn(n, k), randn(m, k)
+    _is_as_accurate(lambda x, w: F.linear(x, w), x, w)
+    _is_as_accurate(lambda x, w: F.linear(x, w), x.abs(), w.abs())
+    if m >= 16:
+        _is_as_accurate(lambda x, w: x @ w, x, randn(k, n))
