@@ -201,7 +201,7 @@ class _Splitter:
 
     def _cost(self, buffer: int, visible: set[int], direct: set[int]) -> float:
         b = self.graph.buffers[buffer]
-        size = 64.0 + b.numel * getattr(torch, b.dtype).itemsize
+        size = 64.0 + float(b.numel * getattr(torch, b.dtype).itemsize)
         if buffer not in visible:
             return size
         if buffer in self.overwritten or buffer not in direct:

@@ -580,7 +580,9 @@ class Driver:
             root.variants.clear()
             root.entry.variants = ()
             root.state, root.reason, root.reason_location = "cold", "", ""
-            root.deferrals = root.voids = root.transient_voids = root.plain_runs = root.recordings = 0
+            root.deferrals = root.voids = root.transient_voids = root.plain_runs = (
+                root.recordings
+            ) = 0
             root.retired_hits = 0
             root.eager_ns.clear()
             root.backoff = 1

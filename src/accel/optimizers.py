@@ -107,9 +107,9 @@ def install(on_update: Callable[[], None], is_eager: Callable[[], bool]) -> None
     for row in ROWS:
         module = importlib.import_module(row.module)
         for name in row.functions:
-            original = getattr(module, name, None)
+            original: Any = getattr(module, name, None)
             found = tuple(inspect.signature(original).parameters) if original else ()
-            if found != row.parameters:
+            if original is None or found != row.parameters:
                 log.artifact("driver", "%s.%s is not as expected: eager", row.module, name)
                 continue
             replacement = _replacement(row, original, on_update, is_eager)
