@@ -24,9 +24,21 @@ aten = torch.ops.aten
 
 # Computed again in the backward rather than saved, when that is less to save.
 _RECOMPUTABLE = frozenset(
-    [*FORMULAS, *COMPARISONS, *LOGICAL, *FILL_VALUES, *FILL_ARGUMENT]
-    + [aten.logical_not.default, aten.where.self, aten.masked_fill.Scalar]
-    + [aten.masked_fill.Tensor, aten.arange.default, aten.arange.start, "copy", "write"]
+    [
+        *FORMULAS,
+        *COMPARISONS,
+        *LOGICAL,
+        *FILL_VALUES,
+        *FILL_ARGUMENT,
+        aten.logical_not.default,
+        aten.where.self,
+        aten.masked_fill.Scalar,
+        aten.masked_fill.Tensor,
+        aten.arange.default,
+        aten.arange.start,
+        "copy",
+        "write",
+    ]
 )
 # What costs next to nothing to save: the tensor exists anyway, and lives on.
 _VISIBLE_WEIGHT = 0.01

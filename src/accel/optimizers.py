@@ -41,57 +41,69 @@ class Row:
     refused: tuple[str, ...]
 
 
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+def _lists(text: str) -> tuple[tuple[str, str | None], ...]:
+    """Arguments, each with its condition if there is one: "params grads buffers?momentum"."""
+    pairs = (word.partition("?") for word in text.split())
+    return tuple((name, condition or None) for name, _, condition in pairs)
+
+
 ROWS = (
     Row(
         "adam",
         "torch.optim.adam",
         ("_single_tensor_adam", "_multi_tensor_adam"),
-        ("params", "grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "state_steps")
-        + ("grad_scale", "found_inf", "amsgrad", "has_complex", "beta1", "beta2", "lr")
-        + ("weight_decay", "eps", "maximize", "capturable", "differentiable")
-        + ("decoupled_weight_decay",),
-        (("params", None), ("grads", None), ("exp_avgs", None), ("exp_avg_sqs", None))
-        + (("max_exp_avg_sqs", "amsgrad"),),
+        _words(
+            "params grads exp_avgs exp_avg_sqs max_exp_avg_sqs state_steps grad_scale found_inf "
+            "amsgrad has_complex beta1 beta2 lr weight_decay eps maximize capturable "
+            "differentiable decoupled_weight_decay"
+        ),
+        _lists("params grads exp_avgs exp_avg_sqs max_exp_avg_sqs?amsgrad"),
         "state_steps",
-        ("lr", "beta1", "beta2", "weight_decay", "eps", "amsgrad", "maximize")
-        + ("decoupled_weight_decay",),
-        ("grad_scale", "found_inf", "has_complex", "capturable", "differentiable"),
+        _words("lr beta1 beta2 weight_decay eps amsgrad maximize decoupled_weight_decay"),
+        _words("grad_scale found_inf has_complex capturable differentiable"),
     ),
     Row(
         "sgd",
         "torch.optim.sgd",
         ("_single_tensor_sgd", "_multi_tensor_sgd"),
-        ("params", "grads", "momentum_buffer_list", "grad_scale", "found_inf", "weight_decay")
-        + ("momentum", "lr", "dampening", "nesterov", "maximize", "has_sparse_grad"),
-        (("params", None), ("grads", None), ("momentum_buffer_list", "momentum")),
+        _words(
+            "params grads momentum_buffer_list grad_scale found_inf weight_decay momentum lr "
+            "dampening nesterov maximize has_sparse_grad"
+        ),
+        _lists("params grads momentum_buffer_list?momentum"),
         None,
-        ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize"),
-        ("grad_scale", "found_inf", "has_sparse_grad"),
+        _words("lr momentum dampening weight_decay nesterov maximize"),
+        _words("grad_scale found_inf has_sparse_grad"),
     ),
     Row(
         "adagrad",
         "torch.optim.adagrad",
         ("_single_tensor_adagrad", "_multi_tensor_adagrad"),
-        ("params", "grads", "state_sums", "state_steps", "grad_scale", "found_inf", "lr")
-        + ("weight_decay", "lr_decay", "eps", "has_sparse_grad", "maximize", "differentiable")
-        + ("has_complex",),
-        (("params", None), ("grads", None), ("state_sums", None)),
+        _words(
+            "params grads state_sums state_steps grad_scale found_inf lr weight_decay lr_decay "
+            "eps has_sparse_grad maximize differentiable has_complex"
+        ),
+        _lists("params grads state_sums"),
         "state_steps",
-        ("lr", "lr_decay", "weight_decay", "eps", "maximize"),
-        ("grad_scale", "found_inf", "has_sparse_grad", "differentiable", "has_complex"),
+        _words("lr lr_decay weight_decay eps maximize"),
+        _words("grad_scale found_inf has_sparse_grad differentiable has_complex"),
     ),
     Row(
         "rmsprop",
         "torch.optim.rmsprop",
         ("_single_tensor_rmsprop", "_multi_tensor_rmsprop"),
-        ("params", "grads", "square_avgs", "grad_avgs", "momentum_buffer_list", "state_steps")
-        + ("lr", "alpha", "eps", "weight_decay", "momentum", "centered", "maximize")
-        + ("differentiable", "capturable", "has_complex"),
-        (("params", None), ("grads", None), ("square_avgs", None), ("grad_avgs", "centered"))
-        + (("momentum_buffer_list", "momentum"),),
+        _words(
+            "params grads square_avgs grad_avgs momentum_buffer_list state_steps lr alpha eps "
+            "weight_decay momentum centered maximize differentiable capturable has_complex"
+        ),
+        _lists("params grads square_avgs grad_avgs?centered momentum_buffer_list?momentum"),
         "state_steps",
-        ("lr", "alpha", "eps", "weight_decay", "momentum", "centered", "maximize"),
-        ("differentiable", "capturable", "has_complex"),
+        _words("lr alpha eps weight_decay momentum centered maximize"),
+        _words("differentiable capturable has_complex"),
     ),
 )
 

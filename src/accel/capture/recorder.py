@@ -28,7 +28,6 @@ from accel.guards import GuardSet
 from accel.sources import Source, root
 from accel.trace import Gradients, SegmentGraph, TensorMeta
 
-
 # Rows of the ambient state under which autograd's recording is left to eager.
 _NOT_WITH_GRADIENTS = ("saved tensor hooks", "anomaly mode", "autocast dtypes and cache")
 
