@@ -18,7 +18,7 @@ from accel.codegen.lowerings_pointwise import COMPARISONS, FORMULAS, LOGICAL
 from accel.codegen.lowerings_shapes import FILL_ARGUMENT, FILL_VALUES
 from accel.codegen.max_flow import INFINITE, Network
 from accel.codegen.options import CompileError
-from accel.codegen.tensor_graph import Node, TensorGraph, View
+from accel.codegen.tensor_graph import TensorGraph, View, is_random
 
 aten = torch.ops.aten
 
@@ -142,7 +142,7 @@ class _Splitter:
         roots |= {c.value.buffer for c in self.graph.commits}
         roots |= {v.buffer for v, _ in self.graph.speculations}
         for node in self.graph.nodes:  # draws random numbers: once, in the forward
-            if id(node) in self.joint.forward and _is_random(node):
+            if id(node) in self.joint.forward and is_random(node):
                 roots.update(r for r in node.results if r is not None)
         return roots
 
@@ -186,7 +186,7 @@ class _Splitter:
         for node in self.graph.nodes:
             if id(node) not in needed or id(node) in self.dependent:
                 continue
-            again = node.target in _RECOMPUTABLE and not _is_random(node)
+            again = node.target in _RECOMPUTABLE and not is_random(node)
             for result in node.results:
                 if result is None:
                     continue
@@ -245,8 +245,3 @@ class _Splitter:
         forward.outputs.append(whole)
         forward.output_identity.append(-1 - buffer)
         return ("output", len(forward.outputs) - 1)
-
-
-def _is_random(node: Node) -> bool:
-    target: Any = node.target
-    return not isinstance(target, str) and torch.Tag.nondeterministic_seeded in target.tags

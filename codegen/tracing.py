@@ -24,6 +24,7 @@ from accel.codegen.tensor_graph import (
     TensorGraph,
     View,
     contiguous_strides,
+    is_random,
     span,
 )
 from accel.trace import SegmentGraph, TensorMeta, map_values, resolve
@@ -97,6 +98,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
             if state.input is not None and state.buffer != state.original:
                 self.graph.commits.append(self._commit(state))
         self._detach_commits()
+        if any(is_random(node) for node in self.graph.nodes) != self.source.is_random:
+            raise CompileError("random numbers are drawn only in one of eager and trace")
 
     def _detach_commits(self) -> None:
         """A commit must not read what an earlier commit has written: such values are copied."""
@@ -322,12 +325,14 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
             self._assign(func, args)
             return out
         functional = _functional_form(func)
-        values = self._compute(functional, func, args, kwargs)
+        values = self._compute(functional, func, _with_defaults(func, args, kwargs), kwargs)
         out = func(*args, **kwargs)  # checks, and resizes an empty out
         values = list(values) if isinstance(values, (tuple, list)) else [values]
         if len(values) != len(targets):
             raise CompileError(f"{func} writes {len(targets)} arguments")
         for target, value in zip(targets, values, strict=True):
+            if torch.Tag.nondeterministic_seeded in func.tags and target.stride() != value.stride():
+                raise CompileError(f"{func} draws in another order for these strides")
             self._write(target, self.view_of(value))
         return out
 
@@ -434,6 +439,19 @@ def _written_arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
         elif value is not None:
             written.append(value)
     return written
+
+
+def _with_defaults(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, ...]:
+    """Arguments that the dispatcher left out: another overload may have no defaults."""
+    rest = func._schema.arguments[len(args) :]
+    missing = []
+    for formal in rest:
+        if formal.kwarg_only or formal.name in kwargs or not formal.has_default_value():
+            break
+        missing.append(formal.default_value)
+    return (*args, *missing)
 
 
 def _functional_form(func: Any) -> Any:

@@ -132,7 +132,9 @@ class PlanBackward : public torch::autograd::Node {
   std::string name() const override { return description_->names[0]; }
 
   // Fills in what is saved; the outputs have their history already. No GIL needed.
-  void save(c10::TensorImpl* const* inputs, size_t count, std::vector<at::Tensor>& outputs) {
+  void save(c10::TensorImpl* const* inputs, size_t count, std::vector<at::Tensor>& outputs,
+            const at::Tensor& random_state) {
+    random_state_ = random_state;
     const Description& d = *description_;
     saved_.reserve(d.saved.size());
     for (const Place& place : d.saved) saved_.push_back(save_one(place, inputs, outputs));
@@ -305,6 +307,7 @@ class PlanBackward : public torch::autograd::Node {
   std::vector<Saved> saved_, watched_;  // guarded by mutex_
   std::vector<Remembered> inputs_;      // guarded by mutex_
   bool released_ = false;               // guarded by mutex_
+  at::Tensor random_state_;
 };
 
 // Stands between the node and an output that eager would have made with another node, so
@@ -337,7 +340,7 @@ PyObject* tensor_list(const std::vector<at::Tensor>& tensors) {
   throw error;
 }
 
-// recompute(inputs, gradients, create_graph) -> gradients of the inputs, or None.
+// recompute(inputs, gradients, create_graph, random state) -> gradients of the inputs.
 variable_list PlanBackward::recompute(const variable_list& grads) {
   std::string why;
   std::vector<at::Tensor> inputs = unchanged_inputs(arrived(grads), &why);
@@ -345,20 +348,22 @@ variable_list PlanBackward::recompute(const variable_list& grads) {
   pybind11::gil_scoped_acquire gil;
   if (!why.empty()) {
     // The callable hears of it too: the root is eager from now on.
-    PyObject* answer = PyObject_CallFunction(description_->recompute, "OOs", Py_None, Py_None,
-                                             why.c_str());
+    PyObject* answer = PyObject_CallFunction(description_->recompute, "OOsO", Py_None, Py_None,
+                                             why.c_str(), Py_None);
     if (!answer) throw_python_error();
     Py_DECREF(answer);
     TORCH_CHECK(false, why);
   }
-  PyObject* arguments[3] = {tensor_list(inputs), tensor_list(grads),
-                            c10::GradMode::is_enabled() ? Py_True : Py_False};
+  PyObject* arguments[4] = {tensor_list(inputs), tensor_list(grads),
+                            c10::GradMode::is_enabled() ? Py_True : Py_False,
+                            random_state_.defined() ? wrap(random_state_) : Py_NewRef(Py_None)};
   PyObject* answer = nullptr;
-  if (arguments[0] && arguments[1]) {
-    answer = PyObject_Vectorcall(description_->recompute, arguments, 3, nullptr);
+  if (arguments[0] && arguments[1] && arguments[3]) {
+    answer = PyObject_Vectorcall(description_->recompute, arguments, 4, nullptr);
   }
   Py_XDECREF(arguments[0]);
   Py_XDECREF(arguments[1]);
+  Py_XDECREF(arguments[3]);
   inputs.clear();
   size_t count = description_->grads.size();
   if (answer && (!PyList_Check(answer) || PyList_GET_SIZE(answer) != Py_ssize_t(count))) {
@@ -384,7 +389,8 @@ at::Tensor own_tensor(const at::Tensor& output) {
 }
 
 void connect_node(const std::shared_ptr<const Description>& description,
-                  c10::TensorImpl* const* inputs, size_t count, std::vector<at::Tensor>& outputs) {
+                  c10::TensorImpl* const* inputs, size_t count, std::vector<at::Tensor>& outputs,
+                  const at::Tensor& random_state) {
   const Description& d = *description;
   for (uint32_t k : d.detached) outputs[k] = outputs[k].detach();
   NodePointer node = owning_pointer(std::make_unique<PlanBackward>(description));
@@ -405,7 +411,7 @@ void connect_node(const std::shared_ptr<const Description>& description,
           output, owning_pointer(std::make_unique<Relay>(d.names[k], node, position)));
     }
   }
-  static_cast<PlanBackward*>(node.get())->save(inputs, count, outputs);
+  static_cast<PlanBackward*>(node.get())->save(inputs, count, outputs, random_state);
   outputs.resize(d.output_count);
 }
 
@@ -482,9 +488,12 @@ void read_spec(const py::dict& spec, const Plan& forward, const Plan& backward, 
   for (uint32_t i : numbers(spec, "written", inputs)) d.written[i] = true;
   d.kept.assign(inputs, false);
   for (uint32_t i : numbers(spec, "kept", inputs)) d.kept[i] = true;
-  for (const Place& place : d.saved) {
-    if (!place.output) d.kept[place.index] = true;
-  }
+  // A saved variable holds its tensor anyway.
+  auto held = [&](const Place& place) {
+    if (!place.output) d.kept[place.index] = false;
+  };
+  for (const Place& place : d.saved) held(place);
+  for (const Watched& watched : d.watched) held(watched.place);
 }
 
 PyObject* gradient_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
@@ -556,9 +565,9 @@ PyType_Spec SPEC = {"accel._native.Gradient", sizeof(GradientObject), 0, Py_TPFL
 bool is_gradient(PyObject* object) { return Py_TYPE(object) == gradient_type; }
 
 bool connect(PyObject* gradient, c10::TensorImpl* const* inputs, size_t count,
-             std::vector<at::Tensor>& outputs) {
+             std::vector<at::Tensor>& outputs, const at::Tensor& random_state) {
   try {
-    connect_node(object_of(gradient)->description, inputs, count, outputs);
+    connect_node(object_of(gradient)->description, inputs, count, outputs, random_state);
     return true;
   } catch (python_error& error) {
     error.restore();

@@ -15,8 +15,9 @@ bool is_gradient(PyObject* object);
 
 // Gives the outputs of a forward run (user outputs, then what only backward reads) their
 // history: one node, whose edges lead to `inputs` (borrowed). Only user outputs are left in
-// `outputs`. Returns false with a Python error set.
+// `outputs`. `random_state`: of the generator before the run, for running it again.
+// Returns false with a Python error set.
 bool connect(PyObject* gradient, c10::TensorImpl* const* inputs, size_t count,
-             std::vector<at::Tensor>& outputs);
+             std::vector<at::Tensor>& outputs, const at::Tensor& random_state);
 
 }  // namespace accel

@@ -28,6 +28,9 @@ const Executor* as_executor(PyObject* object);
 // Its plan, which lives as long.
 const Plan& plan_of(const Executor& executor);
 
+// The state of torch's CPU generator, if the plan draws from it; undefined otherwise.
+at::Tensor random_state(const Executor& executor);
+
 // Runs the plan on `inputs` (borrowed, alive for the call; guards have checked them) and
 // replaces `outputs`. The caller holds the executor's Python object meanwhile. Reentrant and thread-safe. Needs the GIL, which it releases while
 // a big plan runs; `outputs` must not be shared. Unless the status is ok, `outputs` is

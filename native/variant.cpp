@@ -145,10 +145,11 @@ Outcome run_plan(Variant* v, HeldInputs& inputs, Outputs& outputs, std::string& 
       return Outcome::failed;
     }
   }
+  at::Tensor drawn_from = v->gradient ? random_state(*v->native) : at::Tensor();
   switch (run(*v->native, tensors.data(), inputs.size(), outputs.tensors, &why)) {
     case RunStatus::ok:
       if (!v->gradient) return Outcome::served;
-      return connect(v->gradient, tensors.data(), inputs.size(), outputs.tensors)
+      return connect(v->gradient, tensors.data(), inputs.size(), outputs.tensors, drawn_from)
                  ? Outcome::served
                  : Outcome::raised;
     case RunStatus::misspeculated: return Outcome::misspeculated;

@@ -27,6 +27,4 @@ KNOWN_FAILURES: tuple[tuple[str, str], ...] = (
         "gelu(inf) is nan in ATen's vector code and inf in its scalar code; ours says inf",
     ),
     ("test_eight_threads_on_one_root", "not every thread is served while one of them records"),
-    ("test_no_compiler", "the plan is refused although ATen alone could run it"),
-    ("test_a_corrupt_cache[", "a damaged library is found by its name and loaded again"),
 )

@@ -229,6 +229,46 @@ class DiskCache:
                     shutil.rmtree(path, ignore_errors=True)
 
 
+# What accel writes below its cache directory, and nothing else is ever removed.
+_OWN_FILES = {
+    "plans": ("*.json", "k_*.so", ".put_*", ".lock_*", ".build_*"),
+    "code": ("*.twin", "*.tmp"),
+}
+
+
+def describe(root: Path) -> str:
+    """What lies in the cache at `root`, for people."""
+    lines = [str(root)]
+    for name, patterns in _OWN_FILES.items():
+        found = _files(root / name)
+        known = [f for f in found if any(f[0].match(pattern) for pattern in patterns)]
+        size = sum(size for _, size, _ in known)
+        kinds = {pattern: sum(f[0].match(pattern) for f in known) for pattern in patterns[:2]}
+        counts = ", ".join(
+            f"{count} {pattern[1:].lstrip('_*')}" for pattern, count in kinds.items()
+        )
+        lines.append(f"  {name:<6} {size / 2**20:8.1f} MiB  {counts}")
+    return "\n".join(lines)
+
+
+def clear(root: Path) -> str:
+    """Removes accel's own files below `root`; what was done, for people."""
+    removed = size_bytes = 0
+    problems = []
+    for name, patterns in _OWN_FILES.items():
+        for path in [p for pattern in patterns for p in (root / name).glob(pattern)]:
+            try:
+                size = path.lstat().st_size
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            except FileNotFoundError:  # another process was faster
+                continue
+            except OSError as error:
+                problems.append(f"; {path} stays: {error.strerror}")
+                continue
+            removed, size_bytes = removed + 1, size_bytes + size
+    return f"{root}: removed {removed} files, {size_bytes / 2**20:.1f} MiB{''.join(problems[:3])}"
+
+
 def digest_of_plan(plan: dict[str, Any]) -> str:
     text = json.dumps(plan, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,230 +1,269 @@
 """The command line: `python -m accel run script.py`, `explain`, `doctor`, `config`, `cache`.
 
-In: arguments. Out: an exit code. Invariant: under `run` the program sees what `python` would
-show it: sys.argv, sys.path, `__main__`, exit code, traceback; accel prints to stderr only.
+In: arguments. Out: an exit code. Invariant: accel prints to stderr only under `run`; everything
+that follows the program's name is the program's.
 """
 
 from __future__ import annotations
 
-import argparse
 import atexit
-import builtins
 import os
-import runpy
-import shutil
 import sys
-import traceback
 import types
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import accel
-from accel.errors import AccelError
+from accel import config, program
+from accel.errors import AccelError, ConfigError
+
+if TYPE_CHECKING:
+    import argparse
+
+_USAGE = """\
+usage: python -m accel COMMAND ...
+
+Runs unmodified PyTorch programs faster.
+
+  run [FLAGS] PROGRAM [ARGS]      run a program under accel
+  explain [FLAGS] PROGRAM [ARGS]  run it, then print its graphs, guards and graph breaks
+  doctor                          check that everything accel needs works here
+  config [FLAGS] [SCRIPT]         show the settings, and where each comes from
+  cache info|clear                show or empty the cache of compiled code
+
+PROGRAM is what python takes: a script, a folder or zip file with a __main__.py, -m MODULE,
+-c TEXT, or - for standard input. `python -m accel COMMAND --help` shows the flags.
+"""
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
-        prog="python -m accel",
-        description="Runs unmodified PyTorch programs faster.",
-    )
-    top.add_argument("--version", action="version", version=f"accel {accel.__version__}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="command")
-    for name, text in (
-        ("run", "run a script or module under accel"),
-        ("explain", "run a script and print its graphs, guards and graph breaks"),
-    ):
-        command = commands.add_parser(name, help=text, description=text)
-        command.add_argument(
-            "-m", dest="module", action="store_true", help="a module, as python -m"
-        )
-        command.add_argument("--quiet", action="store_true", help="no progress line, no summary")
-        command.add_argument("--backend", help="native (default), eager, or torch's backends")
-        command.add_argument("--sync", action="store_true", help="wait for each compilation")
-        command.add_argument("--log", help="artifacts to log, comma-separated")
-        command.add_argument("target", help="the script's path, or the module's name with -m")
-        command.add_argument("args", nargs=argparse.REMAINDER, help="the program's own arguments")
-    commands.add_parser("doctor", help="check that everything accel needs works")
-    commands.add_parser("config", help="show the effective settings")
-    cache = commands.add_parser("cache", help="show or clear the disk cache")
-    cache.add_argument("action", choices=("info", "clear"))
-    return top
+class _UsageError(AccelError):
+    """The command line makes no sense."""
 
 
-def main(argv: list[str] | None = None) -> int:
-    options = parser().parse_args(argv)
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_USAGE, end="")
+        return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version"):
+        print(f"accel {accel.__version__}")
+        return 0
+    command = _COMMANDS.get(arguments[0])
     try:
-        return _COMMANDS[options.command](options)
+        if command is None:
+            hint = " (did you forget `run`?)" if os.path.exists(arguments[0]) else ""
+            raise _UsageError(f"no command is called {arguments[0]!r}{hint}; see --help")
+        return command(arguments[1:])
     except AccelError as error:
         print(f"accel: {error}", file=sys.stderr)
         return 2
 
 
-def _flags(options: argparse.Namespace) -> dict[str, Any]:
-    flags: dict[str, Any] = {}
-    if options.quiet:
-        flags["quiet"] = True
-    if options.sync:
-        flags["sync"] = True
-    if options.backend:
-        flags["backend"] = options.backend
-    if options.log:
-        flags["log"] = tuple(options.log.split(","))
-    return flags
+# ------------------------------------------------------------------------------- arguments
+
+_INTRODUCERS = {"-m": "module", "-c": "text"}
 
 
-def _load_config(options: argparse.Namespace) -> Any:
-    from accel import config, log
+def _split(arguments: list[str]) -> tuple[list[str], program.Target | None]:
+    """Our flags, and the program with its arguments."""
+    takes_value = {s.flag for s in config.settings().values() if "truth" not in s.kind}
+    i = 0
+    while i < len(arguments):
+        word, rest = arguments[i], arguments[i + 1 :]
+        if word in _INTRODUCERS:
+            if not rest:
+                raise _UsageError(f"{word} wants an argument")
+            return arguments[:i], program.Target(_INTRODUCERS[word], rest[0], rest[1:])
+        if word[:2] in _INTRODUCERS:  # -mpackage, as python takes it
+            return arguments[:i], program.Target(_INTRODUCERS[word[:2]], word[2:], rest)
+        if word == "-":
+            return arguments[:i], program.Target("stdin", "-", rest)
+        if word == "--" and rest:
+            return arguments[:i], program.Target("script", rest[0], rest[1:])
+        if not word.startswith("-"):
+            return arguments[:i], program.Target("script", word, rest)
+        i += 2 if word in takes_value else 1
+    return arguments, None
 
-    start = Path.cwd() if options.module else Path(options.target).resolve().parent
-    loaded = config.load(start, _flags(options))
-    log.configure(list(loaded.log))
-    return loaded
+
+def _flags(command: str, words: list[str]) -> dict[str, Any]:
+    if not words:
+        return {}
+    return config.flags_of(_parser(command).parse_args(words))
 
 
-def _run(options: argparse.Namespace, explain: bool = False) -> int:
-    if not options.module and not Path(options.target).exists():
-        print(f"accel: can't open file {options.target!r}: no such file", file=sys.stderr)
-        return 2
-    config = _load_config(options)
+def _parser(command: str) -> argparse.ArgumentParser:
+    import argparse
+
+    usages = {
+        "run": "[FLAGS] (SCRIPT | -m MODULE | -c TEXT | -) [ARGS]",
+        "explain": "[FLAGS] (SCRIPT | -m MODULE | -c TEXT | -) [ARGS]",
+        "config": "[FLAGS] [SCRIPT]",
+    }
+    made = argparse.ArgumentParser(
+        f"python -m accel {command}",
+        usage=f"python -m accel {command} {usages[command]}",
+        description=_COMMANDS[command].__doc__,
+        allow_abbrev=False,
+    )
+    if command == "config":
+        made.add_argument("--markdown", action="store_true", help="print the page docs/switches.md")
+    config.add_flags(made)
+    return made
+
+
+def _loaded(target: program.Target | None, flags: dict[str, Any]) -> config.Loaded:
+    start = Path(target.directory) if target is not None else Path.cwd()
+    return config.load_all(start, flags)
+
+
+# -------------------------------------------------------------------------- run, explain
+
+
+class _Rewriter:
+    """Arms the program's own functions through the driver."""
+
+    def __init__(self, driver: Any) -> None:
+        self._driver = driver
+
+    def code(self, code: types.CodeType, path: str) -> types.CodeType:
+        return self._driver.prepare_script(code, path)  # type: ignore[no-any-return]
+
+    def folder(self, directory: str) -> None:
+        current = self._driver.current
+        current.script_directory = Path(directory).resolve()
+        current.install_hook()
+
+
+def _run(arguments: list[str]) -> int:
+    """Runs a program under accel, exactly as python would run it."""
+    return _start("run", arguments, _summarise)
+
+
+def _explain(arguments: list[str]) -> int:
+    """Runs a program under accel, then prints its graphs, guards and graph breaks."""
+    return _start("explain", arguments, _print_explanation)
+
+
+def _start(command: str, arguments: list[str], at_exit: Callable[[Any], None]) -> int:
+    words, target = _split(arguments)
+    flags = _flags(command, words)
+    if target is None:
+        raise _UsageError(f"{command} wants a program; see `python -m accel {command} --help`")
+    if command == "explain":
+        flags.setdefault("quiet", True)
+    loaded = _loaded(target, flags)
+    from accel import log
+
+    log.configure(list(loaded.config.log))
+    for remark in loaded.remarks:
+        log.notice_once(remark)
+    driver = _driver(loaded.config)
+    if driver is None:
+        return program.run(target, program.Untouched())
+    # Registered first, so that it runs after every handler of the program's own.
+    owner = os.getpid()
+    atexit.register(lambda: at_exit(driver) if os.getpid() == owner else None)
+    return program.run(target, _Rewriter(driver))
+
+
+def _driver(settings: config.Config) -> Any:
+    """The driver, started; None (said once) where the native module cannot be used."""
     from accel import log, runtime
 
-    driver: Any = None
-    if runtime.available:
-        from accel import driver
-
-        if config.backend != "native":
-            from accel.compile import backends
-
-            backends.check_name(config.backend)
-        driver.start(config).service.start()
-    else:
+    if not runtime.available:
         log.notice_once(f"running eagerly: {runtime.reason}")
-    if driver is not None:
-        # Registered first, so that it runs after every handler of the program's own.
-        owner = os.getpid()
-        atexit.register(lambda: _report(driver, config, explain) if os.getpid() == owner else None)
-    sys.argv = [options.target, *options.args]
-    if options.module:
-        return _run_module(options.target, driver)
-    return _run_script(options.target, driver)
+        return None
+    from accel import driver
+
+    if settings.backend != "native":
+        from accel.compile import backends
+
+        backends.check_name(settings.backend)
+    driver.start(settings).service.start()
+    return driver
 
 
-def _report(driver: Any, config: Any, explain: bool) -> None:
-    if sys.stdout is not None:
-        sys.stdout.flush()
-    if explain:
-        from accel.explanation import RootReport, report_text
-
-        driver.current.wait(60)
-        roots = [r for r in driver.current.roots.values() if r.recordings]
-        print(report_text([RootReport.of(r) for r in roots]))
-        return
-    if not config.quiet:
+def _summarise(driver: Any) -> None:
+    _flush_stdout()
+    driver.current.progress.close()
+    driver.finish()
+    if not driver.current.config.quiet:
+        from accel.explanation import summary
         from accel.report import print_summary
 
-        print_summary(driver.finish())
+        print_summary(summary(driver.current))
 
 
-def _fresh_main(file: str | None) -> types.ModuleType:
-    """A module for `__main__` as CPython makes one."""
-    module = types.ModuleType("__main__")
-    module.__builtins__ = builtins  # type: ignore[attr-defined]
-    module.__file__ = file
-    module.__loader__ = None
-    module.__spec__ = None
-    module.__annotations__ = {}
-    vars(module)["__cached__"] = None
-    sys.modules["__main__"] = module
-    return module
+_EXPLAIN_WAIT_S = 60.0
 
 
-def _run_script(path: str, driver: Any) -> int:
-    sys.path[0] = str(Path(path).resolve().parent)
-    with open(path, "rb") as file:
-        source = file.read()
+def _print_explanation(driver: Any) -> None:
+    from accel.explanation import RootReport, report_text
+
+    driver.current.wait(_EXPLAIN_WAIT_S)
+    driver.finish()
+    roots = [RootReport.of(r) for r in driver.current.roots.values() if r.recordings]
+    print(report_text(roots) if roots else "accel: no call was recorded")
+
+
+def _flush_stdout() -> None:
     try:
-        code = compile(source, path, "exec", dont_inherit=True)
-    except SyntaxError:
-        traceback.print_exception(*sys.exc_info()[:2], None)
-        return 1
-    module = _fresh_main(path)
-    if driver is not None:
-        code = driver.prepare_script(code, path)
-    return _execute(lambda: exec(code, vars(module)))
+        sys.stdout.flush()
+    except (AttributeError, OSError, ValueError):
+        return  # closed, or its reader has gone: the interpreter will say so itself
 
 
-def _run_module(name: str, driver: Any) -> int:
-    sys.path[0] = os.getcwd()
-    if driver is not None:
-        driver.current.script_directory = Path.cwd()
-        driver.current.install_hook()
-    return _execute(lambda: runpy.run_module(name, run_name="__main__", alter_sys=True))
+# --------------------------------------------------------------------------- the others
 
 
-def _execute(program: Any) -> int:
-    """Runs the program; its uncaught exceptions look as if Python had started it."""
-    try:
-        program()
-    except SystemExit:
-        raise
-    except BaseException as error:
-        shown = error.__traceback__
-        while shown is not None and _is_ours(shown.tb_frame.f_code.co_filename):
-            shown = shown.tb_next
-        error.__traceback__ = shown
-        if isinstance(error, KeyboardInterrupt):
-            sys.excepthook(type(error), error, shown)
-            raise SystemExit(130) from None
-        sys.excepthook(type(error), error, shown)
-        return 1
-    return 0
-
-
-_HERE = os.path.dirname(os.path.abspath(__file__))
-
-
-def _is_ours(file: str) -> bool:
-    return file.startswith(_HERE) or file == "<frozen runpy>" or file.endswith("runpy.py")
-
-
-def _explain(options: argparse.Namespace) -> int:
-    options.quiet = True
-    return _run(options, explain=True)
-
-
-def _doctor(_options: argparse.Namespace) -> int:
+def _doctor(arguments: list[str]) -> int:
+    """Checks that everything accel needs works here."""
+    _refuse(arguments)
     from accel import doctor
 
     return doctor.run()
 
 
-def _config(_options: argparse.Namespace) -> int:
-    from accel import config
-
-    loaded = config.load()
-    for key, setting in config.settings().items():
-        print(f"{key} = {getattr(loaded, key)!r}  # {setting.text}")
+def _config(arguments: list[str]) -> int:
+    """Shows the settings, and where each comes from."""
+    words, target = _split([word for word in arguments if word != "--markdown"])
+    if "--markdown" in arguments:
+        print(config.markdown(), end="")
+        return 0
+    loaded = _loaded(target, _flags("config", words))
+    values = {key: config.as_toml(getattr(loaded.config, key)) for key in config.settings()}
+    rows = {key: f"{key:<{max(map(len, values))}} = {value}" for key, value in values.items()}
+    for key, row in rows.items():
+        print(f"{row:<{max(map(len, rows.values()))}}  # {loaded.origins[key]}")
+    for remark in loaded.remarks:
+        print(f"accel: {remark}", file=sys.stderr)
     return 0
 
 
-def _cache(options: argparse.Namespace) -> int:
-    from accel import config
+def _cache(arguments: list[str]) -> int:
+    """Shows or empties the cache of compiled code."""
+    if len(arguments) != 1 or arguments[0] not in ("info", "clear"):
+        raise _UsageError("usage: python -m accel cache info|clear")
+    from accel.cache import clear, describe
 
     directory = Path(config.load().cache_dir)
-    if options.action == "clear":
-        shutil.rmtree(directory, ignore_errors=True)
-        print(f"removed {directory}")
-        return 0
-    files = [p for p in directory.rglob("*") if p.is_file()] if directory.exists() else []
-    size = sum(p.stat().st_size for p in files)
-    print(f"{directory}: {len(files)} files, {size / 1e6:.1f} MB")
+    print(clear(directory) if arguments[0] == "clear" else describe(directory))
     return 0
 
 
-_COMMANDS = {
+def _refuse(arguments: list[str]) -> None:
+    if arguments:
+        raise _UsageError(f"unexpected {arguments[0]!r}")
+
+
+_COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": _run,
     "explain": _explain,
     "doctor": _doctor,
     "config": _config,
     "cache": _cache,
 }
+
+__all__ = ["ConfigError", "main"]

@@ -11,22 +11,20 @@ one clause is all; file key, ACCEL_* variable, command line flag and docs/switch
 
 from __future__ import annotations
 
-import argparse
-import difflib
 import os
 import re
-import tomllib
 import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-import platformdirs
+from typing import TYPE_CHECKING, Any
 
 from accel.errors import ConfigError
+
+if TYPE_CHECKING:
+    import argparse
 
 ARTIFACTS = (
     "trace", "guards", "exits", "graph", "loops", "schedule", "code", "driver", "worker"
@@ -48,6 +46,8 @@ def _setting(
 
 
 def _default_cache() -> str:
+    import platformdirs
+
     return platformdirs.user_cache_dir("accel")
 
 
@@ -179,6 +179,8 @@ def _checked(setting: Setting, value: Any, where: str) -> Any:
 
 
 def _nearest(word: str, known: typing.Iterable[str]) -> str:
+    import difflib
+
     near = difflib.get_close_matches(word, list(known), 1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
@@ -197,6 +199,8 @@ def find_file(start: Path) -> Path | None:
 
     Errors: ConfigError when a pyproject.toml that speaks of tool.accel cannot be read.
     """
+    import tomllib
+
     for directory in (start, *start.parents):
         own, project = directory / "accel.toml", directory / "pyproject.toml"
         if own.is_file():
@@ -222,6 +226,8 @@ def _text(path: Path) -> str:
 
 def read_file(path: Path) -> dict[str, tuple[Any, str]]:
     """Each setting in a file, with the place it stands at. Errors: ConfigError."""
+    import tomllib
+
     text = _text(path)
     try:
         data: Any = tomllib.loads(text)
@@ -289,6 +295,8 @@ def load_all(
 
 def _remarks(environment: Mapping[str, str]) -> typing.Iterator[str]:
     """Variables that look like a setting with a slip in its name."""
+    import difflib
+
     known = {setting.variable for setting in settings().values()}
     for name in environment:
         if name.startswith("ACCEL_") and name not in known:
@@ -308,6 +316,8 @@ def load(
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """One flag for each setting."""
+    import argparse
+
     group = parser.add_argument_group("settings")
     for key, setting in settings().items():
         text = setting.text.replace("%", "%%")
@@ -357,7 +367,7 @@ def markdown() -> str:
     ]
     for key, s in settings().items():
         default = default_of(key)
-        shown = "the user's cache folder" if key == "cache_dir" else f"`{_toml(default)}`"
+        shown = "the user's cache folder" if key == "cache_dir" else f"`{as_toml(default)}`"
         text = s.text + (f": {', '.join(f'`{c}`' for c in s.choices)}" if key == "log" else "")
         flag = f"`{s.flag}`" + (f", `--no-{s.flag[2:]}`" if "truth" in s.kind else "")
         wanted = _KINDS[s.kind].wanted
@@ -365,11 +375,12 @@ def markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _toml(value: Any) -> str:
+def as_toml(value: Any) -> str:
+    """A value as a file would hold it."""
     if value is None:
         return "absent"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
-        return "[" + ", ".join(map(_toml, value)) + "]"
+        return "[" + ", ".join(map(as_toml, value)) + "]"
     return f'"{value}"' if isinstance(value, str) else str(value)

@@ -24,7 +24,7 @@ import torch
 
 from accel import errors, log, optimizers, other_tracers, runtime, trial
 from accel.capture.recorder import Recorder, Recording
-from accel.capture.twins import TwinFactory
+from accel.capture.twins import CodeKey, TwinFactory, code_key
 from accel.capture.values import class_lookup
 from accel.compile import gradients
 from accel.compile.service import CompiledSegment, CompileService
@@ -55,7 +55,7 @@ class Driver:
         self.limits = Limits()
         self.service = CompileService(config)
         self.roots: dict[int, Root] = {}
-        self._code_index: dict[types.CodeType, int] = {}
+        self._code_index: dict[CodeKey, int] = {}
         self._code_cache = CodeCache(Path(config.cache_dir) / "code")
         self.twins = TwinFactory(self._build_twin)
         self.progress = Progress(config)
@@ -100,10 +100,10 @@ class Driver:
 
     def assign_index(self, code: types.CodeType) -> int:
         """The dispatch index of a function's code; makes its entry."""
-        index = self._code_index.get(code)
+        index = self._code_index.get(code_key(code))
         if index is None:
             entry = runtime.native.Entry(code.co_qualname, self.on_call)
-            index = self._code_index[code] = entry.index
+            index = self._code_index[code_key(code)] = entry.index
             entry.threshold = self.config.threshold
             entry.state = "count"
             location = f"{code.co_filename}:{code.co_firstlineno}"
@@ -239,7 +239,7 @@ class Driver:
                 if entry is not None and root is not (found := self._module_root(entry, module)):
                     yield found
             else:
-                index = self._code_index.get(prologue.original_code(code))
+                index = self._code_index.get(code_key(prologue.original_code(code)))
                 if index is not None and self.roots[index] is not root:
                     yield self.roots[index]
             frame = frame.f_back

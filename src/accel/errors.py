@@ -64,7 +64,6 @@ REASONS: dict[str, tuple[str, str]] = {
     "opaque_operation": ("an operation that accel does not know: {}", "move it outside"),
     "operand": ("a torch operation takes {}", "pass tensors and plain numbers"),
     "raised": ("the recorded call raised an exception", "nothing: the call is tried again"),
-    "random_numbers": ("random numbers are drawn", "use eval mode, or draw them outside"),
     "read_after_write": ("a container is read whole after a write: {}", "read it first"),
     "recursion": ("the call recurses too deeply", "nothing: it runs eagerly"),
     "unknown_function": ("a function of unknown origin is called: {}", "pass it as an argument"),

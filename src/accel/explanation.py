@@ -1,21 +1,28 @@
-"""Explanations: what accel made of one call, for people.
+"""Explanations: what accel made of a program or of one call, for people.
 
-In: a function or module, and the arguments of one call. Out: an `Explanation` with graph,
-guards and breaks. Invariant: the call is made exactly once, as a recording.
+In: roots, or a function and the arguments of one call. Out: an `Explanation` with graphs, guards
+and breaks; the `Summary` at a program's exit. Invariant: an explained call is made exactly once.
 """
 
 from __future__ import annotations
 
+import re
+import types
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from accel.roots import Root
+from accel.errors import hint_for
+from accel.guards import Guard
+from accel.report import RootLine, Summary, short_place
+from accel.roots import STATES, Root
+from accel.sources import Source
 
 
 @dataclass
 class RootReport:
-    """One root, as the driver knows it now."""
+    """One root, as the driver knows it now; `guards` are those of the newest variant."""
 
     name: str
     location: str
@@ -24,6 +31,8 @@ class RootReport:
     reason_location: str
     graphs: list[str] = field(default_factory=list)
     guards: list[str] = field(default_factory=list)
+    machinery_guards: int = 0
+    history: list[str] = field(default_factory=list)
     calls: int = 0
     hits: int = 0
 
@@ -31,14 +40,178 @@ class RootReport:
     def of(root: Root) -> RootReport:
         report = RootReport(root.name, root.location, root.state, root.reason, root.reason_location)
         report.calls = root.entry.calls
+        report.history = list(root.history)
+        report.hits = compiled_calls(root)
         for installed in root.variants:
             graph = installed.recording.graph
             if graph is not None:
                 report.graphs.append(graph_text(graph))
-            report.hits += installed.native.hits
             if not report.guards and installed.recording.guards is not None:
-                report.guards = [str(g) for g in installed.recording.guards.all()]
+                guards = installed.recording.guards.all()
+                shown = [g for g in guards if not is_machinery(g)]
+                report.guards = [guard_text(g) for g in shown]
+                report.machinery_guards = len(guards) - len(shown)
         return report
+
+    def __str__(self) -> str:
+        place = short_place(self.location)
+        lines = [f"{self.name} ({place}): {self.state}: {STATES.get(self.state, '')}"]
+        lines.append(f"  {self.hits:,} of {self.calls:,} calls ran compiled")
+        if self.reason:
+            where = f" at {short_place(self.reason_location)}" if self.reason_location else ""
+            hint = hint_for(self.reason)
+            lines.append(f"  graph break{where}: {self.reason}" + (f"; {hint}" if hint else ""))
+        earlier = Counter(text for text in self.history if not text.startswith(self.reason or "\0"))
+        for text, times in earlier.items():
+            lines.append(f"  earlier: {text}" + (f", {times} times" if times > 1 else ""))
+        for text, number in _numbered(self.graphs):
+            lines += [f"  graph{number}:", *(f"    {line}" for line in text.splitlines())]
+        if self.guards:
+            lines.append("  guards; a call for which one does not hold runs as Python:")
+            lines += [f"    {guard}" for guard in self.guards]
+        if self.machinery_guards:
+            lines.append(f"    and {self.machinery_guards} on hooks and torch.nn's own functions")
+        return "\n".join(lines)
+
+
+def _numbered(graphs: list[str]) -> list[tuple[str, str]]:
+    """Each different graph once, with what its heading says besides."""
+    counts = Counter(graphs)
+    many = len(counts) > 1
+    return [
+        (text, (f" {i}" if many else "") + (f" ({n} variants)" if n > 1 else ""))
+        for i, (text, n) in enumerate(counts.items(), 1)
+    ]
+
+
+def compiled_calls(root: Root) -> int:
+    """How many of a root's calls compiled code served."""
+    retired = int(getattr(root, "retired_hits", 0))
+    return int(sum(v.native.hits for v in root.variants)) + retired
+
+
+def summary(driver: Any) -> Summary:
+    """What happened to the roots that were ever recorded, the busiest first."""
+    lines = []
+    for root in driver.roots.values():
+        if not root.recordings or root.state == "plain":
+            continue
+        hits = compiled_calls(root)
+        line = RootLine(
+            root.name,
+            root.location,
+            root.state,
+            root.reason,
+            root.reason_location,
+            len(root.variants),
+            hits,
+            max(root.entry.calls - hits, 0),
+            hint=hint_for(root.reason),
+            is_break=root.state == "blacklisted",
+        )
+        lines.append(line)
+    lines.sort(key=lambda r: -(r.calls_compiled + r.calls_eager))
+    return Summary(driver.read_counters(), lines)
+
+
+# ------------------------------------------------------------------------------- guards
+
+# What holds while a guard of this kind holds: a row for each row of accel.guards.CHECKS.
+HOLDS: dict[str, str] = {
+    "IS": "is {0}",
+    "TYPE_IS": "is a {0}",
+    "EQUALS": "== {0}",
+    "DICT_ABSENT": "has no {0}",
+    "DICT_KEYS": "has the same keys",
+    "LEN": "has length {0}",
+    "SET_EQUALS": "holds the same members",
+    "SAME": "is {0}",
+    "NOT_SAME": "is not {0}",
+    "TYPE_ATTRS": "has the same class attributes",
+    "UNBOUND": "is not bound",
+    "TENSOR": "has the same size, stride, dtype, device and kind",
+    "NO_OVERLAP": "shares no memory with {0}",
+    "CALL": "is the same",
+}
+
+_MACHINERY = re.compile(
+    r"_hooks|_call_impl|torch\.nn\.modules\.|<globals of torch|<globals of builtins|'forward'"
+)
+
+
+def is_machinery(guard: Guard) -> bool:
+    """True for guards that torch.nn.Module's own code brings, the same for every module."""
+    return bool(_MACHINERY.search(f"{guard.source} {guard.operands!r:.200}")) or (
+        guard.check == "DICT_ABSENT" and str(guard.source).endswith(".__dict__")
+    )
+
+
+def guard_text(guard: Guard) -> str:
+    """What must hold, in the user's words."""
+    names = [_name(operand) for operand in guard.operands]
+    try:
+        text = HOLDS[guard.check].format(*names)
+    except (IndexError, KeyError):
+        text = guard.check.lower()
+    place = f"  # {short_place(guard.location)}" if guard.location else ""
+    return f"{guard.source} {text}{place}"
+
+
+_NAME_WIDTH = 60
+
+
+def _name(operand: Any) -> str:
+    """An operand in few words."""
+    if isinstance(operand, Source):
+        return str(operand)
+    if isinstance(operand, types.ModuleType):
+        return f"module {operand.__name__}"
+    if isinstance(operand, types.CodeType):
+        return f"the code at {short_place(f'{operand.co_filename}:{operand.co_firstlineno}')}"
+    name = getattr(operand, "__qualname__", None)
+    if isinstance(name, str):
+        return name
+    text = repr(operand)
+    return text if len(text) <= _NAME_WIDTH else f"{text[: _NAME_WIDTH - 3]}..."
+
+
+# ------------------------------------------------------------------------------- graphs
+
+
+def report_text(roots: list[RootReport]) -> str:
+    """Graphs, guards and reasons of some roots, as text."""
+    return "\n\n".join(map(str, roots))
+
+
+def graph_text(graph: Any) -> str:
+    """A segment graph as readable lines: `v3 = torch.nn.functional.gelu(v2)`."""
+    rows = [(f"{name}: {meta.dtype}{list(meta.sizes)}", "") for name, meta in graph.inputs]
+    for o in graph.operations:
+        args = [_text(a) for a in o.args] + [f"{k}={_text(v)}" for k, v in o.kwargs.items()]
+        call = (
+            f"{args[0]}.{o.target}({', '.join(args[1:])})"
+            if o.kind == "call_method"
+            else f"{o.target}({', '.join(args)})"
+        )
+        rows.append((f"{o.name} = {call}", short_place(o.location)))
+    for name, expected in graph.speculations:
+        rows.append((f"assume bool({name}) is {expected}", ""))
+    rows.append((f"return {', '.join(graph.outputs)}", ""))
+    width = min(max(len(text) for text, _ in rows), 72)
+    return "\n".join(f"{text:<{width}}  # {place}" if place else text for text, place in rows)
+
+
+def _text(value: Any) -> str:
+    name = getattr(value, "name", None)
+    if name is not None:
+        return str(name)
+    if isinstance(value, (tuple, list)):
+        inside = ", ".join(_text(v) for v in value)
+        return f"[{inside}]" if isinstance(value, list) else f"({inside},)"
+    return repr(value)
+
+
+# ------------------------------------------------------------------------- one call
 
 
 @dataclass
@@ -66,50 +239,7 @@ class Explanation:
             f"{self.graph_count} graph(s), {self.op_count} operations, "
             f"{self.graph_break_count} graph break(s)"
         )
-        return f"{head}\n{report_text(self.roots)}"
-
-
-def report_text(roots: list[RootReport]) -> str:
-    """Graphs, guards and reasons of some roots, as text."""
-    lines: list[str] = []
-    for root in roots:
-        lines.append(f"\n{root.name} ({root.location}): {root.state}")
-        if root.reason:
-            where = f" at {root.reason_location}" if root.reason_location else ""
-            lines.append(f"  reason: {root.reason}{where}")
-        for graph in root.graphs:
-            lines += ["  graph:", *(f"    {line}" for line in graph.splitlines())]
-        if root.guards:
-            lines.append(f"  {len(root.guards)} guards; a call is eager when one fails:")
-            lines += [f"    {guard}" for guard in root.guards]
-    return "\n".join(lines)
-
-
-def graph_text(graph: Any) -> str:
-    """A segment graph as readable lines: `v3 = torch.nn.functional.gelu(v2)`."""
-    lines = [f"{name}: {meta.dtype}{list(meta.sizes)}" for name, meta in graph.inputs]
-    for o in graph.operations:
-        args = [_text(a) for a in o.args] + [f"{k}={_text(v)}" for k, v in o.kwargs.items()]
-        call = (
-            f"{args[0]}.{o.target}({', '.join(args[1:])})"
-            if o.kind == "call_method"
-            else f"{o.target}({', '.join(args)})"
-        )
-        lines.append(f"{o.name} = {call}  # {o.location}")
-    for name, expected in graph.speculations:
-        lines.append(f"assume bool({name}) is {expected}")
-    lines.append(f"return {', '.join(graph.outputs)}")
-    return "\n".join(lines)
-
-
-def _text(value: Any) -> str:
-    name = getattr(value, "name", None)
-    if name is not None:
-        return str(name)
-    if isinstance(value, (tuple, list)):
-        inside = ", ".join(_text(v) for v in value)
-        return f"[{inside}]" if isinstance(value, list) else f"({inside},)"
-    return repr(value)
+        return f"{head}\n\n{report_text(self.roots)}"
 
 
 def explain(target: Any, driver: Any) -> Callable[..., Explanation]:

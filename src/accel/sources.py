@@ -50,6 +50,7 @@ LOADS: dict[str, Load] = {
     "code": Load("FUNCTION_CODE", False, lambda b, _k: f"{b}.__code__"),
     "defaults": Load("FUNCTION_DEFAULTS", False, lambda b, _k: f"{b}.__defaults__"),
     "kwdefaults": Load("FUNCTION_KWDEFAULTS", False, lambda b, _k: f"{b}.__kwdefaults__"),
+    "globals": Load("FUNCTION_GLOBALS", False, lambda b, _k: f"{b}.__globals__"),
     "closure": Load("FUNCTION_CLOSURE", True, lambda b, k: f"{b}.__closure__[{k}]"),
     "bound_self": Load("BOUND_SELF", False, lambda b, _k: f"{b}.__self__"),
     "bound_function": Load("BOUND_FUNC", False, lambda b, _k: f"{b}.__func__"),

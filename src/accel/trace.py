@@ -127,7 +127,8 @@ class SegmentGraph:
     `speculations` pair the name of a one-element value with the truth value that
     the rest of the graph assumes; they are checked before anything is committed.
     In-place operations may appear; those that reach an input are the commit step.
-    `gradients` is None for a graph that autograd has nothing to do with.
+    `gradients` is None for a graph that autograd has nothing to do with; `is_random` when the
+    run drew from torch's CPU generator.
     """
 
     inputs: list[tuple[str, TensorMeta]]
@@ -136,6 +137,7 @@ class SegmentGraph:
     output_metas: list[TensorMeta]
     speculations: list[tuple[str, bool]] = field(default_factory=list)
     gradients: Gradients | None = None
+    is_random: bool = False
 
     def key(self) -> str:
         """Content hash: equal graphs, equal keys (source locations do not count)."""
@@ -163,6 +165,7 @@ class SegmentGraph:
             "output_metas": [_meta_to_json(m) for m in self.output_metas],
             "speculations": [list(s) for s in self.speculations],
             "gradients": _gradients_to_json(self.gradients),
+            "is_random": self.is_random,
         }
 
     @staticmethod
@@ -184,6 +187,7 @@ class SegmentGraph:
             [_meta_from_json(m) for m in data["output_metas"]],
             [(name, expected) for name, expected in data["speculations"]],
             _gradients_from_json(data["gradients"]),
+            data["is_random"],
         )
 
     def to_fx(self) -> fx.GraphModule:

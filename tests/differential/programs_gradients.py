@@ -659,10 +659,57 @@ def _(s: Session) -> None:
         s.call(lambda x=x: f(x).sum().backward())
 
 
-@program(PROGRAMS, "dropout", expect=ANY)
+@program(PROGRAMS, "dropout", tolerance=LOOSE)
 def _(s: Session) -> None:
-    model = s.watch(nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 2)))
-    descend(s, s.root(model), torch.randn(4, 3), steps=5)
+    model = s.watch(nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.ReLU(), nn.Dropout(0.1)))
+    f, x = s.root(model), torch.randn(4, 3)
+    descend(s, f, x, steps=6)
+    with torch.no_grad():
+        s.warm(f, x)
+    model.eval()
+    s.call(f, x)
+
+
+@program(PROGRAMS, "dropout of images and of attention", expect=ANY, tolerance=LOOSE)
+def _(s: Session) -> None:
+    model = s.watch(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Dropout2d(0.5), nn.Dropout(0.3)))
+    x = torch.randn(2, 1, 6, 6)
+    descend(s, s.root(model), x)
+    descend(s, model, x.to(memory_format=torch.channels_last))
+
+    def attend(q, k, v):
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=0.4)
+
+    attend = s.root(attend)
+    q, k, v = (s.watch(leaf(2, 2, 5, 4)) for _ in range(3))
+    descend(s, attend, q, k, v)
+
+
+@program(PROGRAMS, "random numbers and gradients at some outputs", tolerance=LOOSE)
+def _(s: Session) -> None:
+    def f(x):
+        y = F.dropout(x, 0.5) * torch.rand(3)
+        return y.sin(), (x + torch.randn(3)).cos(), torch.randint(0, 9, (2,))
+
+    f, x = s.root(f), s.watch(leaf(3))
+    descend(s, f, x, loss_of=lambda out: out[0].sum() + out[1].sum())
+    for pick in (0, 0, 0, 1, 1, 1):
+        s.call(lambda pick=pick: f(x)[pick].sum().backward())
+    s.call(lambda: torch.autograd.grad(f(x)[0].sum(), [x], create_graph=True))
+
+
+@program(PROGRAMS, "random numbers before a branch that changes")
+def _(s: Session) -> None:
+    def f(x):
+        y = x * torch.rand(3)
+        if x.sum() > 0:
+            return y + torch.rand(3)
+        return y - 1
+
+    f = s.root(f)
+    s.warm(f, torch.ones(3))
+    for sign in (-1, 1, -1, -1, -1, 1):
+        s.call(f, torch.ones(3) * sign)
 
 
 @program(PROGRAMS, "a buffer follows the weights", tolerance=LOOSE)

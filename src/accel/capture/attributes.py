@@ -9,6 +9,7 @@ frame that the shim redirects to a twin.
 from __future__ import annotations
 
 import collections
+import enum
 import types
 from typing import Any
 
@@ -57,7 +58,10 @@ _GENERIC_GETATTRIBUTES = frozenset(
     )
     if "__getattribute__" in c.__dict__
 )
+_TUPLE_GETTER = type(collections.namedtuple("_Pair", "first second").first)  # type: ignore[attr-defined]  # noqa: PYI024
 _MODULE_GETATTR = torch.nn.Module.__getattr__
+# Where torch itself defines the operators of tensors in Python.
+_TENSOR_MODULES = frozenset({"torch._tensor", "torch.nn.parameter"})
 _DESCRIPTORS_OF_C = FUNCTION_TYPES - {types.FunctionType, types.BuiltinFunctionType}
 
 
@@ -86,12 +90,39 @@ class AttributeEvents(RecorderState):
             return None
         if id(obj) in self.frozen:
             return (FOLD, getattr, (obj, name), None, self.adopt_frozen, None)
+        if issubclass(kind, enum.Enum) and name in ("value", "name"):
+            if class_lookup(kind, name) is enum.Enum.__dict__[name]:
+                return self._enum_field(obj, f"_{name}_")
         known = id(obj) in self.known
         if not known and id(obj) not in self.fresh:
             raise Void("unknown_value", f"attribute {name!r} of a {kind.__name__}")
-        if class_lookup(kind, "__getattribute__") not in _GENERIC_GETATTRIBUTES:
+        lookup = class_lookup(kind, "__getattribute__")
+        if lookup not in _GENERIC_GETATTRIBUTES:
+            if type(lookup) is not types.FunctionType:
+                return self._c_attr(obj, name)
+            self.guards.add_class_attribute(kind, "__getattribute__", lookup)
             return (NATIVE, getattr, (obj, name), None, self.checked, f"attribute {name!r}")
         return self.generic_attr(obj, name)
+
+    def _c_attr(self, obj: Any, name: str) -> Answer:
+        """An object whose C code looks attributes up: only its class's methods are known to be
+        what they seem (threading.local answers each thread differently)."""
+        found = class_lookup(type(obj), name)
+        if type(found) is not types.MethodDescriptorType:
+            raise Void("opaque_attribute", f"{type(obj).__name__}.{name}")
+        return (NATIVE, getattr, (obj, name), None, self._after_c_method, obj)
+
+    def _after_c_method(self, value: Any, obj: Any) -> Answer:
+        if type(value) is not types.BuiltinFunctionType or value.__self__ is not obj:
+            raise Void("opaque_attribute", f"a method of a {type(obj).__name__}")
+        return None
+
+    def _enum_field(self, member: Any, name: str) -> Answer:
+        """The value or name of an enum member, which lies in its instance dict."""
+        value = _OBJECT_GETATTRIBUTE(member, "__dict__")[name]
+        self.assume_static(member)
+        self.track(value, self.constant_source(member).child("dict").child("dict_item", name))
+        return (value,)
 
     def _after_super(self, value: Any, name: Any) -> Answer:
         if type(value) not in (types.MethodType, *FUNCTION_TYPES):
@@ -148,7 +179,31 @@ class AttributeEvents(RecorderState):
             if name in ("__class__", "__doc__", "__module__"):
                 return (FOLD, getattr, (obj, name), None, self.adopt_constant, None)
             raise Void("opaque_attribute", f"{type(obj).__name__}.{name}")
+        if descriptor is _TUPLE_GETTER and isinstance(obj, tuple):
+            return self._tuple_field(obj, found, source)
+        self._check_getter(type(obj), name, found)
         return plain
+
+    def _tuple_field(self, obj: Any, getter: Any, source: Any) -> Answer:
+        """A field of a named tuple."""
+        index = getter.__reduce__()[1][0]
+        value = tuple.__getitem__(obj, index)
+        if source is not None:
+            self.guards.add(source, "LEN", tuple.__len__(obj))
+            self.track(value, source.child("tuple_item", index))
+        else:
+            self.check_value(value, "a field of a named tuple")
+        return (value,)
+
+    @staticmethod
+    def _check_getter(kind: type, name: str, descriptor: Any) -> None:
+        """Only Python code may compute an attribute: its frames are watched, C code is not."""
+        if type(descriptor) is property:
+            getter = descriptor.fget
+        else:
+            getter = class_lookup(type(descriptor), "__get__")
+        if type(getter) is not types.FunctionType:
+            raise Void("opaque_attribute", f"{kind.__name__}.{name}")
 
     def _after_dict(self, value: Any, obj: Any) -> Answer:
         source = self.source_of(obj)
@@ -168,6 +223,7 @@ class AttributeEvents(RecorderState):
         if descriptor in _DESCRIPTORS_OF_C or descriptor is types.BuiltinFunctionType:
             return None
         if _has(descriptor, "__get__"):
+            self._check_getter(kind, name, found)
             self.assume_static(found)
             return plain
         if type(found) not in CONSTANT_TYPES:
@@ -220,7 +276,22 @@ class AttributeEvents(RecorderState):
                 return (value,)
         return None
 
+    def tensor_class(self, tensor: Any, *names: str) -> None:
+        """The trace relies on what these names mean on the class of a tensor."""
+        kind = type(tensor)
+        for name in names:
+            found = class_lookup(kind, name, _ABSENT)
+            if type(found) is types.FunctionType and found.__module__ not in _TENSOR_MODULES:
+                raise Void("tensor_method", f"{name}, which {found.__module__} has replaced")
+            self.guards.add_class_attribute(
+                kind, name, runtime.native.MISSING if found is _ABSENT else found
+            )
+
     def _tensor_attr(self, tensor: Any, name: str) -> Answer:
+        found = class_lookup(type(tensor), name, _ABSENT)
+        self.guards.add_class_attribute(
+            type(tensor), name, runtime.native.MISSING if found is _ABSENT else found
+        )
         if name in METADATA_ATTRIBUTES:
             if name in AUTOGRAD_ATTRIBUTES and tensor.requires_grad:
                 raise Void("tensor_attribute", name)
@@ -228,8 +299,8 @@ class AttributeEvents(RecorderState):
                 raise Void("tensor_attribute", name)
             return None
         if name in VIEW_ATTRIBUTES:
+            self.tensor_class(tensor, name)
             return self.operation("call_function", "builtins.getattr", getattr, (tensor, name), {})
-        found = class_lookup(type(tensor), name, _ABSENT)
         if type(found) in FUNCTION_TYPES and type(found) is not types.GetSetDescriptorType:
             if name in REFUSED_METHODS:
                 raise Void("tensor_method", name)

@@ -127,6 +127,8 @@ class CallEvents(OperatorEvents):
             return
         if source.kind != "root":
             self.guards.add(source.child("code"), "IS", f.__code__)
+        if source.kind != "constant":  # one code object may run in several namespaces
+            self.guards.add(source.child("globals"), "IS", f.__globals__)
         if f.__closure__:
             for i, cell in enumerate(f.__closure__):
                 contents = source.child("closure", i).child("cell")

@@ -35,6 +35,22 @@ _UNARY = {"-": "neg", "+": "pos", "~": "invert"}
 _IN_PLACE = 13
 
 
+def _methods(name: str) -> tuple[str, ...]:
+    """The methods that a binary operator may call on either side."""
+    plain = name.rstrip("_")
+    if plain in _IN_PLACE_NAMES:
+        return (f"__{plain}__", *_methods(plain[1:]))
+    return (f"__{plain}__", f"__r{plain}__")
+
+
+_IN_PLACE_NAMES = frozenset(BINARY_NAMES[_IN_PLACE:])
+_BINARY_METHODS = {name: _methods(name) for name in BINARY_NAMES}
+_COMPARE_METHODS = {
+    "lt": ("__lt__", "__gt__"), "le": ("__le__", "__ge__"), "eq": ("__eq__",),
+    "ne": ("__ne__", "__eq__"), "gt": ("__gt__", "__lt__"), "ge": ("__ge__", "__le__"),
+}  # fmt: skip
+
+
 class OperatorEvents(AttributeEvents):
     """Handlers of every instruction that is not a call or an attribute access."""
 
@@ -48,6 +64,7 @@ class OperatorEvents(AttributeEvents):
             if op >= _IN_PLACE and ta not in PLAIN_TENSORS:
                 op -= _IN_PLACE  # `n += tensor` with a number n makes a new tensor
             name = BINARY_NAMES[op]
+            self._tensor_operands(_BINARY_METHODS[name], a, b)
             return self.operation("call_function", f"_operator.{name}", _BINARY[op], (a, b), {})
         self._operand(a, deeply=False)
         self._operand(b, deeply=False)
@@ -66,12 +83,18 @@ class OperatorEvents(AttributeEvents):
                 return (op == "!=",) if op in ("==", "!=") else None
             name = _COMPARE[op]
             f = getattr(operator, name)
+            self._tensor_operands(_COMPARE_METHODS[name], a, b)
             return self.operation("call_function", f"_operator.{name}", f, (a, b), {})
         self._operand(a)
         self._operand(b)
         self._identity_counts(a, b)
         f = getattr(operator, _COMPARE[op])
         return (NATIVE, f, (a, b), None, self.checked, f"comparison {op}")
+
+    def _tensor_operands(self, methods: tuple[str, ...], *operands: Any) -> None:
+        for operand in operands:
+            if type(operand) in PLAIN_TENSORS:
+                self.tensor_class(operand, *methods)
 
     def _operand(self, value: Any, deeply: bool = True) -> None:
         """An operand that C code will read: containers (to compare them, deeply), others by
@@ -104,6 +127,7 @@ class OperatorEvents(AttributeEvents):
         if type(a) in PLAIN_TENSORS:
             name = _UNARY[op]
             f = getattr(operator, name)
+            self.tensor_class(a, f"__{name}__")
             return self.operation("call_function", f"_operator.{name}", f, (a,), {})
         if type(a) in CONSTANT_TYPES:
             return None
@@ -118,6 +142,7 @@ class OperatorEvents(AttributeEvents):
             return None
         kind = type(value)
         if kind in PLAIN_TENSORS:
+            self.tensor_class(value, "__bool__")
             return (self.speculate(value),)
         if kind in CONSTANT_TYPES or (is_static(value) and not issubclass(kind, enum.Enum)):
             return None
@@ -191,6 +216,7 @@ class OperatorEvents(AttributeEvents):
     def subscr(self, obj: Any, key: Any) -> Answer:
         kind = type(obj)
         if kind in PLAIN_TENSORS:
+            self.tensor_class(obj, "__getitem__")
             return self.operation(
                 "call_function", "_operator.getitem", operator.getitem, (obj, key), {}
             )
@@ -241,6 +267,7 @@ class OperatorEvents(AttributeEvents):
     def setitem(self, obj: Any, key: Any, value: Any) -> Answer:
         kind = type(obj)
         if kind in PLAIN_TENSORS:
+            self.tensor_class(obj, "__setitem__")
             return self.operation(
                 "call_function", "_operator.setitem", operator.setitem, (obj, key, value), {}
             )
@@ -288,6 +315,7 @@ class OperatorEvents(AttributeEvents):
                 self.adopt_frozen(part, None)
             return None
         if kind in PLAIN_TENSORS:
+            self.tensor_class(obj, "__iter__", "unbind")
             return self.operation("call_method", "unbind", torch.Tensor.unbind, (obj,), {})
         if id(obj) in self.known:
             if kind is types.GeneratorType or kind in BUILTIN_ITERATORS:

@@ -23,7 +23,7 @@ from accel.capture.results import Describer, Template
 from accel.capture.state import RecorderState, user_location
 from accel.capture.state import version as _version
 from accel.capture.steps import Answer, Void
-from accel.capture.values import PLAIN_TENSORS
+from accel.capture.values import PLAIN_TENSORS, is_static
 from accel.guards import GuardSet
 from accel.sources import Source, root
 from accel.trace import Gradients, SegmentGraph, TensorMeta
@@ -31,7 +31,7 @@ from accel.trace import Gradients, SegmentGraph, TensorMeta
 # Rows of the ambient state under which autograd's recording is left to eager.
 _NOT_WITH_GRADIENTS = ("saved tensor hooks", "anomaly mode", "autocast dtypes and cache")
 
-
+MAX_PAIRS = 20_000  # of objects that must be distinct
 MAX_OPERATIONS = 50_000  # of one graph: compiling more would take too long
 
 
@@ -143,6 +143,7 @@ class Recorder(CallEvents):
                 self._check_ambient()
                 template = Describer(self).describe(result, self.effects)
                 graph = self._graph(template)
+                self._guard_identities()
                 self._guard_aliasing()
             except Void as why:
                 self.voided = Void(why.kind, why.detail)  # without its traceback: see void_event
@@ -177,8 +178,6 @@ class Recorder(CallEvents):
             raise Void("ambient_changed", self.ambient.difference())
         if self.context_sets:
             raise Void("opaque_call", "ContextVar.set() without reset()")
-        if not torch.equal(self.rng, torch.default_generator.get_state()):
-            raise Void("random_numbers")
 
     def _graph(self, template: Template) -> SegmentGraph:
         if not self.operations:
@@ -191,6 +190,7 @@ class Recorder(CallEvents):
             metas,
             self.speculations,
             self._gradients(template),
+            not torch.equal(self.rng, torch.default_generator.get_state()),
         )
 
     def _gradients(self, template: Template) -> Gradients | None:
@@ -216,6 +216,24 @@ class Recorder(CallEvents):
         nodes = tuple(_node_name(tensor.grad_fn) for _, tensor in differentiable)
         no_grad = frozenset(self.no_grad)
         return Gradients(tuple(self.grad_inputs), names, no_grad, names, nodes)
+
+    def _guard_identities(self) -> None:
+        """What the call writes must not be reachable under another name that it reads, unless
+        it was just now."""
+        if not self.writes_seen:
+            return
+        by_type: dict[type, list[tuple[int, Source]]] = {}
+        for value, source in self.known.values():
+            if type(value) not in PLAIN_TENSORS and not is_static(value):
+                by_type.setdefault(type(value), []).append((id(value), source))
+        pairs = 0
+        for identity, written in self.writes_seen.items():
+            for other, source in by_type.get(type(self.known[identity][0]), ()):
+                if other != identity:
+                    self.guards.add(written, "NOT_SAME", source)
+                    pairs += 1
+            if pairs > MAX_PAIRS:
+                raise Void("aliased_write", f"{written}: too many others of its kind")
 
     def _guard_aliasing(self) -> None:
         """What the graph writes must not overlap what else it reads, unless it did just now."""

@@ -14,21 +14,29 @@ from collections.abc import Callable
 from accel import runtime
 
 
+CodeKey = tuple[types.CodeType, str]
+
+
+def code_key(code: types.CodeType) -> CodeKey:
+    """What tells code objects apart: two files may hold equal code at the same line."""
+    return code, code.co_filename
+
+
 class TwinFactory:
     """Caches twins by function; `build` gives a bound twin of a code object, or None."""
 
     def __init__(self, build: Callable[[types.CodeType], types.CodeType | None]) -> None:
         self._build = build
-        self._codes: dict[types.CodeType, types.CodeType | None] = {}
+        self._codes: dict[CodeKey, types.CodeType | None] = {}
         self._functions: weakref.WeakKeyDictionary[types.FunctionType, types.FunctionType] = (
             weakref.WeakKeyDictionary()
         )
 
     def code(self, code: types.CodeType) -> types.CodeType | None:
         try:
-            return self._codes[code]
+            return self._codes[code_key(code)]
         except KeyError:
-            twin = self._codes[code] = self._build(code)
+            twin = self._codes[code_key(code)] = self._build(code)
             if twin is not None:
                 _mark(twin)
             return twin
@@ -37,7 +45,7 @@ class TwinFactory:
         """The twin of `f`, up to date with its code and defaults."""
         twin = self._functions.get(f)
         if twin is not None:
-            code = self._codes.get(f.__code__)
+            code = self._codes.get(code_key(f.__code__))
             if (
                 twin.__code__ is code
                 and twin.__defaults__ is f.__defaults__

@@ -7,7 +7,8 @@ forward's own inputs and outputs, differentiable again if asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,8 +20,8 @@ Tensors = list[Any]  # of torch.Tensor or None
 
 def recomputation(
     graph: SegmentGraph, spec: dict[str, Any], on_use: Callable[[str, tuple[str, ...]], None]
-) -> Callable[[Tensors | None, Tensors | None, bool | str], Tensors | None]:
-    """`recompute(inputs, gradients, create_graph) -> gradients`; `on_use(why, names)` is told first;
+) -> Callable[[Tensors | None, Tensors | None, bool | str, Any], Tensors | None]:
+    """`recompute(inputs, gradients, create_graph, random_state) -> gradients`; `on_use(why, names)` is told first;
     `names` are the outputs at which gradients arrived, if others than expected.
 
     Without inputs, because they are gone or changed, the third argument says so, and there is
@@ -30,7 +31,10 @@ def recomputation(
     programs: list[Any] = []
 
     def recompute(
-        inputs: Tensors | None, gradients: Tensors | None, create_graph: bool | str
+        inputs: Tensors | None,
+        gradients: Tensors | None,
+        create_graph: bool | str,
+        random_state: torch.Tensor | None,
     ) -> Tensors | None:
         if inputs is None or gradients is None:
             on_use(str(create_graph), ())
@@ -51,7 +55,8 @@ def recomputation(
                 else (t.clone() if i in written else t)
                 for i, t in enumerate(inputs)
             ]
-            outputs = programs[0].forward(*aliases)
+            with _drawing_from(random_state):
+                outputs = programs[0].forward(*aliases)
             pairs = [
                 (outputs[k], gradient)
                 for k, gradient in zip(spec["node_outputs"], gradients, strict=True)
@@ -68,3 +73,17 @@ def recomputation(
             )
 
     return recompute
+
+
+@contextlib.contextmanager
+def _drawing_from(state: torch.Tensor | None) -> Iterator[None]:
+    """The numbers of the first run once more; the program's stream goes on where it was."""
+    if state is None:
+        yield
+        return
+    present = torch.get_rng_state()
+    torch.set_rng_state(state)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(present)

@@ -62,7 +62,7 @@ class Doubler:
             guards, native.Ambient(), self.forward, [0], ("tuple", [0, 1]), self.gradient
         )
 
-    def recompute(self, inputs: Any, grads: Any, create_graph: Any) -> Any:
+    def recompute(self, inputs: Any, grads: Any, create_graph: Any, random_state: Any) -> Any:
         self.recomputed.append((inputs, grads, create_graph))
         if inputs is None:
             return None

@@ -224,9 +224,9 @@ def test_states() -> None:
     asked: list[object] = []
     entry = entry_of(variant(plus(1)), on_call=lambda e, roots: asked.append(roots))
     entry.state = "off"
-    assert call(entry, X) is RUN_BODY and entry.calls == 0
+    assert call(entry, X) is RUN_BODY and entry.calls == 1
     entry.state = "count"
-    assert call(entry, X) is RUN_BODY and (entry.calls, entry.hits, entry.misses) == (1, 0, 1)
+    assert call(entry, X) is RUN_BODY and (entry.calls, entry.hits, entry.misses) == (2, 0, 1)
     assert len(asked) == 1 and asked[0][0] is X
     entry.state = "armed"
     assert call(entry, X) is not RUN_BODY
