@@ -1,7 +1,7 @@
 """C++ text -> shared library, named by its content.
 
 In: kernel texts and options. Out: the library's file name in the output folder. A library
-that exists is not built again. Invariant: a library appears under its name complete or not
+that exists, undamaged, is not built again. Invariant: a library appears under its name complete or not
 at all.
 """
 
@@ -40,6 +40,7 @@ PRODUCTS = Path(__file__).with_name("products.h")
 # Compiled once for a machine: products of floats, and of pairs of bfloat16.
 _OBJECTS = {"_f32(": (), "_bf16(": ("-DPRODUCTS_OF_PAIRS",)}
 _OBJECT_SOURCE = Path(__file__).with_name("products.cpp")
+_SEAL = b"accel:1:"
 _TIMEOUT_S = 120
 # Texts beyond this many characters are split into parts compiled in parallel.
 _PART_CHARACTERS = 12_000
@@ -103,7 +104,7 @@ def build(texts: list[str], out_dir: Path, options: CodegenOptions) -> str:
     machine = [*flags, _compiler_version(compiler), cpu_features()]
     name = f"k_{_digest(head, source, *texts, *machine)}.so"
     target = out_dir / name
-    if target.exists():
+    if is_sound(target):
         return name
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
@@ -112,15 +113,33 @@ def build(texts: list[str], out_dir: Path, options: CodegenOptions) -> str:
             commands = []
             linked = []
             for more in objects:
-                kept = out_dir / f"p_{_digest(source, *machine, *more)}.o"
+                kept = out_dir / f"k_{_digest(source, *machine, *more)}.o"
                 linked.append(kept)
-                if not kept.exists():
+                if not is_sound(kept):
                     commands.append(_ObjectJob([compiler, *flags, *more], source, kept))
             _compile(compiler, flags, head, texts, folder, commands, linked)
-            os.replace(folder / "out.so", target)
+            _keep(folder / "out.so", target)
     except OSError as error:
         raise CompileError(f"cannot build in {out_dir}: {error}") from error
     return name
+
+
+def _keep(made: Path, target: Path) -> None:
+    """Moves a file to its place, with its own digest at its end (linkers ignore that)."""
+    with made.open("ab+") as file:
+        file.seek(0)
+        file.write(_SEAL + hashlib.sha256(file.read()).digest())
+    os.replace(made, target)
+
+
+def is_sound(path: Path) -> bool:
+    """True for a file that `_keep` has put there and nobody has changed."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return False
+    body, seal = content[: -len(_SEAL) - 32], content[-len(_SEAL) - 32 :]
+    return seal == _SEAL + hashlib.sha256(body).digest()
 
 
 def _digest(*parts: str) -> str:
@@ -140,7 +159,7 @@ class _ObjectJob:
         source.write_text(self.source)
         made = source.with_suffix(".o")
         _run([*self.command, "-c", str(source), "-o", str(made)], folder)
-        os.replace(made, self.target)
+        _keep(made, self.target)
 
 
 def _compile(

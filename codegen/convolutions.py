@@ -56,7 +56,7 @@ def lower_convolution(b: Builder, node: Node, out: View) -> None:
         f"    const i64 left = end - image * {units}, last = left < {units} ? left : {units};\n"
         f"    const epilogue_context context = {{p, image * {filters}}};\n"
         f"    wide_f32((const float*)p[1], {channels}, {filters}, {pixels}, {channels}, "
-        f"{row_block(filters, pixels)}, first, last, {pack}, @_finish, &context);\n"
+        f"{row_block(filters, pixels)}, first, last, {pack}, @_finish, &context, 0, 0, 0);\n"
         f"    begin = image * {units} + last;\n"
         "  }\n",
         units * images,

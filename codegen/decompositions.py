@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from accel.codegen.options import CompileError
+
 aten = torch.ops.aten
 
 
@@ -60,6 +62,7 @@ def _batch_norm_training(
 
 
 def _var(x: Any, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
+    _check_freedom(x, dim, correction)
     axes = list(range(x.dim())) if dim is None or len(dim) == 0 else [d % x.dim() for d in dim]
     wide = x if x.dtype not in (torch.bfloat16, torch.float16) else x.float()
     count = 1
@@ -68,15 +71,30 @@ def _var(x: Any, dim: Any = None, *, correction: Any = None, keepdim: bool = Fal
     centred = wide - wide.mean(axes, keepdim=True)
     total = (centred * centred).sum(axes, keepdim=keepdim)
     divisor = count - (1 if correction is None else correction)
-    return (total / max(divisor, 0.0)).to(x.dtype)
+    return (total / divisor).to(x.dtype)
+
+
+def _check_freedom(x: Any, dim: Any, correction: Any) -> None:
+    """ATen warns about too few degrees of freedom, at the program's own line.
+
+    Errors: CompileError then: only the program itself can warn there.
+    """
+    axes = range(x.dim()) if dim is None or len(dim) == 0 else dim
+    count = 1
+    for d in axes:
+        count *= x.size(d)
+    if count - (1 if correction is None else correction) <= 0:
+        raise CompileError("a variance of too few elements gives a warning")
 
 
 def _std(x: Any, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
+    _check_freedom(x, dim, correction)
     wide = x if x.dtype not in (torch.bfloat16, torch.float16) else x.float()
     return torch.sqrt(_var(wide, dim, correction=correction, keepdim=keepdim)).to(x.dtype)
 
 
 def _var_mean(x: Any, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
+    _check_freedom(x, dim, correction)
     axes = list(range(x.dim())) if dim is None or len(dim) == 0 else list(dim)
     return _var(x, dim, correction=correction, keepdim=keepdim), x.mean(axes, keepdim=keepdim)
 

@@ -124,6 +124,8 @@ class _Emitter:
                 self.statement(statement)
         self.depth -= 1
         self.line("}")
+        if k.streamed:
+            self.line("end_of_stream();")
         tables = [f"  {t}" for t in self.tables]
         call = (
             f"share({self.name}_part, p, {units}, threads)"
@@ -328,9 +330,18 @@ class _Emitter:
         if step == 0:
             self.line(f"store_one<L>({pointer}, {value});")
         elif step == 1:
-            self.line(f"store<L, K>({pointer}, {value});")
+            store = "stream" if self._streams(s) else "store"
+            self.line(f"{store}<L, K>({pointer}, {value});")
         else:
             self.line(f"store_strided<L, K>({pointer}, {step}, {value});")
+
+    def _streams(self, s: ir.Store) -> bool:
+        """True when the store is to be streamed and fills whole, aligned vectors."""
+        if s.param not in self.kernel.streamed:
+            return False
+        vector = self.kernel.vector_var
+        steps = [c for v, c in s.address.terms if v != vector]
+        return all(c % self.lanes == 0 for c in (*steps, s.address.const))
 
     def _emit_keep(self, s: ir.Keep) -> None:
         self.line(f"store_raw<L, L>({self._row(s.scratch, s.address)}, {self.expr(s.expr)});")

@@ -264,6 +264,7 @@ class Kernel:
     lanes_over_rows: bool = False
     parallel: bool = False
     cost_ns: float = 0.0
+    streamed: frozenset[int] = frozenset()  # parameters whose stores go past the caches
 
 
 def children(expr: Expr) -> tuple[Expr, ...]:

@@ -154,7 +154,7 @@ def _gelu(a: Expr, approximate: str = "none") -> Expr:
     if approximate == "tanh":
         inner = SQRT_2_OVER_PI * (a + 0.044715 * (a * a * a))
         return 0.5 * a * (1.0 + op("tanh", inner))
-    return a * 0.5 * (1.0 + op("erf_rational", a * SQRT_HALF))
+    return op("gelu", a)
 
 
 def _hardtanh(a: Expr, low: Any = -1, high: Any = 1) -> Expr:
@@ -286,7 +286,7 @@ def _gelu_backward(grad: Expr, x: Expr, approximate: str = "none") -> Expr:
         t = op("tanh", SQRT_2_OVER_PI * (x + 0.044715 * cube))
         inner = SQRT_2_OVER_PI * (1.0 + 3.0 * 0.044715 * (x * x))
         return grad * (0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * inner)
-    cdf = 0.5 * (1.0 + op("erf_rational", x * SQRT_HALF))
+    cdf = 0.5 * (1.0 + op("erf", x * SQRT_HALF))
     pdf = op("exp", x * x * -0.5) * (1.0 / math.sqrt(2 * math.pi))
     return grad * (cdf + x * pdf)
 
@@ -416,11 +416,32 @@ def lower_formula(b: Builder, node: Node, out: View) -> None:
     kwargs = {k: v for k, v in node.kwargs.items() if k not in _METADATA_KEYWORDS}
 
     def value(index: Any) -> Expr:
-        operands = [_operand(b, a, index, type_, out.dtype) for a in node.args[:count]]
+        operands = [
+            _operand(b, _number(node.target if i else None, a, out.dtype), index, type_, out.dtype)
+            for i, a in enumerate(node.args[:count])
+        ]
         named = _keywords(b, kwargs, index, type_, out.dtype)
         return formula(*operands, *node.args[count:], **named)
 
     b.pointwise(out, value)
+
+
+# Whose numbers ATen keeps in float for 16-bit tensors; others are rounded to the tensor's dtype.
+_EXACT_NUMBERS = frozenset(
+    {
+        aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar,
+        aten.div.Tensor_mode, aten.div.Scalar_mode, aten.floor_divide.Scalar,
+        aten.floor_divide.default, aten.lerp.Scalar,
+    }
+)  # fmt: skip
+_SIXTEEN_BITS = frozenset({"bfloat16", "float16"})
+
+
+def _number(target: Any, value: Any, dtype: str) -> Any:
+    """A number among the operands, as ATen rounds it; anything else as it is."""
+    if dtype not in _SIXTEEN_BITS or target in _EXACT_NUMBERS or not isinstance(value, float):
+        return value
+    return float(torch.tensor(value, dtype=torch.float64).to(getattr(torch, dtype)))
 
 
 def _keywords(
@@ -428,7 +449,9 @@ def _keywords(
 ) -> dict[str, Any]:
     return {
         {"min": "low", "max": "high"}.get(k, k): (
-            _operand(b, v, index, type_, dtype) if k in ("min", "max") else v
+            _operand(b, v, index, type_, dtype)
+            if k in ("min", "max")
+            else (_number(None, v, dtype) if k == "alpha" else v)
         )
         for k, v in kwargs.items()
     }
@@ -455,14 +478,10 @@ def lower_comparison(b: Builder, node: Node, out: View) -> None:
     left, right = node.args
     if type_ == "bool":  # ordered as numbers
         type_ = "i32"
-    scalar = not isinstance(right, View)
 
     def value(index: Any) -> Expr:
-        other = _operand(b, right, index, type_, node.operand_dtype)
-        if scalar and node.operand_dtype in ("bfloat16", "float16"):
-            # ATen casts the number to the tensor's dtype first.
-            dtype = getattr(torch, node.operand_dtype)
-            other = Const(float(torch.tensor(right, dtype=torch.float64).to(dtype)), type_)
+        number = _number(node.target, right, node.operand_dtype)
+        other = _operand(b, number, index, type_, node.operand_dtype)
         return op(name, _operand(b, left, index, type_, node.operand_dtype), other)
 
     b.pointwise(out, value)

@@ -25,6 +25,8 @@ _SUM_DTYPE = {"f32": "float32", "f64": "float64", "i64": "int64", "i32": "int64"
 _SPLIT_RESULTS = 16
 _SPLIT_ELEMENTS = 1 << 15
 _SPLIT_PARTS = 64
+# Lines of a long column that are reduced together.
+_LINES = (32, 28, 24, 20, 18, 16, 14, 12, 10, 8)
 
 
 def _axes(node: Node, rank: int, position: int = 1) -> tuple[list[int], bool]:
@@ -59,7 +61,28 @@ def _reduce(
     if kind in ("sum", "max", "min") and kept < _SPLIT_RESULTS and x.numel >= _SPLIT_ELEMENTS:
         if axis is not None:
             return _reduce_in_parts(b, out, x, axes, keepdim, kind, value, axis)
+    columns = _column_axis(x, axes, kind)
+    if columns is not None:
+        return _reduce_in_parts(b, out, x, axes, keepdim, kind, value, columns)
     b.reduce(out, x.sizes, axes, kind, lambda i: value(b.load(x, i)), keepdim)
+
+
+def _column_axis(x: View, axes: Sequence[int], kind: str) -> tuple[int, int] | None:
+    """For a reduction over long columns: the axis to cut, and into how many parts.
+
+    The lines of one part are walked side by side, each of them in its order in memory.
+    """
+    if len(axes) != 1 or kind not in ("sum", "max", "min"):
+        return None
+    (d,) = axes
+    lines = x.sizes[d]
+    contiguous = any(s == 1 and x.sizes[i] >= 64 for i, s in enumerate(x.strides) if i != d)
+    if not contiguous or x.strides[d] < 64 or lines < 2 * _LINES[-1]:
+        return None
+    for length in _LINES:
+        if lines % length == 0 and lines > length:
+            return d, lines // length
+    return None
 
 
 def _split_axis(x: View, axes: Sequence[int]) -> tuple[int, int] | None:
@@ -100,20 +123,17 @@ def _reduce_in_parts(
         else out.dtype,
     )
     b.reduce(partial, cut.sizes, [i + 1 for i in axes], kind, lambda i: value(b.load(cut, i)), True)
-    if keepdim:
-        final, sizes = partial, partial.sizes
-        reduced = View(out.buffer, (1, *out.sizes), (0, *out.strides), out.offset, out.dtype)
-        b.reduce(reduced, sizes, [0], kind, lambda i: b.load(final, i), True)
-        return
-    sizes = (parts, *out.sizes)
     flat = View(
         partial.buffer,
-        sizes,
-        (partial.strides[0], *(s for i, s in enumerate(partial.strides[1:]) if i not in axes)),
+        (parts, *(n for i, n in enumerate(kept) if keepdim or i not in axes)),
+        (
+            partial.strides[0],
+            *(s for i, s in enumerate(partial.strides[1:]) if keepdim or i not in axes),
+        ),
         0,
         partial.dtype,
     )
-    b.reduce(out, sizes, [0], kind, lambda i: b.load(flat, i), False)
+    _reduce(b, out, flat, [0], False, kind, lambda v: v)
 
 
 def _summed(out: View) -> str:

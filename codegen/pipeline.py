@@ -15,6 +15,7 @@ from accel.codegen.build import build, vector_bytes
 from accel.codegen.emit_cpp import emit, emit_epilogue
 from accel.codegen.epilogues import attach_epilogues
 from accel.codegen.fusion import Group, Step, fuse
+from accel.codegen.loop_ir import ITEM_BYTES
 from accel.codegen.lowering import lower_graph
 from accel.codegen.options import CodegenOptions
 from accel.codegen.plan import Planner
@@ -26,6 +27,9 @@ from accel.codegen.tensor_graph import TensorGraph
 from accel.codegen.tracing import trace_graph
 from accel.codegen.verifier import verify
 from accel.trace import SegmentGraph
+
+# An output of this size has left the caches before anybody reads it.
+_STREAM_BYTES = 8 << 20
 
 
 @dataclass
@@ -83,6 +87,7 @@ def schedule_(c: Compilation) -> str:
     groups = [s for s in [*c.steps, *c.commit] if isinstance(s, Group)]
     for i, group in enumerate(groups):
         result = schedule(group, c.program.sizes, c.stored, f"g{i}", vector_bytes())
+        result.kernel.streamed = _streamed(c, result)
         if c.options.verify:
             verify(result.kernel)
         c.scheduled[id(group)] = result
@@ -92,6 +97,23 @@ def schedule_(c: Compilation) -> str:
                 step.epilogue, c.program.sizes, c.stored, step.out, vector_bytes()
             )
     return "\n".join(repr(s.kernel) for s in c.scheduled.values()) + "\n"
+
+
+def _streamed(c: Compilation, scheduled: Scheduled) -> frozenset[int]:
+    """The parameters that are big outputs which no step reads again."""
+    outputs = {v.buffer for v in c.graph.outputs}
+    again: set[int] = set()
+    for step in [*c.steps, *c.commit]:
+        again |= step.reads() if isinstance(step, Group) else reads(step)
+    found = set()
+    for i, (buffer, param) in enumerate(
+        zip(scheduled.buffers, scheduled.kernel.params, strict=True)
+    ):
+        big = c.graph.buffers[buffer].numel * ITEM_BYTES[param.dtype] >= _STREAM_BYTES
+        fresh = c.graph.buffers[buffer].input is None
+        if param.written and big and fresh and buffer in outputs - again:
+            found.add(i)
+    return frozenset(found)
 
 
 def emit_(c: Compilation) -> str:

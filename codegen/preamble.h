@@ -222,6 +222,23 @@ template <int N, class T> INLINE vec<typename memory<T>::value, N> load_one(cons
 template <int N, int K, class T> INLINE void store(T* p, vec<typename memory<T>::value, N> v) {
   store_raw<N, K>((typename memory<T>::raw*)p, memory<T>::template down<N>(v));
 }
+// For memory that is not read again soon: past the caches. `p` is a whole cache line.
+template <int N, int K, class T> INLINE void stream(T* p, vec<typename memory<T>::value, N> v) {
+  auto r = memory<T>::template down<N>(v);
+#ifdef __AVX512F__
+  if constexpr (K == N && sizeof r == 64) {
+    typedef float F __attribute__((vector_size(64)));
+    __builtin_ia32_movntps512((float*)p, (F)r);
+    return;
+  }
+#endif
+  store<N, K>(p, v);
+}
+INLINE void end_of_stream() {
+#ifdef __AVX512F__
+  __builtin_ia32_sfence();
+#endif
+}
 template <int N, int K, class T> INLINE void store_strided(T* p, i64 step, vec<typename memory<T>::value, N> v) {
   vec<typename memory<T>::raw, N> r = memory<T>::template down<N>(v);
   for (int l = 0; l < K; l++) ((typename memory<T>::raw*)p)[l * step] = r[l];
@@ -253,13 +270,32 @@ template <class V> INLINE V v_abs(V x) {
   else if constexpr (is_same_<element<V>, double>::value) return (V)((vec<i64, LANES(V)>)x & 0x7fffffffffffffffL);
   else return x < 0 ? -x : x;
 }
+#ifdef __AVX512F__
+// Of equals and with a NaN the second operand.
+#define MAX512(a, b) __builtin_ia32_maxps512_mask(a, b, a, (unsigned short)-1, 4)
+#define MIN512(a, b) __builtin_ia32_minps512_mask(a, b, a, (unsigned short)-1, 4)
+#endif
+// x between two bounds; NaN stays.
+template <class V> INLINE V v_bound(V x, float low, float high) {
+#ifdef __AVX512F__
+  if constexpr (LANES(V) == 16) return MIN512(V{} + high, MAX512(V{} + low, x));
+#endif
+  V c = x < low ? V{} + low : x;
+  return c > high ? V{} + high : c;
+}
 // A NaN in either operand wins.
 template <class V> INLINE V v_max(V a, V b) {
+#ifdef __AVX512F__
+  if constexpr (is_same_<V, vec<float, 16>>::value) return a == a ? MAX512(a, b) : a;
+#endif
   if constexpr (is_same_<element<V>, float>::value || is_same_<element<V>, double>::value)
     return ((a > b) | (a != a)) ? a : b;
   else return a > b ? a : b;
 }
 template <class V> INLINE V v_min(V a, V b) {
+#ifdef __AVX512F__
+  if constexpr (is_same_<V, vec<float, 16>>::value) return a == a ? MIN512(a, b) : a;
+#endif
   if constexpr (is_same_<element<V>, float>::value || is_same_<element<V>, double>::value)
     return ((a < b) | (a != a)) ? a : b;
   else return a < b ? a : b;
@@ -315,14 +351,24 @@ LANEWISE2(m_hypot, __builtin_hypot)
 LANEWISE2(m_nextafter, __builtin_nextafter)
 LANEWISE2(m_copysign, __builtin_copysign)
 
+// e * 2^n, down to denormal results; `magic` is n + 12582912.
+template <class V> INLINE V two_to(V magic, V n, V e) {
+#ifdef __AVX512F__
+  if constexpr (LANES(V) == 16) return __builtin_ia32_scalefps512_mask(e, n, V{}, (unsigned short)-1, 4);
+#endif
+  typedef vec<int, LANES(V)> I;
+  I whole = (I)magic - 0x4B400000;
+  I half = whole >> 1;
+  V s1 = (V)((half + 127) << 23), s2 = (V)((whole - half + 127) << 23);
+  return e * s1 * s2;
+}
+
 // exp: 1 ULP; denormal results, overflow and NaN are exact in kind.
 template <class V> INLINE V v_exp(V x) {
   if constexpr (sizeof(element<V>) == 8) {
     return m_exp(x);
   } else {
-    typedef vec<int, LANES(V)> I;
-    V c = x < -104.f ? V{} - 104.f : x;
-    c = c > 89.f ? V{} + 89.f : c;
+    V c = v_bound(x, -104.f, 89.f);
     V t = c * 1.44269504088896341f + 12582912.f;
     V n = t - 12582912.f;
     V r = c - n * 0.693359375f;
@@ -333,15 +379,7 @@ template <class V> INLINE V v_exp(V x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.f;
-#ifdef __AVX512F__
-    if constexpr (LANES(V) == 16) {
-      return __builtin_ia32_scalefps512_mask(p, n, V{}, (unsigned short)-1, 4);
-    }
-#endif
-    I e = (I)t - 0x4B400000;
-    I half = e >> 1;
-    V s1 = (V)((half + 127) << 23), s2 = (V)((e - half + 127) << 23);
-    return p * s1 * s2;
+    return two_to<V>(t, n, p);
   }
 }
 
@@ -426,25 +464,32 @@ template <class V> INLINE V v_erf(V x) {
   }
 }
 
-// erf for gelu, without exp: absolute error 4e-7, so that 1 + erf is as good as eager's.
-template <class V> INLINE V v_erf_rational(V x) {
+// gelu: absolute error 1e-7 of 1 + |gelu|, infinities give NaN as in oneDNN, which eager uses.
+// x/2 * erfc is subtracted from max(x, 0); erfc(t) = 2^(t * polynomial), accurate where it counts.
+template <class V> INLINE V v_gelu(V x) {
   if constexpr (sizeof(element<V>) == 8) {
-    return m_erf(x);
+    return x * 0.5 * (1 + m_erf(x * 0.70710678118654752440));
   } else {
-    V c = x > 4.f ? V{} + 4.f : x;
-    c = c < -4.f ? V{} - 4.f : c;
-    V z = c * c;
-    V p = z * -2.72614225801306e-10f + 2.77068142495902e-08f;
-    p = p * z - 2.10102402082508e-06f;
-    p = p * z - 5.69250639462346e-05f;
-    p = p * z - 7.34990630326855e-04f;
-    p = p * z - 2.95459980854025e-03f;
-    p = p * z - 1.60960333262415e-02f;
-    V q = z * -1.45660718464996e-05f - 2.13374055278905e-04f;
-    q = q * z - 1.68282697438203e-03f;
-    q = q * z - 7.37332916720468e-03f;
-    q = q * z - 1.42647390514189e-02f;
-    return c * p / q;
+    typedef vec<int, LANES(V)> I;
+    V a = v_abs(x), t = a * 0.707106781186547524f;
+    V p = t * -3.744797868e-05f + 3.786133407e-04f;
+    p = p * t - 1.264612474e-03f;
+    p = p * t - 1.159999995e-03f;
+    p = p * t + 2.861275083e-02f;
+    p = p * t - 1.486603203e-01f;
+    p = p * t - 9.183734674e-01f;
+    p = p * t - 1.627912296e+00f;
+    p = p * t;
+    p = p > -200.f ? p : V{} - 200.f;
+    V r = p + 12582912.f;
+    V f = p - (r - 12582912.f);
+    V e = f * 1.326474611e-03f + 9.671520402e-03f;
+    e = e * f + 5.550733770e-02f;
+    e = e * f + 2.402224197e-01f;
+    e = e * f + 6.931469775e-01f;
+    e = e * f + 1.f;
+    V top = x >= 0.f ? x : -V{};
+    return top - (a * 0.5f) * two_to<V>(r, r - 12582912.f, e);
   }
 }
 

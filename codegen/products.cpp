@@ -12,6 +12,7 @@ constexpr int W = 16, MR = 12;
 constexpr int W = 8, MR = 4;
 #endif
 constexpr int NV = 2, PANEL = W * NV, BLOCK = 48, KB = 256, NEAR = KB + 16;
+constexpr int FETCHED = 2;              // lines, every 16 k
 constexpr int PANELS = 8;               // of `product`, at once
 constexpr int WIDE = 64, ROWS = 504;    // of `wide`, at most
 typedef vec<float, W> VF;
@@ -21,15 +22,27 @@ struct pair { int bits; };
 #ifdef PRODUCTS_OF_PAIRS
 typedef pair E;
 #define NAME(x) x##_bf16
+constexpr int LINES = 2;  // of memory for one k
 #else
 typedef float E;
 #define NAME(x) x##_f32
+constexpr int LINES = 1;
 #endif
 // Gets the sums of one row: columns n to n + count.
 typedef void (*Finish)(const void* context, i64 m, i64 n, i64 count, const float* values);
 // Packs `count` rows of k from column n on: to[panel][k][column], panels W wide if no more
 // than W columns are left for them.
 typedef void (*Pack)(const void* context, i64 k, i64 count, i64 n, i64 columns, E* to);
+
+// Lines of memory that will be packed next, fetched a few at a time while others are worked on.
+struct Fetch {
+  const char* at = nullptr;
+  i64 step = 0, left = 0, bytes = 0;
+  __attribute__((always_inline)) void some(int lines) {
+    for (; lines > 0 && left > 0; lines--, left--, at += step)
+      for (i64 b = 0; b < bytes; b += 64) __builtin_prefetch(at + b, 0, 2);
+  }
+};
 
 INLINE VF multiply_add(VF sum, float a, VF b) { return sum + (a - VF{}) * b; }
 INLINE VF multiply_add(VF sum, VF a, VF b, float) { return sum + a * b; }
@@ -49,7 +62,7 @@ INLINE VF multiply_add(VF sum, VF a, VF b, pair) {
 template <int R, int V>
 static __attribute__((noinline)) void micro(const E* __restrict__ rows, i64 stride, const E* __restrict__ panel,
                                             i64 k_count, float* __restrict__ totals, i64 totals_stride, i64 ahead,
-                                            bool first) {
+                                            bool first, Fetch* fetch) {
   // Rows in threes: three registers of addresses and one of strides reach all of them.
   constexpr int G = (R + 2) / 3;
   const E* row[G];
@@ -72,6 +85,7 @@ static __attribute__((noinline)) void micro(const E* __restrict__ rows, i64 stri
   for (; k + 16 <= k_count; k += 16) {
     if (ahead)
       _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) __builtin_prefetch(row[i / 3] + i % 3 * stride + ahead, 0, 2);
+    if (fetch) fetch->some(FETCHED);
     for (int u = 0; u < 4; u++) four();
   }
   for (; k + 4 <= k_count; k += 4) four();
@@ -90,12 +104,13 @@ static __attribute__((noinline)) void micro(const E* __restrict__ rows, i64 stri
 
 template <int V>
 static void tiles(i64 count, const E* rows, i64 stride, const E* panel, i64 k_count, float* totals,
-                  i64 totals_stride, i64 ahead, bool first) {
+                  i64 totals_stride, i64 ahead, bool first, Fetch* fetch) {
   i64 i = 0;
   auto some = [&](auto r) __attribute__((always_inline)) {
     constexpr int R = decltype(r)::value;
     for (; i + R <= count; i += R)
-      micro<R, V>(rows + i * stride, stride, panel, k_count, totals + i * totals_stride, totals_stride, ahead, first);
+      micro<R, V>(rows + i * stride, stride, panel, k_count, totals + i * totals_stride, totals_stride, ahead, first,
+                  fetch);
   };
   some(::count<MR>{});
   if constexpr (MR > 8) some(::count<8>{});
@@ -105,9 +120,9 @@ static void tiles(i64 count, const E* rows, i64 stride, const E* panel, i64 k_co
 }
 
 static void tiles_of(bool wide, i64 count, const E* rows, i64 stride, const E* panel, i64 k_count, float* totals,
-                     i64 totals_stride, i64 ahead, bool first) {
-  if (wide) tiles<NV>(count, rows, stride, panel, k_count, totals, totals_stride, ahead, first);
-  else tiles<1>(count, rows, stride, panel, k_count, totals, totals_stride, ahead, first);
+                     i64 totals_stride, i64 ahead, bool first, Fetch* fetch) {
+  if (wide) tiles<NV>(count, rows, stride, panel, k_count, totals, totals_stride, ahead, first, fetch);
+  else tiles<1>(count, rows, stride, panel, k_count, totals, totals_stride, ahead, first, fetch);
 }
 
 // Rows a multiple of half a page apart fight for the same cache lines: they are copied.
@@ -189,7 +204,8 @@ void NAME(product)(const E* packed, const E* w, i64 ldw, i64 M, i64 N, i64 K, i6
         for (i64 m = m0; m < m1; m += PANEL) {
           const bool full = M - m > W;
           tiles_of(full, rows, from, stride, packed + m * K + k * (full ? PANEL : W), k_count,
-                   totals + (m - m0) * BLOCK, full ? PANEL : W, m == m0 ? ahead : 0, k == 0);
+                   totals + (m - m0) * BLOCK, full ? PANEL : W, m == m0 ? ahead : 0, k == 0,
+                   nullptr);
         }
       }
       for (i64 m = m0; m < m1; m += W) {
@@ -279,10 +295,11 @@ void NAME(few_rows)(const E* x, i64 ldx, const E* w, i64 ldw, i64 M, i64 N, i64 
 }
 
 // out[m][n] = sum over k of a[m][k] * b[k][n], columns packed on the way. Units are blocks of
-// `block` rows (a multiple of MR, at most ROWS) by WIDE columns, the rows first.
+// `block` rows (a multiple of MR, at most ROWS) by WIDE columns, the rows first. With `b`, lines
+// of `b_bytes` with elements of `b_item`, the next chunk is fetched while one is worked on.
 extern "C" __attribute__((visibility("hidden")))
 void NAME(wide)(const E* a, i64 lda, i64 M, i64 N, i64 K, i64 block, i64 begin, i64 end, Pack pack, Finish finish,
-                const void* context) {
+                const void* context, const char* b, i64 b_bytes, i64 b_item) {
   alignas(64) E chunk[WIDE * KB];
   alignas(64) E near[MR * 4 * NEAR];
   alignas(64) float totals[ROWS * WIDE];
@@ -294,6 +311,16 @@ void NAME(wide)(const E* a, i64 lda, i64 M, i64 N, i64 K, i64 block, i64 begin, 
     for (i64 k = 0; k < K; k += KB) {
       const i64 k_count = K - k < KB ? K - k : KB;
       pack(context, k, k_count, n0, columns, chunk);
+      Fetch fetch;
+      if (b) {
+        const bool more = k + KB < K;
+        const i64 next_n = more ? n0 : (unit + 1) / blocks * WIDE, next_k = more ? k + KB : 0;
+        if (more || (unit + 1 < end && next_n < N)) {
+          fetch.at = b + next_k * LINES * b_bytes + next_n * b_item;
+          fetch.step = b_bytes, fetch.bytes = columns * b_item;
+          fetch.left = (K - next_k < KB ? K - next_k : KB) * LINES;
+        }
+      }
       for (i64 i = 0; i < rows; i += MR * 4) {
         const i64 count = rows - i < MR * 4 ? rows - i : MR * 4;
         const E* from = a + (m0 + i) * lda + k;
@@ -304,7 +331,7 @@ void NAME(wide)(const E* a, i64 lda, i64 M, i64 N, i64 K, i64 block, i64 begin, 
         }
         for (i64 n = 0; n < columns; n += PANEL)
           tiles_of(columns - n > W, count, from, stride, chunk + n * k_count, k_count, totals + i * WIDE + n, WIDE,
-                   n ? 0 : ahead, k == 0);
+                   n ? 0 : ahead, k == 0, &fetch);
       }
     }
     for (i64 m = 0; m < rows; m++) finish(context, m0 + m, n0, columns, totals + m * WIDE);

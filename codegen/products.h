@@ -13,7 +13,12 @@ typedef void (*Pack)(const void* context, i64 k, i64 count, i64 n, i64 columns, 
 PRODUCTS(float, f32)
 PRODUCTS(pair, bf16)
 extern "C" __attribute__((visibility("hidden"))) void wide_f32(const float*, i64, i64, i64, i64, i64, i64, i64, Pack,
-                                                               Finish, const void*);
+                                                               Finish, const void*, const char*, i64, i64);
+
+typedef void (*PackPairs)(const void* context, i64 k, i64 count, i64 n, i64 columns, pair* to);
+extern "C" __attribute__((visibility("hidden"))) void wide_bf16(const pair*, i64, i64, i64, i64, i64, i64, i64,
+                                                                PackPairs, Finish, const void*, const char*,
+                                                                i64, i64);
 
 // What a template hands to its epilogue: the kernel's buffers, and the row its rows count from.
 struct epilogue_context {
@@ -56,6 +61,28 @@ INLINE void pack_pixels(const float* b, i64 ldb, i64 width, i64 line, i64 step, 
     for (i64 k = 0; k < k_count; k++) {
       const float* from = b + (k0 + k) * ldb;
       for (i64 l = 0; l < wide; l++) to[k * wide + l] = l < left ? from[place[n + l]] : 0.f;
+    }
+  }
+}
+
+// Pairs of neighbouring lines of bfloat16: k counts pairs, `ldb` single elements.
+INLINE void pack_pairs(const bfloat16* b, i64 ldb, i64 k0, i64 k_count, i64 n0, i64 columns, pair* to) {
+  typedef vec<int, W> V;
+  typedef unsigned short H __attribute__((vector_size(2 * W)));
+  for (i64 k = 0; k < k_count; k++) {
+    const unsigned short* even = (const unsigned short*)b + (k0 + k) * 2 * ldb + n0;
+    const unsigned short* odd = even + ldb;
+    for (i64 n = 0; n < columns; n += W) {
+      const i64 panel = n / PANEL * PANEL, width = columns - panel > W ? PANEL : W;
+      H x = H{}, y = H{};
+      if (columns - n >= W) {
+        __builtin_prefetch(even + n + 32 * ldb), __builtin_prefetch(odd + n + 32 * ldb);
+        __builtin_memcpy(&x, even + n, sizeof x), __builtin_memcpy(&y, odd + n, sizeof y);
+      } else {
+        for (i64 l = 0; n + l < columns; l++) x[l] = even[n + l], y[l] = odd[n + l];
+      }
+      V both = __builtin_convertvector(x, V) | __builtin_convertvector(y, V) << 16;
+      __builtin_memcpy(to + panel * k_count + k * width + (n - panel), &both, sizeof both);
     }
   }
 }

@@ -153,9 +153,11 @@ def _element(p: Product) -> _Element | None:
     # oneDNN uses the matrix unit where there is one.
     if "avx512_bf16" not in features or "amx_bf16" in features:
         return None
-    strides = (p.left.strides[0], p.right.strides[1], p.extents[2])
-    even = all(s % 2 == 0 for s in strides) and (p.left.offset | p.right.offset) % 2 == 0
-    return element if even else None
+    # Pairs lie along k, in both operands or (by rows) in the left one.
+    numbers = [p.left.strides[0], p.left.offset, p.extents[2]]
+    if p.right.strides[1] != 1:
+        numbers += [p.right.strides[1], p.right.offset]
+    return element if all(n % 2 == 0 for n in numbers) else None
 
 
 def _is_weight(p: Product) -> bool:
@@ -177,7 +179,6 @@ def _fits_wide(p: Product) -> bool:
     right = p.right
     return (
         right.strides[1] == 1
-        and p.left.dtype == "float32"
         and _element(p) is not None
         and m >= _LANES
         and m * k * 4 <= _MAX_PACKED_BYTES
@@ -231,12 +232,20 @@ def _packed_rows(b: Builder, rows: View, element: _Element, location: str) -> Vi
 
 
 def _lower_wide(b: Builder, p: Product) -> None:
+    element = _element(p)
+    assert element is not None
     m, n, k = p.extents
-    lda, ldb = p.left.strides[0], p.right.strides[0]
-    pack = packer(f"pack_rows((const float*)((const epilogue_context*)context)->p[1], {ldb}, ")
+    lda, ldb = p.left.strides[0] // element.numbers, p.right.strides[0]
+    item = 4 // element.numbers
+    from_buffers = "((const epilogue_context*)context)->p[1]"
+    if element.numbers == 1:
+        pack = packer(f"pack_rows((const float*){from_buffers}, {ldb}, ", element.name)
+    else:
+        pack = packer(f"pack_pairs((const bfloat16*){from_buffers}, {ldb}, ", element.name)
     call = (
-        f"wide_f32((const float*)p[0], {lda}, {m}, {n}, {k}, {row_block(m, n)}, begin, end, "
-        f"{pack}, @_finish, &context)"
+        f"wide_{element.suffix}((const {element.name}*)p[0], {lda}, {m}, {n}, "
+        f"{k // element.numbers}, {row_block(m, n)}, begin, end, {pack}, @_finish, &context, "
+        f"(const char*)p[1], {ldb * item}, {item})"
     )
     _append_shared(b, p, (p.left, p.right), call, wide_units(m, n))
 
@@ -253,10 +262,10 @@ def wide_units(m: int, n: int) -> int:
     return -(-m // row_block(m, n)) * -(-n // _WIDE)
 
 
-def packer(call: str) -> str:
+def packer(call: str, element: str = "float") -> str:
     """The function that packs columns; `call` begins with its own arguments."""
     return (
-        "[](const void* context, i64 k, i64 count, i64 n, i64 columns, float* to) "
+        f"[](const void* context, i64 k, i64 count, i64 n, i64 columns, {element}* to) "
         f"{{ {call}k, count, n, columns, to); }}"
     )
 

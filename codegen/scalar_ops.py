@@ -87,7 +87,7 @@ SCALAR_OPS: dict[str, ScalarOp] = {
     "tanh": ScalarOp("same", 20, "v_tanh({0})", torch.tanh),
     "sigmoid": ScalarOp("same", 14, "v_sigmoid({0})", torch.sigmoid),
     "erf": ScalarOp("same", 20, "v_erf({0})", torch.erf),
-    "erf_rational": ScalarOp("same", 14, "v_erf_rational({0})", torch.erf),
+    "gelu": ScalarOp("same", 24, "v_gelu({0})", torch.nn.functional.gelu),
     "sin": ScalarOp("same", 20, "v_sin({0})", torch.sin),
     "cos": ScalarOp("same", 20, "v_cos({0})", torch.cos),
     "floor": ScalarOp("same", 1, "v_floor({0})", torch.floor),

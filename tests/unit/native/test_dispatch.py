@@ -63,7 +63,7 @@ class FakeRecorder:
         named = {"finish": self.finish}
         self.handlers = tuple(named.get(name, plain) for name in _native.HANDLER_NAMES)
 
-    def finish(self, result: object, failed: bool) -> None:
+    def finish(self, result: object, failed: bool, unseen: int) -> None:
         self.finished.append("failed" if failed else result)
 
 

@@ -60,6 +60,11 @@ class TestKernels:
         torch.testing.assert_close(second, (a * 2 + 1) * 2)
         assert executor.describe()["kernels"] == 2
         assert executor.describe()["arena_bytes"] == 64
+        times = executor.profile([a])
+        assert len(times) == 2 and all(ns >= 0 for ns in times)
+        with pytest.raises(TypeError):
+            executor.profile([None])
+        assert len(executor.profile([a])) == 2
 
     def test_views_of_every_kind(self, library: str) -> None:
         big = torch.zeros(2, 8)
