@@ -78,7 +78,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
                 values[name] = fake = self._input(index, meta)
                 self.graph.input_identity.append(id(fake))
         inference: AbstractContextManager[Any] = torch.no_grad()
-        with inference, self.fake_mode, self:
+        with inference, self.source.autocasting(), self.fake_mode, self:
             self._run_operations(values)
         self._finish(values)
         return self.graph
@@ -98,8 +98,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
             if state.input is not None and state.buffer != state.original:
                 self.graph.commits.append(self._commit(state))
         self._detach_commits()
-        if any(is_random(node) for node in self.graph.nodes) != self.source.is_random:
-            raise CompileError("random numbers are drawn only in one of eager and trace")
+        if self.source.is_random and not any(is_random(node) for node in self.graph.nodes):
+            raise CompileError("random numbers are drawn in eager only")
 
     def _detach_commits(self) -> None:
         """A commit must not read what an earlier commit has written: such values are copied."""

@@ -7,6 +7,7 @@ and two equal graphs have equal `key()`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import json
@@ -128,7 +129,7 @@ class SegmentGraph:
     the rest of the graph assumes; they are checked before anything is committed.
     In-place operations may appear; those that reach an input are the commit step.
     `gradients` is None for a graph that autograd has nothing to do with; `is_random` when the
-    run drew from torch's CPU generator.
+    run drew from torch's CPU generator. `autocast` is its dtype and whether it caches, or None.
     """
 
     inputs: list[tuple[str, TensorMeta]]
@@ -138,6 +139,7 @@ class SegmentGraph:
     speculations: list[tuple[str, bool]] = field(default_factory=list)
     gradients: Gradients | None = None
     is_random: bool = False
+    autocast: tuple[str, bool] | None = None
 
     def key(self) -> str:
         """Content hash: equal graphs, equal keys (source locations do not count)."""
@@ -166,6 +168,7 @@ class SegmentGraph:
             "speculations": [list(s) for s in self.speculations],
             "gradients": _gradients_to_json(self.gradients),
             "is_random": self.is_random,
+            "autocast": None if self.autocast is None else list(self.autocast),
         }
 
     @staticmethod
@@ -188,7 +191,15 @@ class SegmentGraph:
             [(name, expected) for name, expected in data["speculations"]],
             _gradients_from_json(data["gradients"]),
             data["is_random"],
+            None if data["autocast"] is None else (data["autocast"][0], data["autocast"][1]),
         )
+
+    def autocasting(self) -> contextlib.AbstractContextManager[Any]:
+        """The casts under which the operations ran."""
+        if self.autocast is None:
+            return contextlib.nullcontext()
+        dtype, caches = self.autocast
+        return torch.autocast("cpu", getattr(torch, dtype), cache_enabled=caches)
 
     def to_fx(self) -> fx.GraphModule:
         """The same graph for backends and readers: outputs, then speculated values, as a tuple.

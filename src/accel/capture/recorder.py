@@ -29,7 +29,7 @@ from accel.sources import Source, root
 from accel.trace import Gradients, SegmentGraph, TensorMeta
 
 # Rows of the ambient state under which autograd's recording is left to eager.
-_NOT_WITH_GRADIENTS = ("saved tensor hooks", "anomaly mode", "autocast dtypes and cache")
+_NOT_WITH_GRADIENTS = ("saved tensor hooks", "anomaly mode")
 
 MAX_PAIRS = 20_000  # of objects that must be distinct
 MAX_OPERATIONS = 50_000  # of one graph: compiling more would take too long
@@ -191,6 +191,7 @@ class Recorder(CallEvents):
             self.speculations,
             self._gradients(template),
             not torch.equal(self.rng, torch.default_generator.get_state()),
+            _autocast(),
         )
 
     def _gradients(self, template: Template) -> Gradients | None:
@@ -271,6 +272,13 @@ class Recorder(CallEvents):
         ):
             return []
         return written
+
+
+def _autocast() -> tuple[str, bool] | None:
+    if not torch.is_autocast_enabled("cpu"):
+        return None
+    dtype = str(torch.get_autocast_dtype("cpu")).removeprefix("torch.")
+    return dtype, torch.is_autocast_cache_enabled()
 
 
 def _node_name(node: Any) -> str:

@@ -55,7 +55,7 @@ def recomputation(
                 else (t.clone() if i in written else t)
                 for i, t in enumerate(inputs)
             ]
-            with _drawing_from(random_state):
+            with _drawing_from(random_state), graph.autocasting():
                 outputs = programs[0].forward(*aliases)
             pairs = [
                 (outputs[k], gradient)
