@@ -81,6 +81,7 @@ class _Emitter:
         self.types: dict[str, str] = {}
         self.accumulators: dict[str, tuple[str, str, int, bool]] = {}
         self.tables: list[str] = []
+        self.tiles: dict[str, str] = {}  # pointer of a strided load -> its tile
         self.in_vector = False
         self.depth = 1
 
@@ -105,6 +106,8 @@ class _Emitter:
     def text(self) -> str:
         k = self.kernel
         units, parts = self._units()
+        if k.tile_var is not None:
+            units, parts = self._tiled_units(), 1
         for i, param in enumerate(k.params):
             const = "" if param.written else "const "
             type_ = f"{const}{MEMORY_TYPE[param.dtype]}*"
@@ -118,7 +121,9 @@ class _Emitter:
         self.depth += 1
         self._decode(parts)
         for statement in k.body:
-            if parts > 1:
+            if k.tile_var is not None:
+                self._tiled_loop(statement)
+            elif parts > 1:
                 self._shared_loop(statement, parts)
             else:
                 self.statement(statement)
@@ -185,7 +190,11 @@ class _Emitter:
         return None
 
     def _decode(self, parts: int) -> None:
-        factors = [(self.var(v), n) for v, n in self.kernel.outer]
+        tiled = self.kernel.tile_var
+        factors = [
+            ("tile", -(-n // self.lanes)) if v == tiled else (self.var(v), n)
+            for v, n in self.kernel.outer
+        ]
         if parts > 1:
             factors.append(("part", parts))
         rest = "unit"
@@ -211,6 +220,60 @@ class _Emitter:
         self.line(f"for (i64 {v} = from; {v} < to; {v} += L) step({v}, count<L>{{}});")
         if tail:
             self.line(f"if (part == {parts - 1}) step({blocks * self.lanes}, count<{tail}>{{}});")
+
+    def _tiled_units(self) -> int:
+        units = 1
+        for v, size in self.kernel.outer:
+            units *= -(-size // self.lanes) if v == self.kernel.tile_var else size
+        return units
+
+    def _tiled_loop(self, loop: ir.Loop) -> None:
+        """Squares of the vector variable and another: loads that stride over the first are
+        transposed on the way, so that every line of memory is read once."""
+        tiled = self.kernel.tile_var
+        assert tiled is not None
+        size = dict(self.kernel.outer)[tiled]
+        t, v = self.var(tiled), self.var(loop.var)
+        self.line("const i64 first = tile * L;")
+        self.line(f"const i64 last = first + L < {size} ? first + L : {size};")
+        self.line(f"auto square = [&](const i64 {v}, auto k) __attribute__((always_inline)) {{")
+        self.depth += 1
+        self.line("constexpr int K = decltype(k)::value;")
+        outside, self.in_vector = self.in_vector, True
+        for load in self._transposed_loads(loop):
+            pointer, step = self._pointer(load.buffer, load.address)
+            name = f"tile{len(self.tiles)}"
+            self.tiles[pointer] = name
+            type_ = MEMORY_TYPE[load.dtype]
+            self.line(f"alignas(64) {type_} {name}[L * L];")
+            self.line(
+                f"{{ const i64 {t} = first; transpose_tile<L, K>({pointer}, {step}, last - first, {name}); }}"
+            )
+        self.line(f"for (i64 {t} = first; {t} < last; ++{t}) {{")
+        self.depth += 1
+        for s in loop.body:
+            self.statement(s)
+        self.depth -= 1
+        self.line("}")
+        self.in_vector = outside
+        self.tiles = {}
+        self.depth -= 1
+        self.line("};")
+        whole, tail = loop.size - loop.size % self.lanes, loop.size % self.lanes
+        self.line(f"for (i64 {v} = 0; {v} < {whole}; {v} += L) square({v}, count<L>{{}});")
+        if tail:
+            self.line(f"square({whole}, count<{tail}>{{}});")
+
+    def _transposed_loads(self, loop: ir.Loop) -> list[ir.Load]:
+        tiled = self.kernel.tile_var
+        assert tiled is not None
+        found: dict[ir.Load, None] = {}
+        for s in loop.body:
+            for e in ir.leaves(s.expr):
+                if isinstance(e, ir.Load) and self._step(e.address) not in (0, 1):
+                    if e.address.coefficient(tiled) == 1:
+                        found[e] = None
+        return list(found)
 
     def _step_function(self, loop: ir.Loop, accumulators: list[str]) -> None:
         """`step`: the loop's body for one vector, of which `k` lanes count."""
@@ -439,6 +502,10 @@ class _Emitter:
 
     def _expr_load(self, e: ir.Load) -> str:
         pointer, step = self._pointer(e.buffer, e.address)
+        tile = self.tiles.get(pointer)
+        if tile is not None and step not in (0, 1):
+            assert self.kernel.tile_var is not None
+            return f"load<L, L>({tile} + ({self.var(self.kernel.tile_var)} - first) * L)"
         return self._load(pointer, step)
 
     def _load(self, pointer: str, step: int) -> str:

@@ -265,6 +265,7 @@ class Kernel:
     parallel: bool = False
     cost_ns: float = 0.0
     streamed: frozenset[int] = frozenset()  # parameters whose stores go past the caches
+    tile_var: str | None = None  # an outer variable that is walked in tiles with the vector one
 
 
 def children(expr: Expr) -> tuple[Expr, ...]:

@@ -60,6 +60,9 @@ LOWERINGS: dict[Any, Lowering] = {
     aten._safe_softmax.default: reduce.lower_softmax,
     aten._log_softmax.default: reduce.lower_softmax,
     aten.convolution.default: lower_convolution,
+    aten.avg_pool2d.default: reduce.lower_avg_pool,
+    aten.upsample_nearest2d.default: shapes.lower_nearest,
+    aten.upsample_nearest2d.vec: shapes.lower_nearest,
     "copy": shapes.lower_copy,
     "write": shapes.lower_write,
 }

@@ -377,6 +377,35 @@ def lower_max_pool(b: Builder, node: Node, outs: list[View | None]) -> None:
     b.reduce(out, along.sizes, [4], "max", lambda i: b.load(along, i), False)
 
 
+def lower_avg_pool(b: Builder, node: Node, out: View) -> None:
+    """Means over windows that lie inside the image."""
+    x, window, *rest = node.args
+    stride, padding, _, _, divisor = [*rest, *([[], 0, False, True, None][len(rest) :])]
+    window = _pair(window)
+    stride = _pair(stride) if stride else window
+    type_ = VALUE_TYPE.get(x.dtype)
+    if len(x.sizes) != 4 or type_ not in ("f32", "f64") or x.numel == 0 or node.kwargs:
+        raise Unsupported("a mean over this tensor")
+    rows, columns = out.sizes[2:]
+    reach = [(d - 1) * s + w for d, s, w in zip((rows, columns), stride, window, strict=True)]
+    inside = reach[0] <= x.sizes[2] and reach[1] <= x.sizes[3]
+    if any(_pair(padding)) or divisor is not None or not inside:
+        raise Unsupported("windows that leave the image")
+    n, c = x.sizes[:2]
+    s = x.strides
+    over = View(
+        x.buffer,
+        (n, c, rows, columns, *window),
+        (s[0], s[1], s[2] * stride[0], s[3] * stride[1], s[2], s[3]),
+        x.offset,
+        x.dtype,
+    )
+    total = _float_temporary(b, out.sizes, type_)
+    b.reduce(total, over.sizes, [4, 5], "sum", lambda i: cast(b.load(over, i), type_), False)
+    count = float(window[0] * window[1])
+    b.pointwise(out, lambda i: b.load(total, i) / count)
+
+
 def _pair(value: Any) -> tuple[int, int]:
     if isinstance(value, int):
         return value, value

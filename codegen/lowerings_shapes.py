@@ -14,7 +14,7 @@ import torch
 from accel.codegen.affine import Affine
 from accel.codegen.builder import Builder, Unsupported
 from accel.codegen.loop_ir import VALUE_TYPE, Const, Expr, Iota, cast, constant, op
-from accel.codegen.tensor_graph import Node, View
+from accel.codegen.tensor_graph import Node, View, contiguous_strides
 
 aten = torch.ops.aten
 
@@ -158,6 +158,28 @@ def pad_into(b: Builder, out: View, x: View, pads: Sequence[int], value: Any) ->
     for border in frame:
         b.pointwise(border, lambda _: b.scalar(value, _value_type(out), out.dtype), region=True)
     b.copy(inside, x, region=True)
+
+
+def lower_nearest(b: Builder, node: Node, out: View) -> None:
+    """Enlarging by whole factors: every element becomes a block of equal ones."""
+    x = node.args[0]
+    factors = [n // max(m, 1) for n, m in zip(out.sizes[2:], x.sizes[2:], strict=True)]
+    whole = [m * f for m, f in zip(x.sizes[2:], factors, strict=True)] == list(out.sizes[2:])
+    scales = [v for a in node.args[1:] if isinstance(a, (list, tuple, float)) for v in _flat(a)]
+    fractional = any(isinstance(v, float) and not v.is_integer() for v in scales)
+    if not whole or fractional or out.strides != contiguous_strides(out.sizes):
+        raise Unsupported("enlarging by a fraction")
+    sizes, strides = list(out.sizes[:2]), list(out.strides[:2])
+    for m, f, step in zip(x.sizes[2:], factors, out.strides[2:], strict=True):
+        sizes += [m, f]
+        strides += [step * f, step]
+    blocks = View(out.buffer, tuple(sizes), tuple(strides), out.offset, out.dtype)
+    type_ = _value_type(out)
+    b.pointwise(blocks, lambda i: cast(b.load(x, [*i[:2], *i[2::2]]), type_))
+
+
+def _flat(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def lower_repeat(b: Builder, node: Node, out: View) -> None:

@@ -247,6 +247,43 @@ template <int N, class T> INLINE void store_one(T* p, vec<typename memory<T>::va
   *(typename memory<T>::raw*)p = memory<T>::template down<N>(v)[0];
 }
 
+// N x N elements of 32 bits, transposed in registers.
+template <int D, int N> INLINE void exchange(vec<int, N>& a, vec<int, N>& b) {
+  vec<int, N> low, high;
+  for (int l = 0; l < N; l++) {
+    low[l] = l & D ? N + l - D : l;
+    high[l] = l & D ? N + l : l + D;
+  }
+  vec<int, N> x = __builtin_shuffle(a, b, low), y = __builtin_shuffle(a, b, high);
+  a = x, b = y;
+}
+template <int D, int N> INLINE void exchange_all(vec<int, N> (&r)[N]) {
+  _Pragma("GCC unroll 16") for (int i = 0; i < N; i++)
+    if (!(i & D)) exchange<D, N>(r[i], r[i + D]);
+}
+template <int N> INLINE void transpose(vec<int, N> (&r)[N]) {
+  exchange_all<1, N>(r), exchange_all<2, N>(r);
+  if constexpr (N >= 8) exchange_all<4, N>(r);
+  if constexpr (N >= 16) exchange_all<8, N>(r);
+}
+// K lines of `width` (at most N) elements, `step` apart: to[column][line].
+template <int N, int K, class T> INLINE void transpose_tile(const T* from, i64 step, i64 width, T* to) {
+  if constexpr (sizeof(T) == 4 && N >= 4) {
+    if (width == N) {
+      vec<int, N> r[N];
+      _Pragma("GCC unroll 16") for (int i = 0; i < N; i++) {
+        if (i < K) __builtin_memcpy(&r[i], from + i * step, sizeof r[i]);
+        else r[i] = vec<int, N>{};
+      }
+      transpose<N>(r);
+      _Pragma("GCC unroll 16") for (int i = 0; i < N; i++) __builtin_memcpy(to + i * N, &r[i], sizeof r[i]);
+      return;
+    }
+  }
+  for (int l = 0; l < K; l++)
+    for (i64 i = 0; i < width; i++) to[i * N + l] = from[l * step + i];
+}
+
 // first, first + step, ... in the lanes
 template <class T, int N> INLINE vec<T, N> iota(i64 first, i64 step) {
   vec<T, N> r;

@@ -138,25 +138,6 @@ static void copy_near(const E* rows, i64 stride, i64 count, i64 k_count, E* near
   }
 }
 
-// W x W elements of 32 bits, transposed in registers.
-template <int D> INLINE void exchange(VI& a, VI& b) {
-  VI low, high;
-  for (int l = 0; l < W; l++) {
-    low[l] = l & D ? W + l - D : l;
-    high[l] = l & D ? W + l : l + D;
-  }
-  VI x = __builtin_shuffle(a, b, low), y = __builtin_shuffle(a, b, high);
-  a = x, b = y;
-}
-template <int D> INLINE void exchange_all(VI (&r)[W]) {
-  _Pragma("GCC unroll 16") for (int i = 0; i < W; i++)
-    if (!(i & D)) exchange<D>(r[i], r[i + D]);
-}
-INLINE void transpose(VI (&r)[W]) {
-  exchange_all<1>(r), exchange_all<2>(r), exchange_all<4>(r);
-  if constexpr (W == 16) exchange_all<8>(r);
-}
-
 // Groups `begin` to `end` of W columns of x[M][K]: packed[panel][k][column], missing ones zero.
 extern "C" __attribute__((visibility("hidden")))
 void NAME(pack_columns)(const E* x, i64 row_stride, E* packed, i64 M, i64 K, i64 begin, i64 end) {
@@ -172,7 +153,7 @@ void NAME(pack_columns)(const E* x, i64 row_stride, E* packed, i64 M, i64 K, i64
         if (k + W <= K) __builtin_memcpy(&r[i], from, sizeof(VI));
         else for (int l = 0; l < W && k + l < K; l++) r[i][l] = from[l];
       }
-      transpose(r);
+      transpose<W>(r);
       for (int i = 0; i < W && k + i < K; i++) __builtin_memcpy(to + (k + i) * width, &r[i], sizeof(VI));
     }
   }
@@ -214,7 +195,7 @@ void NAME(product)(const E* packed, const E* w, i64 ldw, i64 M, i64 N, i64 K, i6
         for (i64 n = 0; n < rows; n += W) {
           VI r[W];
           for (int i = 0; i < W; i++) __builtin_memcpy(&r[i], t + (n + i) * stride, sizeof(VI));
-          transpose(r);
+          transpose<W>(r);
           for (int i = 0; i < W; i++) __builtin_memcpy(out + i * BLOCK + n, &r[i], sizeof(VI));
         }
         for (i64 i = 0; i < W && m + i < M; i++) finish(context, m + i, n0, rows, out + i * BLOCK);
@@ -251,7 +232,7 @@ template <int R, int C> INLINE void dots(const E* w, i64 ldw, const E* x, i64 ld
   if constexpr (R * C == W) {
     VI r[W];
     _Pragma("GCC unroll 16") for (int i = 0; i < W; i++) r[i] = (VI)c[i];
-    transpose(r);
+    transpose<W>(r);
     _Pragma("GCC unroll 4") for (int d = W / 2; d; d /= 2)
       _Pragma("GCC unroll 16") for (int i = 0; i < d; i++) r[i] = (VI)((VF)r[i] + (VF)r[i + d]);
     __builtin_memcpy(out, &r[0], sizeof(VI));

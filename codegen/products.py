@@ -29,6 +29,7 @@ _SMALL_EXTENT = 128
 _SMALL_WORK = 1 << 19  # multiplications
 _FEW_ROWS = 10
 _MIN_INNER = 16
+_MIN_COLUMNS = 4
 # Packed rows beyond this stream from memory again and again: BLAS blocks better.
 _MAX_PACKED_BYTES = 16 << 20
 _PARALLEL_WORK = 1 << 20
@@ -145,7 +146,7 @@ _ELEMENTS = {"float32": _Element("float", 1, "f32"), "bfloat16": _Element("pair"
 
 def _element(p: Product) -> _Element | None:
     features = cpu_features().split()
-    if vector_bytes() != 64 or min(p.extents[1:]) < _MIN_INNER:
+    if vector_bytes() != 64 or p.extents[2] < _MIN_INNER or p.extents[1] < _MIN_COLUMNS:
         return None
     element = _ELEMENTS.get(p.left.dtype)
     if element is None or element.numbers == 1:

@@ -288,9 +288,29 @@ class _KernelBuilder:
             body = [Loop(self.vector, self.sizes[self.vector], True, body)]
         k.outer = [(v, self.sizes[v]) for v in outer]
         k.body = body
+        k.tile_var = self._tile_var(outer, body)
         k.cost_ns = self._estimate()
         k.parallel = k.cost_ns > _PARALLEL_NS and self._units() > 1
         return Scheduled(k, self.buffers, set(), set())
+
+    def _tile_var(self, outer: list[str], body: list[object]) -> str | None:
+        """The outer variable along which loads are contiguous that the vector one strides over."""
+        if self.group.inner or self.results is not None or self.vector is None or len(body) != 1:
+            return None
+        if self.sizes[self.vector] < self.lanes:
+            return None
+        found = set()
+        for node in self.group.nodes:
+            for load in node.loads():
+                step = load.address.coefficient(self.vector)
+                if load.buffer in self.writer or step in (0, 1):
+                    continue
+                found |= {
+                    v
+                    for v in outer
+                    if load.address.coefficient(v) == 1 and self.sizes[v] >= self.lanes
+                }
+        return found.pop() if len(found) == 1 else None
 
     def _units(self) -> int:
         units = 1

@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 import importlib.abc
 import importlib.machinery
+import os
 import sys
 import types
 from collections.abc import Callable, Iterable, Sequence
@@ -162,6 +163,11 @@ class _Finder(importlib.abc.MetaPathFinder):
         path: Sequence[str] | None,
         target: types.ModuleType | None = None,
     ) -> ModuleSpec | None:
+        # A module of a package lies in the package's folders: most need not be looked for.
+        if path is not None and not any(
+            self.select(fullname, f"{folder}{os.sep}{fullname}") for folder in path
+        ):
+            return None
         spec = self._spec_of_others(fullname, path, target)
         loader: Any = spec.loader if spec is not None else None
         if spec is None or loader is None or isinstance(loader, (_Loader, type)):

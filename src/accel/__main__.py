@@ -10,6 +10,9 @@ def main() -> int:
     # be imported from it; a program's folder is put there when it runs.
     if not sys.flags.safe_path:
         del sys.path[0]
+    from accel import teardown
+
+    teardown.first_copy()  # cheap only now, before anything else is imported
     from accel.cli import main as command_line
 
     return command_line()

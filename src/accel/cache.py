@@ -29,6 +29,7 @@ MAX_BYTES = 2 << 30
 _UNFINISHED_S = 3600.0
 _PUTS_BETWEEN_SWEEPS = 64
 _LOCK_TIMEOUT_S = 180.0
+_USED = ".used"
 
 
 def refusal(directory: Path) -> str:
@@ -99,13 +100,19 @@ class DiskCache:
         return self._temporary
 
     @property
-    def is_empty(self) -> bool:
-        """True when no plan of an earlier process can be found."""
+    def is_fresh(self) -> bool:
+        """True until a first program has ended with this cache, or a plan is in it."""
         if self.reason:
             return True
         with contextlib.suppress(OSError), os.scandir(self.wanted) as entries:
-            return not any(entry.name.endswith(".json") for entry in entries)
+            return not any(e.name == _USED or e.name.endswith(".json") for e in entries)
         return True
+
+    def mark_used(self) -> None:
+        """A program has ended with this cache."""
+        if not self.reason:
+            with contextlib.suppress(OSError):
+                (self.wanted / _USED).touch(mode=0o600)
 
     def get(self, key: str) -> dict[str, Any] | None:
         """The plan stored under `key`, if it and its library are intact."""
@@ -231,7 +238,7 @@ class DiskCache:
 
 # What accel writes below its cache directory, and nothing else is ever removed.
 _OWN_FILES = {
-    "plans": ("*.json", "k_*.so", ".put_*", ".lock_*", ".build_*"),
+    "plans": ("*.json", "k_*.so", ".put_*", ".lock_*", ".build_*", _USED),
     "code": ("*.twin", "*.tmp"),
 }
 

@@ -9,9 +9,10 @@ that body being recorded.
 
 from __future__ import annotations
 
-import builtins
+import atexit
 import functools
 import inspect
+import os
 import sys
 import types
 import weakref
@@ -22,7 +23,7 @@ from typing import Any
 
 import torch
 
-from accel import errors, log, optimizers, other_tracers, runtime, trial
+from accel import errors, log, optimizers, other_tracers, runtime, teardown, trial
 from accel.capture.recorder import Recorder, Recording
 from accel.capture.twins import CodeKey, TwinFactory, code_key
 from accel.capture.values import class_lookup
@@ -65,7 +66,9 @@ class Driver:
         self._base_calls: dict[int, int] = {}
         self.script_directory: Path | None = None
         native = runtime.native
-        vars(builtins).update(
+        # Last of all handlers: what runs while the interpreter goes down is the program's alone.
+        atexit.register(native.set_enabled, False)
+        teardown.publish(
             __accel_prologue__=native.prologue,
             __accel_module_prologue__=native.module_prologue,
             __accel_run_body__=native.RUN_BODY,
@@ -151,7 +154,10 @@ class Driver:
     def _guarded(self, decide: Callable[..., Any], entry: Any, roots: tuple[Any, ...]) -> Any:
         """An error of ours turns accel off for that root; the program never sees it."""
         try:
+            known = entry.variants
             self.service.poll()
+            if entry.variants is not known:
+                return None  # what was installed just now may serve the next call
             return decide(entry, roots)
         except Exception as error:
             if self.config.strict:
@@ -600,8 +606,7 @@ class Driver:
             return True
         if self.script_directory is None or path is None or self.config.packages:
             return False
-        parent = Path(path).resolve()
-        return self.script_directory in parent.parents and "site-packages" not in parent.parts
+        return _is_beside(str(self.script_directory), os.path.dirname(path))
 
     def install_hook(self) -> None:
         hook.install(self.selects, self.assign_index, self._code_cache)
@@ -644,6 +649,15 @@ class Driver:
     def close(self) -> None:
         """Nothing new is recorded; installed variants go on."""
         self._closed = True
+
+
+@functools.lru_cache(4096)
+def _is_beside(program: str, directory: str) -> bool:
+    """True when the modules in `directory` belong to the program in the folder `program`."""
+    path = Path(directory).resolve()
+    return (path == Path(program) or Path(program) in path.parents) and (
+        "site-packages" not in path.parts
+    )
 
 
 def _inside(name: str, packages: set[str]) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from accel.errors import hint_for
+from accel.errors import hint_for, reason_text
 from accel.guards import Guard
 from accel.report import RootLine, Summary, short_place
 from accel.roots import STATES, Root
@@ -96,6 +96,8 @@ def summary(driver: Any) -> Summary:
     for root in driver.roots.values():
         if not root.recordings or root.state == "plain":
             continue
+        if root.state == "cold" and root.reason == reason_text("no_operations"):
+            continue  # not worth a word
         hits = compiled_calls(root)
         line = RootLine(
             root.name,

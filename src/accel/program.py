@@ -78,28 +78,28 @@ def run(target: Target, rewriter: Rewriter) -> int:
 
 def _script(target: Target, rewriter: Rewriter) -> None:
     path = target.name
-    if pkgutil.get_importer(path) is not None:  # a folder or a zip file with a __main__.py
-        _enter(path, target.directory, always=True)
-        rewriter.folder(path)
+    whole = os.path.join(os.getcwd(), path)
+    if pkgutil.get_importer(whole) is not None:  # a folder or a zip file with a __main__.py
+        _enter(whole, target.directory, always=True)
+        rewriter.folder(whole)
         _new_main()
         _run_as_main("__main__", False)
         return
-    absolute = os.path.abspath(path)
     try:
-        with open(absolute, "rb") as file:
+        with open(whole, "rb") as file:
             data = file.read()
     except OSError as error:
-        raise _NotFound(f"can't open file {absolute!r}: {error}".rpartition(": ")[0]) from None
+        raise _NotFound(f"can't open file {whole!r}: {error}".rpartition(": ")[0]) from None
     _enter(target.directory, target.directory)
     main = _new_main()
     loader: Any = importlib.machinery.SourceFileLoader
     if path.endswith(".pyc"):
         loader = importlib.machinery.SourcelessFileLoader
-        code = loader("__main__", absolute).get_code("__main__")
+        code = loader("__main__", whole).get_code("__main__")
     else:
-        code = compile(data, absolute, "exec", dont_inherit=True)
-    vars(main).update(__file__=absolute, __cached__=None, __loader__=loader("__main__", absolute))
-    _execute(rewriter.code(code, absolute), main)
+        code = compile(data, whole, "exec", dont_inherit=True)
+    vars(main).update(__file__=whole, __cached__=None, __loader__=loader("__main__", whole))
+    _execute(rewriter.code(code, whole), main)
 
 
 def _module(target: Target, rewriter: Rewriter) -> None:
@@ -190,6 +190,8 @@ def _new_main() -> types.ModuleType:
     )
     _replaced.append(sys.modules.get("__main__"))
     sys.modules["__main__"] = module
+    if "__mp_main__" in sys.modules:  # multiprocessing's alias, under which children pickle
+        sys.modules["__mp_main__"] = module
     return module
 
 
@@ -201,19 +203,27 @@ def _execute(code: types.CodeType, main: types.ModuleType) -> None:
 
 
 def _guarded(program: Callable[[], None]) -> int:
+    error = _outcome(program)
+    if error is None:
+        return 0
+    if isinstance(error, _NotFound):
+        print(f"{sys.executable}: {error}", file=sys.stderr)
+        return 2
+    _show(error)
+    if isinstance(error, KeyboardInterrupt):
+        _die_of_interrupt()
+    return 1
+
+
+def _outcome(program: Callable[[], None]) -> BaseException | None:
+    """What the program did not catch; handled outside, where it is nobody's context."""
     try:
         program()
     except SystemExit:
         raise
-    except _NotFound as error:
-        print(f"{sys.executable}: {error}", file=sys.stderr)
-        return 2
     except BaseException as error:
-        _show(error)
-        if isinstance(error, KeyboardInterrupt):
-            _die_of_interrupt()
-        return 1
-    return 0
+        return error
+    return None
 
 
 _HERE = os.path.abspath(__file__)
@@ -221,20 +231,27 @@ _HERE = os.path.abspath(__file__)
 
 def _show(error: BaseException) -> None:
     """What the interpreter does with an exception that nobody caught."""
-    shown = error.__traceback__
-    while shown is not None and shown.tb_frame.f_code.co_filename == _HERE:
-        shown = shown.tb_next
-    error.__traceback__ = shown
+    shown = _without_ours(error)
     sys.last_type, sys.last_value, sys.last_traceback = type(error), error, shown
     try:
         sys.excepthook(type(error), error, shown)
     except SystemExit:
         raise
     except BaseException as second:
+        _without_ours(second)
         print("Error in sys.excepthook:", file=sys.stderr)
         traceback.print_exception(second)
         print("\nOriginal exception was:", file=sys.stderr)
         traceback.print_exception(error)
+
+
+def _without_ours(error: BaseException) -> types.TracebackType | None:
+    """The error's traceback, from the first frame that is not of this file."""
+    shown = error.__traceback__
+    while shown is not None and shown.tb_frame.f_code.co_filename == _HERE:
+        shown = shown.tb_next
+    error.__traceback__ = shown
+    return shown
 
 
 def _die_of_interrupt() -> None:

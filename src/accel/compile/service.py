@@ -8,6 +8,7 @@ turn the worker off.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import hashlib
 import json
@@ -95,10 +96,12 @@ class CompileService:
         self._plans: dict[str, CompiledSegment] = {}
         self._ready: deque[tuple[Done, CompiledSegment]] = deque()
         _SERVICES.add(self)
+        atexit.register(_close, weakref.ref(self), os.getpid())
 
     def start(self) -> None:
-        """Warms the worker up in the background, if the disk cache cannot make it needless."""
-        if self.config.worker and self.cache.is_empty:
+        """Warms the worker up in the background, where every graph will be new. Later runs find
+        theirs in the cache; a worker they did not need would only take time from them."""
+        if self.config.worker and self.cache.is_fresh:
             self.worker.start()
 
     @property
@@ -233,6 +236,13 @@ class CompileService:
     def close(self) -> None:
         """Ends the worker; nothing is compiled any more."""
         self.worker.close()
+        self.cache.mark_used()
+
+
+def _close(reference: weakref.ref[CompileService], owner: int) -> None:
+    service = reference()
+    if service is not None and os.getpid() == owner:
+        service.close()
 
 
 _SERVICES: weakref.WeakSet[CompileService] = weakref.WeakSet()
