@@ -5,8 +5,10 @@
 // layout and apart from each other. The positions of the others are handed back.
 //
 // Rules for a new row of UPDATES:
-// 1. The formula follows the single-tensor function of torch.optim line by line; scalars
-//    are computed in double, as Python does, and rounded to the tensors' dtype.
+// 1. The formula follows the single-tensor function of torch.optim line by line, fused
+//    multiply-adds where ATen has them and nowhere else, so that the results are the same
+//    bits (but for the last few elements of a tensor, where ATen's loops fuse nothing);
+//    scalars are computed in double, as Python does, and rounded to the tensors' dtype.
 // 2. What depends on options is a template parameter, so that the loop has no branches.
 // 3. tensors[0] is the parameter, tensors[1] the gradient; all but the gradient are written.
 #include "native.h"
@@ -58,9 +60,14 @@ INLINE T* restricted(const Job& job, size_t k) {
 INLINE float root(float x) { return __builtin_sqrtf(x); }
 INLINE double root(double x) { return __builtin_sqrt(x); }
 
+// a * b + c, rounded once: what ATen's add with alpha and lerp do.
+INLINE float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+INLINE double fused(double a, double b, double c) { return __builtin_fma(a, b, c); }
+
+// `small`: the weight's magnitude is below a half.
 template <typename T>
 INLINE T lerp(T from, T to, T weight, bool small) {
-  return small ? from + weight * (to - from) : to - (to - from) * (T(1) - weight);
+  return small ? fused(weight, to - from, from) : fused(weight - T(1), to - from, to);
 }
 
 // numbers: sign, decay (factor, or the L2 coefficient), 1-beta1, beta2, 1-beta2,
@@ -79,10 +86,10 @@ INLINE void adam(const Job& job, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
     T grad = sign * g[i];
     T param = p[i];
-    if (L2) grad = grad + decay * param;
+    if (L2) grad = fused(param, decay, grad);
     else param = param * decay;
     T mean = lerp(m[i], grad, weight, small);
-    T square = v[i] * beta2 + rest2 * grad * grad;
+    T square = fused(rest2 * grad, grad, v[i] * beta2);
     m[i] = mean;
     v[i] = square;
     if (AMSGRAD) {
@@ -106,13 +113,13 @@ INLINE void sgd(const Job& job, int64_t begin, int64_t end) {
   const T rest(job.numbers[3]), step(job.numbers[4]);
   for (int64_t i = begin; i < end; ++i) {
     T grad = sign * g[i];
-    if (L2) grad = grad + decay * p[i];
+    if (L2) grad = fused(p[i], decay, grad);
     if (MOMENTUM) {
-      T buffer = b[i] * momentum + rest * grad;
+      T buffer = fused(grad, rest, b[i] * momentum);
       b[i] = buffer;
-      grad = NESTEROV ? grad + momentum * buffer : buffer;
+      grad = NESTEROV ? fused(buffer, momentum, grad) : buffer;
     }
-    p[i] = p[i] + step * grad;
+    p[i] = fused(grad, step, p[i]);
   }
 }
 
@@ -125,8 +132,8 @@ INLINE void adagrad(const Job& job, int64_t begin, int64_t end) {
   const T sign(job.numbers[0]), decay(job.numbers[1]), eps(job.numbers[2]), step(job.numbers[3]);
   for (int64_t i = begin; i < end; ++i) {
     T grad = sign * g[i];
-    if (L2) grad = grad + decay * p[i];
-    T sum = s[i] + grad * grad;
+    if (L2) grad = fused(p[i], decay, grad);
+    T sum = fused(grad, grad, s[i]);
     s[i] = sum;
     p[i] = p[i] + step * grad / (root(sum) + eps);
   }
@@ -147,20 +154,20 @@ INLINE void rmsprop(const Job& job, int64_t begin, int64_t end) {
   const bool small = rest < T(0.5) && rest > T(-0.5);
   for (int64_t i = begin; i < end; ++i) {
     T grad = sign * g[i];
-    if (L2) grad = grad + decay * p[i];
-    T square = s[i] * alpha + rest * grad * grad;
+    if (L2) grad = fused(p[i], decay, grad);
+    T square = fused(rest * grad, grad, s[i] * alpha);
     s[i] = square;
     T average = square;
     if (CENTERED) {
       T mean = lerp(a[i], grad, rest, small);
       a[i] = mean;
-      average = square - mean * mean;
+      average = fused(-mean, mean, square);
     }
     average = root(average) + eps;
     if (MOMENTUM) {
       T buffer = b[i] * momentum + grad / average;
       b[i] = buffer;
-      p[i] = p[i] + step * buffer;
+      p[i] = fused(buffer, step, p[i]);
     } else {
       p[i] = p[i] + step * grad / average;
     }
@@ -456,6 +463,16 @@ PyObject* all_positions(Py_ssize_t count) {
   return rest;
 }
 
+// Elsewhere a fused multiply-add is a call.
+bool has_fused_multiply_add() {
+#if defined(__x86_64__)
+  static const bool found = __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx2");
+  return found;
+#else
+  return true;
+#endif
+}
+
 // update(name, lists, steps, numbers) -> positions that were not updated
 PyObject* py_update(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   if (nargs != 4 || !PyUnicode_Check(args[0])) {
@@ -471,7 +488,7 @@ PyObject* py_update(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   Py_ssize_t count;
   if (!read_numbers(args[3], *update, numbers)) return nullptr;
   if (!read_lists(args[1], *update, args[2], count)) return nullptr;
-  if (c10::GradMode::is_enabled()) return all_positions(count);
+  if (c10::GradMode::is_enabled() || !has_fused_multiply_add()) return all_positions(count);
   try {
     std::vector<Candidate> candidates;
     candidates.reserve(static_cast<size_t>(count));
