@@ -107,7 +107,7 @@ def measure(rounds: int, calls: int) -> dict[str, float]:
     todo = subjects()
     samples: dict[str, list[float]] = {name: [] for name in todo}
     for _ in range(rounds):
-        empty = per_call_ns(lambda: _native.is_paused(), calls)  # noqa: PLW0108 (as the others)
+        empty = per_call_ns(lambda: _native.is_paused(), calls)
         for name, f in todo.items():
             count = calls // 20 if "layers" in name else calls
             samples[name].append(per_call_ns(f, count) - empty)

@@ -47,8 +47,8 @@ _HIGHEST = {
     "i32": "2147483647",
     "i64": "9223372036854775807L",
 }
-# A chain of this many additions is added up before the next begins.
-_SUM_CHAIN = 256
+# Longer chains of additions are cut: a part is added up before the next begins.
+_SUM_CHAIN = 32
 _UNROLL = 4
 # Threads share out at least this many units where the loops allow it.
 _MIN_UNITS = 32
@@ -62,6 +62,11 @@ def emit(kernel: ir.Kernel, lanes: int, name: str | None = None) -> str:
 def emit_epilogue(kernel: ir.Kernel, lanes: int, first_param: int, columns: int) -> str:
     """`@_finish`: the kernel on a template's results; its params begin at `first_param`."""
     return _Emitter(kernel, lanes, "@").epilogue(first_param, columns)
+
+
+def _chain(additions: int) -> int:
+    """How many additions to make at once of so many: the square root balances both levels."""
+    return int(min(max(2 ** round(math.log2(max(additions, 1)) / 2), _SUM_CHAIN), 8 * _SUM_CHAIN))
 
 
 def identity(kind: str, type_: str) -> str:
@@ -305,7 +310,7 @@ class _Emitter:
         self.line("{")
         self.depth += 1
         self._step_function(loop, inside)
-        block = _SUM_CHAIN * unroll * lanes
+        block = _chain(size // (unroll * lanes)) * unroll * lanes
         end = str(size - size % lanes)
         start = "0"
         if chained:
@@ -353,11 +358,10 @@ class _Emitter:
         inside = [s.name for s in loop.body if isinstance(s, ir.Accumulate)]
         chained = [n for n in inside if self.accumulators[n][3]]
         if chained and size > _SUM_CHAIN:
-            self.line(f"for (i64 block = 0; block < {size}; block += {_SUM_CHAIN}) {{")
+            part = _chain(size)
+            self.line(f"for (i64 block = 0; block < {size}; block += {part}) {{")
             self.depth += 1
-            self.line(
-                f"const i64 stop = block + {_SUM_CHAIN} < {size} ? block + {_SUM_CHAIN} : {size};"
-            )
+            self.line(f"const i64 stop = block + {part} < {size} ? block + {part} : {size};")
             self.line(f"for (i64 {v} = block; {v} < stop; ++{v}) {{")
         else:
             self.line(f"for (i64 {v} = 0; {v} < {size}; ++{v}) {{")

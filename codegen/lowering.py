@@ -153,9 +153,7 @@ def _lower_commit(b: Builder, region: View, value: View) -> None:
         b.inlinable = {}
         b.copy(region, value, region=True)
     except Unsupported:
-        b.program.steps.append(  # type: ignore[arg-type]
-            ExternNode("aten::copy_", (region, value), {}, [], None)
-        )
+        b.program.steps.append(ExternNode("aten::copy_", (region, value), {}, [], None))
     finally:
         b.program.commit_steps += b.program.steps  # type: ignore[arg-type]
         b.program.steps = steps

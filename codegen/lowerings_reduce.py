@@ -240,9 +240,12 @@ def lower_softmax(b: Builder, node: Node, out: View) -> None:
         return
     b.pointwise(shifted, lambda i: op("exp", cast(b.load(x, i), type_) - b.load(top, i)))
     b.reduce(total, x.sizes, [dim], "sum", lambda i: b.load(shifted, i), True)
+    # One division a row: the sum lies between 1 and the row's length.
+    inverse = _float_temporary(b, row, type_)
+    b.pointwise(inverse, lambda i: 1.0 / b.load(total, i))
 
     def value(index: Any) -> Expr:
-        quotient = b.load(shifted, index) / b.load(total, index)
+        quotient = b.load(shifted, index) * b.load(inverse, index)
         if not safe:
             return quotient
         empty = op("eq", b.load(top, index), Const(-math.inf, type_))
@@ -337,7 +340,8 @@ def lower_max_pool(b: Builder, node: Node, outs: list[View | None]) -> None:
     if indices is not None and indices.buffer in b.read:
         raise Unsupported("the indices are wanted")
     x, window, *rest = node.args
-    stride, padding, dilation, _ = [*rest, *([[], 0, 1, False][len(rest) :])]
+    defaults: list[Any] = [[], 0, 1, False]
+    stride, padding, dilation, _ = [*rest, *defaults[len(rest) :]]
     window, padding, dilation = (_pair(v) for v in (window, padding, dilation))
     stride = _pair(stride) if stride else window
     if len(x.sizes) != 4 or x.dtype not in ("float32", "float64") or x.numel == 0:
@@ -380,7 +384,8 @@ def lower_max_pool(b: Builder, node: Node, outs: list[View | None]) -> None:
 def lower_avg_pool(b: Builder, node: Node, out: View) -> None:
     """Means over windows that lie inside the image."""
     x, window, *rest = node.args
-    stride, padding, _, _, divisor = [*rest, *([[], 0, False, True, None][len(rest) :])]
+    defaults: list[Any] = [[], 0, False, True, None]
+    stride, padding, _, _, divisor = [*rest, *defaults[len(rest) :]]
     window = _pair(window)
     stride = _pair(stride) if stride else window
     type_ = VALUE_TYPE.get(x.dtype)

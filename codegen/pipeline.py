@@ -93,9 +93,12 @@ def schedule_(c: Compilation) -> str:
         c.scheduled[id(group)] = result
     for step in c.steps:
         if isinstance(step, TemplateNode) and step.epilogue is not None:
-            c.scheduled[id(step)] = schedule_epilogue(
+            result = schedule_epilogue(
                 step.epilogue, c.program.sizes, c.stored, step.out, vector_bytes()
             )
+            if c.options.verify:
+                verify(result.kernel)
+            c.scheduled[id(step)] = result
     return "\n".join(repr(s.kernel) for s in c.scheduled.values()) + "\n"
 
 

@@ -15,6 +15,9 @@ template <int K> struct count { static constexpr int value = K; };
 template <class A, class B> struct is_same_ { static constexpr bool value = false; };
 template <class A> struct is_same_<A, A> { static constexpr bool value = true; };
 
+template <int SIZE> struct sized_ { typedef int type; };
+template <> struct sized_<8> { typedef i64 type; };
+
 struct bfloat16 { unsigned short bits; };
 struct float16 { unsigned short bits; };
 struct boolean { unsigned char bits; };
@@ -595,21 +598,25 @@ template <class V> INLINE V v_remainder(V a, V b) {
 
 // ---- reductions over lanes
 
+// Halves are folded onto each other; what is left in lane 0 is the result.
+template <int D, class V> INLINE V fold_half(V v) {
+  typedef vec<typename sized_<sizeof(element<V>)>::type, LANES(V)> M;
+  M lanes;
+  for (int l = 0; l < LANES(V); l++) lanes[l] = (l + D) % LANES(V);
+  return __builtin_shuffle(v, lanes);
+}
 #define ACROSS(name, combine)                                  \
+  template <class V> INLINE V name##_pair(V a, V b) { return combine; } \
   template <class V> INLINE element<V> name(V v) {             \
-    element<V> part[LANES(V)];                                 \
-    __builtin_memcpy(part, &v, sizeof v);                      \
-    for (int width = LANES(V) / 2; width; width /= 2)          \
-      for (int l = 0; l < width; l++) {                        \
-        element<V> a = part[l], b = part[l + width];           \
-        part[l] = combine;                                     \
-      }                                                        \
-    return part[0];                                            \
+    if constexpr (LANES(V) >= 16) v = name##_pair(v, fold_half<8>(v)); \
+    if constexpr (LANES(V) >= 8) v = name##_pair(v, fold_half<4>(v));  \
+    if constexpr (LANES(V) >= 4) v = name##_pair(v, fold_half<2>(v));  \
+    return name##_pair(v, fold_half<1>(v))[0];                 \
   }
 ACROSS(across_sum, a + b)
 ACROSS(across_prod, a * b)
-ACROSS(across_max, (a > b || a != a) ? a : b)
-ACROSS(across_min, (a < b || a != a) ? a : b)
+ACROSS(across_max, v_max(a, b))
+ACROSS(across_min, v_min(a, b))
 ACROSS(across_any, a | b)
 ACROSS(across_all, a & b)
 

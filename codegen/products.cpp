@@ -160,46 +160,45 @@ void NAME(pack_columns)(const E* x, i64 row_stride, E* packed, i64 M, i64 K, i64
 }
 
 // out[m][n] = sum over k of x[m][k] * w[n][k], x packed by pack_columns. Units are blocks of
-// BLOCK rows of w; along k, a chunk of them stays near for all panels.
+// BLOCK rows of w by `m_block` rows of x (a multiple of PANEL, at most PANELS of them); along
+// k, a chunk of w stays near for all panels.
 extern "C" __attribute__((visibility("hidden")))
-void NAME(product)(const E* packed, const E* w, i64 ldw, i64 M, i64 N, i64 K, i64 begin, i64 end, Finish finish,
-                   const void* context) {
+void NAME(product)(const E* packed, const E* w, i64 ldw, i64 M, i64 N, i64 K, i64 m_block, i64 begin, i64 end,
+                   Finish finish, const void* context) {
   alignas(64) float totals[PANELS * BLOCK * PANEL];
   alignas(64) E near[BLOCK * NEAR];
   alignas(64) float out[W * BLOCK];
   const bool copies = conflicts(ldw);
+  const i64 m_blocks = (M + m_block - 1) / m_block;
   for (i64 unit = begin; unit < end; unit++) {
-    const i64 n0 = unit * BLOCK, rows = N - n0 < BLOCK ? N - n0 : BLOCK;
+    const i64 n0 = unit / m_blocks * BLOCK, rows = N - n0 < BLOCK ? N - n0 : BLOCK;
+    const i64 m0 = unit % m_blocks * m_block, m1 = M - m0 < m_block ? M : m0 + m_block;
     const E* block = w + n0 * ldw;
-    for (i64 m0 = 0; m0 < M; m0 += PANELS * PANEL) {
-      const i64 m1 = m0 + PANELS * PANEL < M ? m0 + PANELS * PANEL : M;
-      for (i64 k = 0; k < K; k += KB) {
-        const i64 k_count = K - k < KB ? K - k : KB;
-        i64 ahead = k + KB < K ? KB : n0 + BLOCK < N ? BLOCK * ldw - k : 0;
-        const E* from = block + k;
-        i64 stride = ldw;
-        if (copies) {
-          copy_near(from, ldw, rows, k_count, near, ahead);
-          from = near, stride = NEAR, ahead = 0;
-        }
-        for (i64 m = m0; m < m1; m += PANEL) {
-          const bool full = M - m > W;
-          tiles_of(full, rows, from, stride, packed + m * K + k * (full ? PANEL : W), k_count,
-                   totals + (m - m0) * BLOCK, full ? PANEL : W, m == m0 ? ahead : 0, k == 0,
-                   nullptr);
-        }
+    for (i64 k = 0; k < K; k += KB) {
+      const i64 k_count = K - k < KB ? K - k : KB;
+      i64 ahead = k + KB < K ? KB : n0 + 2 * BLOCK <= N ? BLOCK * ldw - k : 0;
+      const E* from = block + k;
+      i64 stride = ldw;
+      if (copies) {
+        copy_near(from, ldw, rows, k_count, near, ahead);
+        from = near, stride = NEAR, ahead = 0;
       }
-      for (i64 m = m0; m < m1; m += W) {
-        const i64 panel = (m - m0) / PANEL * PANEL, stride = M - m0 - panel > W ? PANEL : W;
-        const float* t = totals + panel * BLOCK + (m - m0 - panel);
-        for (i64 n = 0; n < rows; n += W) {
-          VI r[W];
-          for (int i = 0; i < W; i++) __builtin_memcpy(&r[i], t + (n + i) * stride, sizeof(VI));
-          transpose<W>(r);
-          for (int i = 0; i < W; i++) __builtin_memcpy(out + i * BLOCK + n, &r[i], sizeof(VI));
-        }
-        for (i64 i = 0; i < W && m + i < M; i++) finish(context, m + i, n0, rows, out + i * BLOCK);
+      for (i64 m = m0; m < m1; m += PANEL) {
+        const bool full = M - m > W;
+        tiles_of(full, rows, from, stride, packed + m * K + k * (full ? PANEL : W), k_count,
+                 totals + (m - m0) * BLOCK, full ? PANEL : W, m == m0 ? ahead : 0, k == 0, nullptr);
       }
+    }
+    for (i64 m = m0; m < m1; m += W) {
+      const i64 panel = (m - m0) / PANEL * PANEL, stride = M - m0 - panel > W ? PANEL : W;
+      const float* t = totals + panel * BLOCK + (m - m0 - panel);
+      for (i64 n = 0; n < rows; n += W) {
+        VI r[W];
+        for (int i = 0; i < W; i++) __builtin_memcpy(&r[i], t + (n + i) * stride, sizeof(VI));
+        transpose<W>(r);
+        for (int i = 0; i < W; i++) __builtin_memcpy(out + i * BLOCK + n, &r[i], sizeof(VI));
+      }
+      for (i64 i = 0; i < W && m + i < m1; i++) finish(context, m + i, n0, rows, out + i * BLOCK);
     }
   }
 }

@@ -7,7 +7,7 @@ typedef void (*Pack)(const void* context, i64 k, i64 count, i64 n, i64 columns, 
   extern "C" __attribute__((visibility("hidden"))) void pack_columns_##suffix(const E*, i64, E*, i64, i64,   \
                                                                               i64, i64);                     \
   extern "C" __attribute__((visibility("hidden"))) void product_##suffix(                                    \
-      const E*, const E*, i64, i64, i64, i64, i64, i64, Finish, const void*);                                \
+      const E*, const E*, i64, i64, i64, i64, i64, i64, i64, Finish, const void*);                           \
   extern "C" __attribute__((visibility("hidden"))) void few_rows_##suffix(                                   \
       const E*, i64, const E*, i64, i64, i64, i64, i64, i64, Finish, const void*);
 PRODUCTS(float, f32)

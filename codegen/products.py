@@ -12,6 +12,7 @@ in that call.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -35,7 +36,7 @@ _MAX_PACKED_BYTES = 16 << 20
 _PARALLEL_WORK = 1 << 20
 _PARALLEL_PACKING = 1 << 17
 # As in products.cpp, with vectors of 64 bytes.
-_LANES, _BLOCK, _WIDE, _TILE_ROWS, _MAX_ROWS = 16, 48, 64, 12, 504
+_LANES, _BLOCK, _WIDE, _TILE_ROWS, _MAX_ROWS, _MAX_COLUMNS = 16, 48, 64, 12, 504, 256
 _MIN_UNITS = 8
 
 
@@ -208,9 +209,10 @@ def _lower_packed(b: Builder, p: Product) -> None:
     e = element.name
     call = (
         f"product_{element.suffix}((const {e}*)p[0], (const {e}*)p[1], {ldw}, "
-        f"{m}, {n}, {k // element.numbers}, begin, end, @_finish, &context)"
+        f"{m}, {n}, {k // element.numbers}, {column_block(m, n)}, begin, end, @_finish, &context)"
     )
-    _append_shared(b, p, (packed, p.right), call, -(-n // _BLOCK))
+    units = -(-n // _BLOCK) * -(-m // column_block(m, n))
+    _append_shared(b, p, (packed, p.right), call, units)
 
 
 def _packed_rows(b: Builder, rows: View, element: _Element, location: str) -> View:
@@ -251,10 +253,22 @@ def _lower_wide(b: Builder, p: Product) -> None:
     _append_shared(b, p, (p.left, p.right), call, wide_units(m, n))
 
 
+def column_block(m: int, n: int) -> int:
+    """Packed rows of one unit: many, so that a weight is read once, unless cores would idle."""
+    block = _MAX_COLUMNS
+    while block > _MAX_COLUMNS // 4 and -(-n // _BLOCK) * -(-m // block) < _wanted_units():
+        block //= 2
+    return block
+
+
+def _wanted_units() -> int:
+    return max(_MIN_UNITS, 2 * (os.cpu_count() or 1))
+
+
 def row_block(m: int, n: int) -> int:
     """Rows of one unit: many for little packing, few where the columns give few units."""
     block = _MAX_ROWS
-    while block > _MAX_ROWS // 4 and -(-m // block) * -(-n // _WIDE) < _MIN_UNITS:
+    while block > _MAX_ROWS // 4 and -(-m // block) * -(-n // _WIDE) < _wanted_units():
         block //= 2
     return -(-block // _TILE_ROWS) * _TILE_ROWS
 

@@ -140,7 +140,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
             buffer.id, meta.dtype, index, meta.storage_offset, buffer.id
         )
         self.alive.append(fake)
-        return fake  # type: ignore[return-value]
+        return fake
 
     def _output(self, name: str, value: Any, meta: TensorMeta) -> View:
         if not isinstance(value, torch.Tensor):

@@ -29,4 +29,4 @@ def pytest_collection_modifyitems(items: list) -> None:  # type: ignore[type-arg
     for item in items:
         for part, reason in KNOWN_FAILURES:
             if part in item.nodeid:
-                item.add_marker(pytest.mark.xfail(reason=reason, strict=False))
+                item.add_marker(pytest.mark.xfail(reason=reason, strict=True))

@@ -14,17 +14,4 @@ KNOWN_FAILURES: tuple[tuple[str, str], ...] = (
         "test_program[effects: detach, contiguous and to that return the input]",
         "a returned view of an input keeps one more reference to its memory than eager's",
     ),
-    (
-        "test_program[aliasing: reductions over odd shapes]",
-        "a warning that ATen gives inside an operator is not given by our kernel",
-    ),
-    (
-        "[guards: torch.compile around the root]",
-        "Dynamo warns about our prologue, which it does not know",
-    ),
-    (
-        "test_program[language: special values in pointwise functions]",
-        "gelu(inf) is nan in ATen's vector code and inf in its scalar code; ours says inf",
-    ),
-    ("test_eight_threads_on_one_root", "not every thread is served while one of them records"),
 )

@@ -155,7 +155,7 @@ def explain(target: Any) -> Callable[..., Any]:
     """`explain(f)(*args)`: calls `f` once, recorded, and tells graph, guards and breaks."""
     from accel import explanation
 
-    return explanation.explain(target, _driver())
+    return explanation.explain(target, _driver(), optimize)
 
 
 def is_available() -> bool:

@@ -58,14 +58,17 @@ class Config:
     packages: tuple[str, ...] = _setting("packages whose functions may be recorded", ())
     modules: tuple[str, ...] = _setting("single modules whose functions may be recorded", ())
     functions: tuple[str, ...] = _setting(
-        "functions (`package.module:name`) that are recorded at their first call", ()
+        "functions (`package.module:name`, `__main__:name`) that are recorded at their first call",
+        (),
     )
     deny: tuple[str, ...] = _setting("packages and modules that stay untouched", ())
     backend: str = _setting(
         "who compiles graphs: `native`, `eager`, or a name of torch's backend registry", "native"
     )
     threshold: int = _setting("at which of its calls a function is recorded", 2, minimum=1)
-    dynamic: bool | None = _setting("shapes: static (false), symbolic (true), or as needed")
+    dynamic: bool | None = _setting(
+        "for later: shapes are static so far, each new one makes a variant"
+    )
     deterministic: bool = _setting(
         "install compiled code at fixed call counts; nothing depends on timing", False
     )
@@ -82,7 +85,9 @@ class Config:
         "`default`, or `force_eager` to record nothing", "default",
         choices=("default", "force_eager"),
     )  # fmt: skip
-    dump_dir: str = _setting("a folder for one numbered file per compiler stage and graph", "")
+    dump_dir: str = _setting(
+        "a folder that gets, for each graph, one numbered file per compiler stage", ""
+    )
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import os
 import sys
 import types
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,8 @@ class Driver:
         self._closed = False
         self._packages: set[str] = set()
         self._denied: set[str] = set()
+        self._functions = functions_by_module(config.functions)
+        self._first_calls: dict[str, set[str]] = {}  # file -> functions recorded at once
         self._base_calls: dict[int, int] = {}
         self.script_directory: Path | None = None
         native = runtime.native
@@ -110,7 +112,11 @@ class Driver:
             entry.threshold = self.config.threshold
             entry.state = "count"
             location = f"{code.co_filename}:{code.co_firstlineno}"
-            self.roots[index] = Root(code.co_qualname, "function", location, entry, code=code)
+            root = Root(code.co_qualname, "function", location, entry, code=code)
+            self.roots[index] = root
+            if code.co_qualname in self._first_calls.get(code.co_filename, ()):
+                root.forced = True
+                entry.threshold = 1
         return index
 
     def root_of_function(self, f: types.FunctionType) -> Root:
@@ -549,6 +555,7 @@ class Driver:
         """Modules of package `name`, imported and to come, get prologues."""
         self._packages.add(name)
         self._denied.discard(name)
+        self.install_hook()
         for module_name, module in list(sys.modules.items()):
             if module is not None and _inside(module_name, {name}):
                 hook.rewrite_loaded_module(module, self.assign_index)
@@ -602,6 +609,9 @@ class Driver:
         """Whether a module about to be imported gets prologues."""
         if _inside(name, self._denied | set(self.config.deny)):
             return False
+        if name in self._functions and path is not None:
+            self._first_calls[path] = self._functions[name]
+            return True
         if _inside(name, self._packages | set(self.config.packages) | set(self.config.modules)):
             return True
         if self.script_directory is None or path is None or self.config.packages:
@@ -649,6 +659,17 @@ class Driver:
     def close(self) -> None:
         """Nothing new is recorded; installed variants go on."""
         self._closed = True
+
+
+def functions_by_module(names: Iterable[str]) -> dict[str, set[str]]:
+    """{module: qualified names} of `package.module:name`s. Errors: ConfigError."""
+    found: dict[str, set[str]] = {}
+    for text in names:
+        module, colon, name = text.partition(":")
+        if not (module and colon and name):
+            raise errors.ConfigError(f"functions: {text!r} is no `package.module:name`")
+        found.setdefault(module, set()).add(name)
+    return found
 
 
 @functools.lru_cache(4096)
@@ -748,6 +769,8 @@ def start(config: Config) -> Driver:
     global current
     if current is None:
         current = Driver(config)
+        if config.packages or config.modules or config.functions:
+            current.install_hook()
     return current
 
 
@@ -756,6 +779,7 @@ def prepare_script(code: types.CodeType, path: str) -> types.CodeType:
     assert current is not None
     current.script_directory = Path(path).resolve().parent
     current.install_hook()
+    current.selects("__main__", path)
     return hook.rewrite_module_code(code, current.assign_index)
 
 

@@ -244,9 +244,8 @@ class Explanation:
         return f"{head}\n\n{report_text(self.roots)}"
 
 
-def explain(target: Any, driver: Any) -> Callable[..., Explanation]:
+def explain(target: Any, driver: Any, optimize: Callable[[Any], Any]) -> Callable[..., Explanation]:
     """Arms `target`, and gives a function that makes one recorded call and explains it."""
-    from accel.api import optimize
 
     def call(*args: Any, **kwargs: Any) -> Explanation:
         if driver is None:

@@ -127,7 +127,8 @@ class _Lowering:
         if slot is not None:
             return slot
         if source.kind == "root":
-            slot = self.slots[id(source)] = source.key[0]
+            slot = int(source.key[0])
+            self.slots[id(source)] = slot
             return slot
         row = LOADS[source.kind]
         base = self.load(source.base) if source.base is not None else 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import enum
+import functools
 import types
 from typing import Any
 
@@ -25,6 +26,7 @@ from accel.capture.torch_calls import (
     VIEW_ATTRIBUTES,
 )
 from accel.capture.values import (
+    ANNOTATION_TYPES,
     BUILTIN_CONTAINERS,
     BUILTIN_ITERATORS,
     CONSTANT_TYPES,
@@ -58,7 +60,9 @@ _GENERIC_GETATTRIBUTES = frozenset(
     )
     if "__getattribute__" in c.__dict__
 )
-_TUPLE_GETTER = type(collections.namedtuple("_Pair", "first second").first)  # type: ignore[attr-defined]  # noqa: PYI024
+_TUPLE_GETTER = type(collections.namedtuple("_Pair", "first second").first)  # type: ignore[attr-defined]
+# Descriptors of C that make a bound method and read nothing.
+_BINDING = frozenset({functools._lru_cache_wrapper})
 _MODULE_GETATTR = torch.nn.Module.__getattr__
 # Where torch itself defines the operators of tensors in Python.
 _TENSOR_MODULES = frozenset({"torch._tensor", "torch.nn.parameter"})
@@ -88,7 +92,7 @@ class AttributeEvents(RecorderState):
             return None
         if kind.__module__ == "torch.return_types":
             return None
-        if id(obj) in self.frozen:
+        if id(obj) in self.frozen or (kind in ANNOTATION_TYPES and id(obj) in self.known):
             return (FOLD, getattr, (obj, name), None, self.adopt_frozen, None)
         if issubclass(kind, enum.Enum) and name in ("value", "name"):
             if class_lookup(kind, name) is enum.Enum.__dict__[name]:
@@ -198,8 +202,10 @@ class AttributeEvents(RecorderState):
     @staticmethod
     def _check_getter(kind: type, name: str, descriptor: Any) -> None:
         """Only Python code may compute an attribute: its frames are watched, C code is not."""
+        if type(descriptor) in _BINDING:
+            return
         if type(descriptor) is property:
-            getter = descriptor.fget
+            getter: Any = descriptor.fget
         else:
             getter = class_lookup(type(descriptor), "__get__")
         if type(getter) is not types.FunctionType:
@@ -348,7 +354,7 @@ class AttributeEvents(RecorderState):
             cls, name, runtime.native.MISSING if found is _ABSENT else found
         )
         if type(found) in (types.FunctionType, staticmethod, classmethod):
-            self.assume_static(found if type(found) is types.FunctionType else found.__func__)
+            self.assume_static(getattr(found, "__func__", found))
             return None
         return (NATIVE, getattr, (cls, name), None, self._after_class_attr, (cls, name))
 

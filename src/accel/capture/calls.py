@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from accel.capture.operators import _BINARY, BINARY_NAMES, OperatorEvents, _c_length, is_python_len
-from accel.capture.policy import METHODS, callable_rules, method_rule
+from accel.capture.policy import METHODS, callable_rules, is_dynamo_mark, method_rule
 from accel.capture.polyfills import POLYFILLS
 from accel.capture.state import user_location
 from accel.capture.steps import CONSTRUCT, FOLD, INLINE, NATIVE, OPERATION, Answer, Void
@@ -107,6 +107,8 @@ class CallEvents(OperatorEvents):
         target = graph_functions().get(id(f))
         if target is not None:
             return self.operation("call_function", target, f, args, kwargs or {})
+        if is_dynamo_mark(f):
+            return self._call_fold(f, args, kwargs)
         name = _TENSOR_FUNCTIONS.get(id(f))
         if name is not None and args and type(args[0]) in PLAIN_TENSORS:
             return self._tensor_method(name, f, args, kwargs or {})

@@ -228,6 +228,15 @@ FOLDED_PYTHON: dict[Callable[..., Any], str] = {
     logging.Logger.isEnabledFor: "logger_level",
 }
 
+# Hints to Dynamo. Named, because torch._dynamo is not imported on our account.
+DYNAMO_MARKS = frozenset(
+    {"mark_static", "mark_static_address", "mark_dynamic", "maybe_mark_dynamic", "mark_unbacked"}
+)
+
+
+def is_dynamo_mark(f: Any) -> bool:
+    return f.__module__ == "torch._dynamo.decorators" and f.__name__ in DYNAMO_MARKS
+
 
 @functools.cache
 def callable_rules() -> dict[int, str]:
@@ -237,20 +246,20 @@ def callable_rules() -> dict[int, str]:
         rules[id(getattr(builtins, name))] = rule
     for f, rule in FOLDED_PYTHON.items():
         rules[id(f)] = rule
-    for name, f in vars(math).items():
-        if callable(f):
-            rules[id(f)] = "pure_sequence" if name in ("prod", "fsum", "dist") else "pure"
-    for f in vars(operator).values():
-        if isinstance(f, types.BuiltinFunctionType):
-            rules[id(f)] = "operator"
+    for name, calculation in vars(math).items():
+        if callable(calculation):
+            rules[id(calculation)] = "pure_sequence" if name in ("prod", "fsum", "dist") else "pure"
+    for operation in vars(operator).values():
+        if isinstance(operation, types.BuiltinFunctionType):
+            rules[id(operation)] = "operator"
     rules[id(functools.reduce)] = "read"
     for cls, rule in CONSTRUCTORS.items():
         rules[id(cls)] = rule
     for module in (torch, torch._C):
         for name in AMBIENT_NAMES:
-            f = getattr(module, name, None)
-            if f is not None:
-                rules.setdefault(id(f), "fold")
+            ambient = getattr(module, name, None)
+            if ambient is not None:
+                rules.setdefault(id(ambient), "fold")
     rules[id(torch._C._set_grad_enabled)] = "grad_mode"
     rules[id(torch.tensor)] = "torch_tensor"
     return rules

@@ -78,7 +78,6 @@ class Recorder(CallEvents):
         self.last_import = None
         self.traceback = ""
         self.input_tensors: dict[int, Any] = {}
-        self.output_tensors: list[torch.Tensor] = []
         self.ambient = runtime.native.Ambient()
         self.rng = torch.default_generator.get_state()
         self.roots = [root(i, name) for i, (name, _) in enumerate(roots)]
@@ -101,7 +100,7 @@ class Recorder(CallEvents):
             "void": self.void_event,
             "checkpoint": self.checkpoint,
         }
-        return special.get(name) or getattr(self, name)  # type: ignore[no-any-return]
+        return special.get(name) or getattr(self, name)  # type: ignore[return-value,no-any-return]
 
     # ------------------------------------------------------------ the end
 

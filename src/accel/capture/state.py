@@ -76,6 +76,7 @@ class RecorderState:
         self.names: list[str] = []
         self.inputs: list[tuple[str, Source, TensorMeta]] = []
         self.operations: list[Operation] = []
+        self.output_tensors: list[torch.Tensor] = []
         self.speculations: list[tuple[str, bool]] = []
         self.effects: list[Effect] = []
         self.voided: Void | None = None

@@ -13,7 +13,6 @@ from collections.abc import Callable
 
 from accel import runtime
 
-
 CodeKey = tuple[types.CodeType, str]
 
 

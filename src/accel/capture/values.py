@@ -124,6 +124,9 @@ TRANSIENT_TYPES: frozenset[type] = frozenset(
     }
 )
 
+# What annotations are made of: immutable, and known by identity.
+ANNOTATION_TYPES: frozenset[type] = frozenset({types.UnionType, types.GenericAlias})
+
 _HEAP_TYPE = 1 << 9
 
 
@@ -147,7 +150,11 @@ def is_constant(value: object) -> bool:
 def is_static(value: object) -> bool:
     """True for what a program names rather than makes: functions, classes, modules, enums."""
     kind = type(value)
-    return kind in FUNCTION_TYPES or issubclass(kind, (type, types.ModuleType, enum.Enum))
+    return (
+        kind in FUNCTION_TYPES
+        or kind in ANNOTATION_TYPES
+        or issubclass(kind, (type, types.ModuleType, enum.Enum))
+    )
 
 
 def is_python_class(cls: type) -> bool:

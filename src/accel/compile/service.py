@@ -90,6 +90,8 @@ class CompileService:
         self.cache = DiskCache(Path(config.cache_dir) / "plans", config.cache_size_mb << 20)
         self.worker = Worker()
         self._options: dict[str, Any] = {"verify": True} if config.verify else {}
+        if config.dump_dir:  # part of the key: what is in the cache would not be dumped
+            self._options["dump_dir"] = os.path.abspath(config.dump_dir)
         self._lock = threading.RLock()  # over the tables; never held while calling out
         self._waiting: dict[str, list[Done]] = {}
         self._started: dict[str, float] = {}

@@ -56,6 +56,9 @@ def compile_job(job: dict[str, Any]) -> dict[str, Any]:
     from accel.trace import SegmentGraph
 
     started = time.perf_counter()
+    options = dict(job["options"])
+    if "dump_dir" in options:
+        options["dump_dir"] = Path(options["dump_dir"]) / job["key"][:12]
     try:
         check_targets(job["graph"])
         cache = DiskCache(Path(job["cache_dir"]))
@@ -65,7 +68,7 @@ def compile_job(job: dict[str, Any]) -> dict[str, Any]:
                 plan = compile_graph(
                     SegmentGraph.from_json(job["graph"]),
                     out_dir=cache.directory,
-                    options=CodegenOptions(**job["options"]),
+                    options=CodegenOptions(**options),
                 )
                 cache.put(job["key"], plan)
     except Exception as error:  # whatever went wrong, the program must hear of it

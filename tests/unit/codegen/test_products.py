@@ -11,6 +11,7 @@ from capture_graph import capture, check, compile_it, library_of
 from plan_runner import run_plan
 
 from accel.codegen.build import cpu_features, vector_bytes
+from accel.codegen.products import column_block, row_block
 
 pytestmark = pytest.mark.skipif(vector_bytes() != 64, reason="needs vectors of 64 bytes")
 randn = torch.randn
@@ -125,6 +126,14 @@ def test_other_convolutions_stay_with_aten() -> None:
         weight = randn(32, 32 // options.get("groups", 1), 1, 1)
         c = check(lambda x: F.conv2d(x, weight, **options), x)
         assert externs(c) == ["aten::convolution"]
+
+
+@pytest.mark.parametrize("cores", [1, 16, 64])
+def test_many_cores_get_smaller_units(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    layer = torch.nn.Linear(300, 200)
+    check(lambda x: layer(x) @ layer.weight, randn(300, 300), rtol=1e-4, atol=1e-4, externs=0)
+    assert 64 <= column_block(300, 200) <= 256 and row_block(300, 200) % 12 == 0
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])

@@ -5,7 +5,6 @@ They are the reference for the contract: what each is called with, and what it m
 `COUNTS` says how often each was called. Runs on every CPython, without torch.
 """
 
-
 import builtins
 import collections
 import operator

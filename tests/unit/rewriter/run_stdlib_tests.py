@@ -78,11 +78,15 @@ def main() -> None:
         counts = plain_trampolines.COUNTS
         twins = twin_modules(modules.split(","), trampolines)
     result = Outcomes()
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    sys.stdout = open(os.devnull, "w")
     suite.run(result)
     sys.stdout = sys.__stdout__
-    print("RESULT " + json.dumps(
-        {"twins": twins, "outcomes": result.by_test, "counts": counts, "texts": result.texts}))
+    print(
+        "RESULT "
+        + json.dumps(
+            {"twins": twins, "outcomes": result.by_test, "counts": counts, "texts": result.texts}
+        )
+    )
 
 
 if __name__ == "__main__":

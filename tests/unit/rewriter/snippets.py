@@ -255,8 +255,12 @@ def s_iteration(_t="get_iter"):
             break
     else:
         out.append("never")
-    return out, [i * 2 for i in out], {k: v for v, k in out}, {i for i, _ in out}, sum(
-        i for i, _ in out if i
+    return (
+        out,
+        [i * 2 for i in out],
+        {k: v for v, k in out},
+        {i for i, _ in out},
+        sum(i for i, _ in out if i),
     )
 
 
@@ -439,7 +443,17 @@ def s_bad_format(_t="format_"):
 
 def s_match(_t="match"):
     out = []
-    for subject in (1, "a", [1, 2], [1, 2, 3], {"k": 1, "j": 2}, Point(1, 2), Point(0, 5), None, 4.5):
+    for subject in (
+        1,
+        "a",
+        [1, 2],
+        [1, 2, 3],
+        {"k": 1, "j": 2},
+        Point(1, 2),
+        Point(0, 5),
+        None,
+        4.5,
+    ):
         match subject:
             case 1 | 2:
                 out.append("small")
@@ -491,7 +505,11 @@ def s_walrus_and_slices(_t="get_iter"):
 
 
 def s_frame(_t="call"):
-    return sorted(locals()), sys._getframe().f_code.co_name, globals() is sys.modules[__name__].__dict__
+    return (
+        sorted(locals()),
+        sys._getframe().f_code.co_name,
+        globals() is sys.modules[__name__].__dict__,
+    )
 
 
 def generator():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import opcode
 
 import pytest
+
 from accel.rewriter import layout, opcodes
 
 
@@ -41,9 +42,7 @@ def test_exception_table_round_trip(entries):
 
 
 def test_exception_tables_of_the_compiler_are_written_alike():
-    code = compile(
-        "try:\n  with a: b\nexcept C: d\nfinally: e\n" * 90, "<test>", "exec"
-    )
+    code = compile("try:\n  with a: b\nexcept C: d\nfinally: e\n" * 90, "<test>", "exec")
     table = code.co_exceptiontable
     assert table
     assert layout.write_exceptions(layout.read_exceptions(table)) == table

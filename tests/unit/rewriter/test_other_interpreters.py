@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from accel.rewriter import layout
 
 HERE = Path(__file__).parent

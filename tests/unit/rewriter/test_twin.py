@@ -9,10 +9,10 @@ import traceback
 import types
 
 import pytest
-from accel.rewriter import layout, twin, verify
+import snippets
 from plain_trampolines import COUNTS, TRAMPOLINES
 
-import snippets
+from accel.rewriter import layout, twin, verify
 
 SNIPPETS = [f for name, f in sorted(vars(snippets).items()) if name.startswith("s_")]
 
@@ -171,7 +171,9 @@ def test_generators_keep_their_protocol():
 
 def test_nested_functions_stay_ordinary_but_comprehensions_do_not():
     built = twin.build_twin(snippets.makes_functions.__code__)
-    original = [c for c in snippets.makes_functions.__code__.co_consts if isinstance(c, types.CodeType)]
+    original = [
+        c for c in snippets.makes_functions.__code__.co_consts if isinstance(c, types.CodeType)
+    ]
     new = [c for c in built.co_consts if isinstance(c, types.CodeType)]
     assert [c.co_name for c in new] == [c.co_name for c in original]
     for before, after in zip(original, new, strict=True):
@@ -188,7 +190,8 @@ async def _async_generator():
 
 def test_what_has_no_twin_is_refused():
     class_body = next(
-        c for c in compile("class A: x = 1", "<t>", "exec").co_consts
+        c
+        for c in compile("class A: x = 1", "<t>", "exec").co_consts
         if isinstance(c, types.CodeType)
     )
     module = compile("x = 1", "<t>", "exec")
@@ -223,4 +226,10 @@ def test_the_verifier_finds_damage():
         verify.check_code(code.replace(co_linetable=code.co_linetable + bytes([128 | 15 << 3])))
     nop = bytes([layout.OPMAP["POP_TOP"], 0])
     with pytest.raises(layout.RewriteError):
-        verify.check_code(code.replace(co_code=code.co_code + nop, co_linetable=code.co_linetable + bytes([128 | 15 << 3])).replace(co_code=nop + code.co_code, co_linetable=bytes([128 | 15 << 3]) + code.co_linetable))
+        verify.check_code(
+            code.replace(
+                co_code=code.co_code + nop, co_linetable=code.co_linetable + bytes([128 | 15 << 3])
+            ).replace(
+                co_code=nop + code.co_code, co_linetable=bytes([128 | 15 << 3]) + code.co_linetable
+            )
+        )

@@ -1,0 +1,141 @@
+"""The compile service and its worker, with real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from accel import config
+from accel.compile.channel import Decoder, encode
+from accel.compile.service import CompiledSegment, CompileService
+from accel.compile.worker import Worker, WorkerLimits
+from accel.compile.worker_main import check_targets
+from accel.trace import Operation, Ref, SegmentGraph, TensorMeta
+
+META = TensorMeta((4, 8), (8, 1), "float32")
+
+
+def graph(number: float = 2.0, target: str = "torch.mul") -> SegmentGraph:
+    operations = [Operation("t", "call_function", target, (Ref("a"), number))]
+    return SegmentGraph([("a", META)], operations, ["t"], [META])
+
+
+def service_in(directory: Path, **changes: Any) -> CompileService:
+    return CompileService(replace(config.Config(), cache_dir=str(directory), **changes))
+
+
+def compiled(service: CompileService, *graphs: SegmentGraph, backend: Any = "native") -> Any:
+    answers: list[CompiledSegment] = []
+    for g in graphs:
+        service.submit(g, backend, answers.append)
+    assert service.idle(120)
+    return answers
+
+
+def test_equal_graphs_are_compiled_once_and_cached(tmp_path: Path) -> None:
+    service = service_in(tmp_path)
+    first, second, other = compiled(service, graph(), graph(), graph(3.0))
+    assert not first.error and first is second and other.key != first.key
+    assert first.library_path is not None and Path(first.library_path).exists()
+    service.close()
+    later = service_in(tmp_path)
+    (again,) = compiled(later, graph())
+    assert again.from_cache and again.plan == first.plan
+    assert later.worker.pid is None, "a warm cache needs no worker"
+    later.close()
+
+
+@pytest.mark.parametrize("worker", [True, False])
+def test_errors_are_answers(worker: bool, tmp_path: Path) -> None:
+    service = service_in(tmp_path, worker=worker)
+    (segment,) = compiled(service, graph(target="os.getpid"))
+    assert "os.getpid is not an operation of torch" in segment.error
+    service.close()
+
+
+def test_graphs_cannot_reach_beyond_torch() -> None:
+    for target in ("os.system", "subprocess.run", "user.f", "torchfake.f"):
+        with pytest.raises(LookupError):
+            check_targets(graph(target=target).to_json())
+    check_targets(graph().to_json())
+
+
+def test_a_backend_of_the_user(tmp_path: Path) -> None:
+    seen: list[torch.fx.GraphModule] = []
+
+    def backend(gm: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        seen.append(gm)
+        return gm.forward
+
+    def broken(gm: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        raise KeyError("x")
+
+    service = service_in(tmp_path)
+    (segment,) = compiled(service, graph(), backend=backend)
+    (out,) = segment.callable([torch.ones(4, 8)])
+    assert torch.equal(out, torch.full((4, 8), 2.0)) and len(seen) == 1
+    (segment,) = compiled(service, graph(), backend=broken)
+    assert segment.error == "backend broken: KeyError: 'x'"
+    service.close()
+
+
+def test_random_numbers_stay_the_programs_own(tmp_path: Path) -> None:
+    def backend(gm: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        torch.manual_seed(5)
+        return gm.forward
+
+    service = service_in(tmp_path)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    compiled(service, graph(), backend=backend)
+    assert torch.equal(torch.get_rng_state(), before)
+    service.close()
+
+
+def test_a_worker_killed_again_and_again(tmp_path: Path) -> None:
+    service = service_in(tmp_path)
+    service.worker.limits = WorkerLimits(max_starts=2, max_tries=2)
+    answers: list[CompiledSegment] = []
+    service.submit(graph(), "native", answers.append)
+    for _ in range(2):
+        deadline = time.monotonic() + 60
+        while service.worker.pid is None and not answers and time.monotonic() < deadline:
+            service.poll()
+        if service.worker.pid is not None:
+            os.kill(service.worker.pid, signal.SIGKILL)
+            dead = service.worker.pid
+            while service.worker.pid == dead and time.monotonic() < deadline:
+                service.poll()
+                time.sleep(0.01)
+    assert service.idle(60)
+    assert len(answers) == 1 and "the worker process died" in answers[0].error
+    service.close()
+
+
+def test_a_worker_ends_with_its_program() -> None:
+    worker = Worker()
+    worker.start()
+    pid = worker.pid
+    assert pid is not None and os.getpgid(pid) == pid
+    assert os.getpriority(os.PRIO_PROCESS, os.getpid()) >= 0
+    worker.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_messages_in_any_pieces() -> None:
+    messages = [{"id": str(i), "text": "x" * i} for i in range(50)]
+    data = b"".join(map(encode, messages))
+    for size in (1, 3, 7, 1000):
+        decoder = Decoder()
+        got = [m for i in range(0, len(data), size) for m in decoder.feed(data[i : i + size])]
+        assert got == messages
+    with pytest.raises(ValueError):
+        Decoder().feed(b"\xff\xff\xff\xff")
