@@ -199,7 +199,10 @@ class SegmentGraph:
         if self.autocast is None:
             return contextlib.nullcontext()
         dtype, caches = self.autocast
-        return torch.autocast("cpu", getattr(torch, dtype), cache_enabled=caches)
+        casting: contextlib.AbstractContextManager[Any] = torch.autocast(
+            "cpu", getattr(torch, dtype), cache_enabled=caches
+        )
+        return casting
 
     def to_fx(self) -> fx.GraphModule:
         """The same graph for backends and readers: outputs, then speculated values, as a tuple.
