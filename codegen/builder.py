@@ -44,6 +44,7 @@ class Builder:
         self.program = program
         self.definitions: dict[int, LoopNode] = {}
         self.inlinable: dict[int, tuple[LoopNode, bool]] = {}
+        self.products = False  # the templates of products.cpp may be used
         self.read: set[int] = set()  # buffers that some node, output or commit reads
         self.packed_rows: dict[View, View] = {}  # rows of a product -> their packed form
         self.location = ""

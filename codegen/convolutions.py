@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 
 from accel.codegen.affine import Affine
-from accel.codegen.build import vector_bytes
 from accel.codegen.builder import Builder, Unsupported
 from accel.codegen.loop_ir import Expr
 from accel.codegen.products import packer, row_block, shared_text, wide_units
@@ -30,7 +29,7 @@ def lower_convolution(b: Builder, node: Node, out: View) -> None:
         v.dtype == "float32" and v.strides == contiguous_strides(v.sizes) for v in (x, weight, out)
     )
     plain = not transposed and groups == 1 and not any(padding) and not any(output_padding)
-    if vector_bytes() != 64 or not dense or not plain or len(x.sizes) != 4:
+    if not b.products or not dense or not plain or len(x.sizes) != 4:
         raise Unsupported("not a dense plain convolution")
     if weight.sizes[2:] != (1, 1) or len(set(stride)) != 1:
         raise Unsupported("a kernel of several pixels")

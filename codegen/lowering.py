@@ -14,6 +14,7 @@ import torch
 from accel.codegen import lowerings_pointwise as pointwise
 from accel.codegen import lowerings_reduce as reduce
 from accel.codegen import lowerings_shapes as shapes
+from accel.codegen.build import vector_bytes
 from accel.codegen.builder import Builder, Unsupported
 from accel.codegen.convolutions import lower_convolution
 from accel.codegen.options import CodegenOptions, CompileError
@@ -33,6 +34,7 @@ LOWERINGS: dict[Any, Lowering] = {
     **dict.fromkeys(shapes.FILL_ARGUMENT, shapes.lower_fill),
     **dict.fromkeys(reduce.EXTREMA, reduce.lower_extremum),
     **dict.fromkeys(reduce.TRUTHS, reduce.lower_truth),
+    aten.gelu.default: pointwise.lower_gelu,
     aten.logical_not.default: pointwise.lower_logical_not,
     aten.where.self: pointwise.lower_where,
     aten.masked_fill.Scalar: pointwise.lower_masked_fill,
@@ -85,6 +87,7 @@ def lower_graph(graph: TensorGraph, options: CodegenOptions) -> Program:
     """The program for `graph`; the steps nobody reads are gone."""
     program = Program(graph)
     builder = Builder(program)
+    builder.products = options.products and options.march == "native" and vector_bytes() == 64
     builder.read = {v.buffer for node in graph.nodes for v in node.views()}
     builder.read |= {v.buffer for v in graph.roots()}
     for node in graph.nodes:
@@ -99,7 +102,7 @@ def lower_graph(graph: TensorGraph, options: CodegenOptions) -> Program:
 
 def _lower_node(b: Builder, node: Node, options: CodegenOptions) -> None:
     mark = len(b.program.steps)
-    known = dict(b.definitions), dict(b.inlinable)
+    known = dict(b.definitions), dict(b.inlinable), dict(b.packed_rows)
     try:
         outs = [None if r is None else b.program.graph.buffers[r].view for r in node.results]
         if node.target in MULTIPLE:
@@ -115,7 +118,7 @@ def _lower_node(b: Builder, node: Node, options: CodegenOptions) -> None:
             raise Unsupported("no lowering")
     except Unsupported as why:
         del b.program.steps[mark:]
-        b.definitions, b.inlinable = known
+        b.definitions, b.inlinable, b.packed_rows = known
         if isinstance(node.target, str):
             raise CompileError(f"{node.target} at {node.location}: {why}") from None
         b.program.steps.append(_extern(node))

@@ -22,7 +22,7 @@ import torch
 
 from accel.codegen.builder import Builder, Unsupported
 from accel.codegen.loop_ir import VALUE_TYPE, Const, Expr, cast, op
-from accel.codegen.tensor_graph import Node, View
+from accel.codegen.tensor_graph import Node, View, contiguous_strides
 
 aten = torch.ops.aten
 Formula = Callable[..., Expr]
@@ -154,7 +154,7 @@ def _gelu(a: Expr, approximate: str = "none") -> Expr:
     if approximate == "tanh":
         inner = SQRT_2_OVER_PI * (a + 0.044715 * (a * a * a))
         return 0.5 * a * (1.0 + op("tanh", inner))
-    return op("gelu", a)
+    return a * 0.5 * (1.0 + op("erf", a * SQRT_HALF))
 
 
 def _hardtanh(a: Expr, low: Any = -1, high: Any = 1) -> Expr:
@@ -342,7 +342,6 @@ FORMULAS: dict[Any, tuple[int, Formula]] = {
     aten.clamp_max.Tensor: (2, lambda a, high: _clamp(a, None, high)),
     aten.sigmoid.default: (1, _sigmoid),
     aten.silu.default: (1, _silu),
-    aten.gelu.default: (1, _gelu),
     aten.hardtanh.default: (1, _hardtanh),
     aten.leaky_relu.default: (1, _leaky_relu),
     aten.elu.default: (1, _elu),
@@ -532,6 +531,26 @@ def lower_masked_fill(b: Builder, node: Node, out: View) -> None:
             cast(b.load(x, i), type_),
         ),
     )
+
+
+def lower_gelu(b: Builder, node: Node, out: View) -> None:
+    """Where eager asks oneDNN, gelu(inf) is NaN; elsewhere the formula says what it is."""
+    x, approximate = node.args[0], node.kwargs.get("approximate", "none")
+    if len(node.args) > 1:
+        approximate = node.args[1]
+    type_ = _result_type(out)
+    by_one_dnn = (
+        torch.backends.mkldnn.is_available()
+        and out.dtype in ("float32", "bfloat16")
+        and x.numel > 1
+        and x.strides == contiguous_strides(x.sizes)
+    )
+
+    def value(index: Any) -> Expr:
+        a = cast(b.load(x, index), type_)
+        return op("gelu", a) if by_one_dnn and approximate == "none" else _gelu(a, approximate)
+
+    b.pointwise(out, value)
 
 
 def lower_isnan(b: Builder, node: Node, out: View) -> None:

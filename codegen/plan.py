@@ -138,13 +138,19 @@ class Planner:
             for b, identity in zip(self.graph.inputs, self.graph.input_identity, strict=True)
         }
         result = []
-        for view, identity in zip(self.graph.outputs, self.graph.output_identity, strict=True):
+        g = self.graph
+        for view, identity, detached in zip(
+            g.outputs, g.output_identity, g.output_detached, strict=True
+        ):
             if identity not in ids:
                 again = 0
                 while used.get(self.view_id(view, again), identity) != identity:
                     again += 1
                 ids[identity] = self.view_id(view, again)
                 used[ids[identity]] = identity
+                row = self.buffers[ids[identity]]
+                if row["kind"] == "view" and detached:
+                    row["detached"] = True
             result.append(ids[identity])
         return result
 

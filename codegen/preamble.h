@@ -529,7 +529,7 @@ template <class V> INLINE V v_gelu(V x) {
     e = e * f + 6.931469775e-01f;
     e = e * f + 1.f;
     V top = x >= 0.f ? x : -V{};
-    return top - (a * 0.5f) * two_to<V>(r, r - 12582912.f, e);
+    return ((top + top) - a * two_to<V>(r, r - 12582912.f, e)) * 0.5f;  // overflows where oneDNN does
   }
 }
 

@@ -6,11 +6,10 @@
 // copied for longer than a call, and nothing is remembered about it.
 // Sums run over at most KB elements before they are added to a total, as BLAS libraries do:
 // the error stays that of blocked summation.
-#ifdef __AVX512F__
-constexpr int W = 16, MR = 12;
-#else
-constexpr int W = 8, MR = 4;
+#ifndef __AVX512F__
+#error "these kernels need vectors of 64 bytes"
 #endif
+constexpr int W = 16, MR = 12;
 constexpr int NV = 2, PANEL = W * NV, BLOCK = 48, KB = 256, NEAR = KB + 16;
 constexpr int FETCHED = 2;              // lines, every 16 k
 constexpr int PANELS = 8;               // of `product`, at once
@@ -113,8 +112,8 @@ static void tiles(i64 count, const E* rows, i64 stride, const E* panel, i64 k_co
                   fetch);
   };
   some(::count<MR>{});
-  if constexpr (MR > 8) some(::count<8>{});
-  if constexpr (MR > 4) some(::count<4>{});
+  some(::count<8>{});
+  some(::count<4>{});
   some(::count<2>{});
   some(::count<1>{});
 }

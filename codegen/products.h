@@ -1,4 +1,7 @@
 // What kernels need of products.cpp: its functions, and the packing of columns.
+#ifndef __AVX512F__
+#error "these kernels need vectors of 64 bytes"
+#endif
 constexpr int W = 16, PANEL = 32, WIDE = 64;
 struct pair { int bits; };
 typedef void (*Finish)(const void* context, i64 m, i64 n, i64 count, const float* values);

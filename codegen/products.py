@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from accel.codegen.affine import Affine
-from accel.codegen.build import cpu_features, vector_bytes
+from accel.codegen.build import cpu_features
 from accel.codegen.builder import Builder, Unsupported
 from accel.codegen.loop_ir import Expr
 from accel.codegen.program import TemplateNode
@@ -49,6 +49,7 @@ class Product:
     bias: View | None
     out: View
     location: str
+    templates: bool  # those of products.cpp may be used
 
     @property
     def extents(self) -> tuple[int, int, int]:
@@ -80,7 +81,7 @@ def _product(b: Builder, node: Node) -> Product | None:
     if buffer is None:
         return None
     out = b.program.graph.buffers[buffer].view
-    product = Product(left, right, bias, out, node.location)
+    product = Product(left, right, bias, out, node.location, b.products)
     m, n, k = product.extents
     views = [v for v in (left, right, bias, out) if v is not None]
     same = len({v.dtype for v in views}) == 1
@@ -147,7 +148,7 @@ _ELEMENTS = {"float32": _Element("float", 1, "f32"), "bfloat16": _Element("pair"
 
 def _element(p: Product) -> _Element | None:
     features = cpu_features().split()
-    if vector_bytes() != 64 or p.extents[2] < _MIN_INNER or p.extents[1] < _MIN_COLUMNS:
+    if not p.templates or p.extents[2] < _MIN_INNER or p.extents[1] < _MIN_COLUMNS:
         return None
     element = _ELEMENTS.get(p.left.dtype)
     if element is None or element.numbers == 1:

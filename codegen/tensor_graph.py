@@ -86,6 +86,8 @@ class TensorGraph:
     outputs: list[View] = field(default_factory=list)
     # Which outputs and inputs are one tensor object: equal numbers, same tensor.
     output_identity: list[int] = field(default_factory=list)
+    # Which outputs are views that do not know their base, as `detach` gives them.
+    output_detached: list[bool] = field(default_factory=list)
     input_identity: list[int] = field(default_factory=list)
     commits: list[Commit] = field(default_factory=list)
     speculations: list[tuple[View, bool]] = field(default_factory=list)

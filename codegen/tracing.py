@@ -152,6 +152,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
                 f"traces as {found.dtype}{list(found.sizes)}"
             )
         self.graph.output_identity.append(id(value))
+        self.graph.output_detached.append(value._base is None)
         self.alive.append(value)
         view = self.view_of(value)
         state = self.storages[_key(value)]

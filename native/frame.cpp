@@ -271,8 +271,9 @@ at::Tensor Frame::view_output(uint32_t id) {
   auto size = static_cast<int64_t>(c10::elementSize(view.dtype));
   // Through the dispatcher: `_base`, the shared version counter and the view's autograd
   // metadata are then eager's.
-  return root.as_strided(view.sizes, view.strides,
-                         root.storage_offset() + buffer.offset_bytes / size);
+  at::Tensor result = root.as_strided(view.sizes, view.strides,
+                                      root.storage_offset() + buffer.offset_bytes / size);
+  return buffer.detached ? result.detach() : result;
 }
 
 // An extern may return an alias: of the arena (copied: outputs own their memory), of an

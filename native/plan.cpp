@@ -137,6 +137,9 @@ class PlanParser {
 
   void parse_view(const py::dict& dict, const std::string& where, uint32_t id, Buffer& buffer) {
     buffer.layout = parse_layout(dict, where);
+    if (dict.contains("detached")) {
+      buffer.detached = take<bool>(dict["detached"], where + ".detached", "a bool");
+    }
     int64_t base = integer(dict, "base", where);
     if (base < 0 || base >= static_cast<int64_t>(id)) fail(where, "its base must come before it");
     int64_t offset = integer(dict, "offset", where);

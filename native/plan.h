@@ -38,6 +38,7 @@ struct Buffer {
   bool has_layout = false;   // false: a dynamic buffer whose layout the plan does not say
   bool written = false;      // an input that some commit step writes
   bool as_tensor = false;    // some extern wants it as a tensor
+  bool detached = false;     // a view that, as an output, does not know its base (Tensor.detach)
   uint32_t index = 0;        // of an input: its position; of an output: its number
   uint32_t root = 0;
   int64_t offset_bytes = 0;  // arena: from its start; view: from its root's first element

@@ -40,6 +40,13 @@ _WITHOUT_CODE = (
 # ------------------------------------------------------------------ code objects
 
 
+def _is_candidate(code: types.CodeType) -> bool:
+    """Special methods are parts of what their callers do: constructors, comparisons, text."""
+    name = code.co_name
+    special = name.startswith("__") and name.endswith("__") and name != "__call__"
+    return prologue.is_eligible(code) and not special
+
+
 def rewrite_module_code(code: types.CodeType, assign_index: AssignIndex) -> types.CodeType:
     """A module's code (or any other) whose functions have prologues, at any nesting."""
     nested: dict[int, types.CodeType] = {}
@@ -50,7 +57,7 @@ def rewrite_module_code(code: types.CodeType, assign_index: AssignIndex) -> type
                 nested[i] = changed
     if nested:
         code = prologue.with_nested(code, nested)
-    if prologue.is_eligible(code) and not prologue.has_prologue(code):
+    if _is_candidate(code) and not prologue.has_prologue(code):
         try:
             return prologue.insert_prologue(code, assign_index(prologue.original_code(code)))
         except RewriteError as error:

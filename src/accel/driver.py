@@ -14,6 +14,7 @@ import functools
 import inspect
 import os
 import sys
+import time
 import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -229,15 +230,32 @@ class Driver:
 
     def _defers(self, root: Root) -> bool:
         """True when an enclosing candidate should be judged before this inner root."""
-        waiting = False
+        counts = False
         for enclosing in self._enclosing(root):
-            if enclosing.state == "compiling":
-                return True  # it will be judged by itself, soon
-            waiting = waiting or not enclosing.judged
-        if not waiting or root.deferrals >= self.limits.max_deferrals:
+            if enclosing.kind == "module" and _is_forward_of(root, enclosing):
+                return True  # the module itself is the better root of the two
+            if enclosing.state == "compiled":
+                counts = True  # it misses this one call only, unless it goes on missing
+            elif enclosing.state == "compiling" or enclosing.is_recording:
+                return True
+            elif not enclosing.judged and not enclosing.recordings:
+                if enclosing.entry.calls > 1:
+                    return True  # it is due itself
+                # In its first call: a module is likely to be called again, a main() is not.
+                if enclosing.kind == "module" and self._is_young(enclosing):
+                    return True
+                counts = True
+        if not counts or root.deferrals >= self.limits.max_deferrals:
             return False
         root.deferrals += 1
         return True
+
+    def _is_young(self, root: Root) -> bool:
+        """Whether its first call has not been running for long."""
+        now = time.monotonic()
+        if not root.first_seen_s:
+            root.first_seen_s = now
+        return now - root.first_seen_s < self.limits.first_call_s
 
     def _enclosing(self, root: Root) -> Iterator[Root]:
         """The roots whose bodies are running in this thread, innermost first, besides `root`."""
@@ -401,7 +419,7 @@ class Driver:
                 self._install(root, recording, program, inputs, result, segment)
             except (errors.CompileError, OSError, ValueError) as error:
                 if "compiler" in str(error):
-                    log.notice_once(f"running eagerly: {error}")
+                    log.notice_once(f"running eagerly: {error}", "compiler")
                 self._give_up(root, "compile_failed", str(error), root.location)
 
         self.progress.compiling(root.name)
@@ -678,6 +696,17 @@ def _is_beside(program: str, directory: str) -> bool:
     path = Path(directory).resolve()
     return (path == Path(program) or Path(program) in path.parents) and (
         "site-packages" not in path.parts
+    )
+
+
+def _is_forward_of(root: Root, enclosing: Root) -> bool:
+    """True when a function root is the `forward` of the module that is being called."""
+    module = enclosing.module() if enclosing.module is not None else None
+    forward = class_lookup(type(module), "forward")
+    return (
+        isinstance(forward, types.FunctionType)
+        and root.code is not None
+        and (prologue.original_code(forward.__code__) == root.code)
     )
 
 

@@ -45,7 +45,7 @@ REASONS: dict[str, tuple[str, str]] = {
     "ambient_changed": ("the call changes torch's global state: {}", "change it outside"),
     "class_or_module_store": ("a class, module or function is changed: {}", "do it outside"),
     "closure_store": ("a variable of an enclosing function is written", "return the value"),
-    "compile_failed": ("compilation failed: {}", "report it with ACCEL_LOG=driver,graph"),
+    "compile_failed": ("compilation failed: {}", "run `python -m accel doctor`"),
     "container": ("contents that cannot be guarded: {}", "use a list, tuple or dict"),
     "container_write": ("a container from outside is changed: {}", "return the change"),
     "derivatives": ("backward asked for what was not compiled: {}", "nothing: it runs eagerly"),

@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 import types
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 from accel.errors import hint_for, reason_text
 from accel.guards import Guard
@@ -45,7 +47,7 @@ class RootReport:
         for installed in root.variants:
             graph = installed.recording.graph
             if graph is not None:
-                report.graphs.append(graph_text(graph))
+                report.graphs.append(graph_text(graph, installed.recording.inputs))
             if not report.guards and installed.recording.guards is not None:
                 guards = installed.recording.guards.all()
                 shown = [g for g in guards if not is_machinery(g)]
@@ -156,23 +158,35 @@ def guard_text(guard: Guard) -> str:
     except (IndexError, KeyError):
         text = guard.check.lower()
     place = f"  # {short_place(guard.location)}" if guard.location else ""
-    return f"{guard.source} {text}{place}"
+    return f"{source_text(guard.source)} {text}{place}"
 
 
 _NAME_WIDTH = 60
 
 
+_SHOWN = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device, torch.Size)
+_CONTENTS = re.compile(r"\._(?:modules|parameters|buffers)\['([^']*)'\]")
+
+
+def source_text(source: Source) -> str:
+    """A source as the user would write it: `self.layers[3].weight`."""
+    return _CONTENTS.sub(lambda m: f"[{m[1]}]" if m[1].isdigit() else f".{m[1]}", str(source))
+
+
 def _name(operand: Any) -> str:
     """An operand in few words."""
     if isinstance(operand, Source):
-        return str(operand)
+        return source_text(operand)
     if isinstance(operand, types.ModuleType):
         return f"module {operand.__name__}"
     if isinstance(operand, types.CodeType):
         return f"the code at {short_place(f'{operand.co_filename}:{operand.co_firstlineno}')}"
-    name = getattr(operand, "__qualname__", None)
-    if isinstance(name, str):
-        return name
+    if type(operand) is dict and "__name__" in operand:
+        return f"the namespace of {operand['__name__']}"
+    if isinstance(operand, (type, types.FunctionType, types.BuiltinFunctionType)):
+        return operand.__qualname__
+    if type(operand) not in _SHOWN:  # no code of the user's may run here
+        return f"the same {type(operand).__qualname__}"
     text = repr(operand)
     return text if len(text) <= _NAME_WIDTH else f"{text[: _NAME_WIDTH - 3]}..."
 
@@ -185,9 +199,14 @@ def report_text(roots: list[RootReport]) -> str:
     return "\n\n".join(map(str, roots))
 
 
-def graph_text(graph: Any) -> str:
-    """A segment graph as readable lines: `v3 = torch.nn.functional.gelu(v2)`."""
-    rows = [(f"{name}: {meta.dtype}{list(meta.sizes)}", "") for name, meta in graph.inputs]
+def graph_text(graph: Any, sources: Sequence[Source] = ()) -> str:
+    """A segment graph as readable lines: `v3 = torch.nn.functional.gelu(v2)`; beside each input
+    where its tensor comes from."""
+    names = [source_text(source) for source in sources] or [""] * len(graph.inputs)
+    rows = [
+        (f"{name}: {meta.dtype}{list(meta.sizes)}", origin)
+        for (name, meta), origin in zip(graph.inputs, names, strict=True)
+    ]
     for o in graph.operations:
         args = [_text(a) for a in o.args] + [f"{k}={_text(v)}" for k, v in o.kwargs.items()]
         call = (

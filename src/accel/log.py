@@ -31,11 +31,12 @@ def artifact(name: str, text: str, *args: object) -> None:
         print(f"accel[{name}] {text % args if args else text}", file=sys.stderr)
 
 
-def notice_once(text: str) -> None:
-    """One line that the user should see, once."""
-    if text not in _said:
-        _said.add(text)
-        print(f"accel: {text}", file=sys.stderr)
+def notice_once(text: str, subject: str = "") -> None:
+    """One line that the user should see, once; of one `subject`, only the first text."""
+    key = subject or text
+    if key not in _said:
+        _said.add(key)
+        print(f"accel: {text.splitlines()[0]}", file=sys.stderr)
 
 
 def internal_error(where: str, error: BaseException, details: str = "") -> None:

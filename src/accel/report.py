@@ -126,6 +126,7 @@ class Progress:
 # ----------------------------------------------------------------------------- summary
 
 _MOST_ROWS = 20
+_MOST_NAMES = 3
 
 
 def headline(summary: Summary) -> str:
@@ -152,12 +153,24 @@ def _count(number: int, what: str) -> str:
 
 
 def reasons(summary: Summary) -> list[tuple[str, str, str]]:
-    """(place, why, what can be done) for each root that is not served compiled for a reason."""
-    return [
-        (row.reason_location or row.location, f"{row.name}: {row.reason}", row.hint)
-        for row in summary.roots
-        if row.reason
-    ]
+    """(place, why, what can be done) for the roots that are not served compiled, and why.
+
+    What has one cause is said once: the place, or the reason, is the same.
+    """
+    groups: dict[tuple[str, str], list[RootLine]] = {}
+    for row in summary.roots:
+        if row.reason:
+            is_elsewhere = row.reason_location not in ("", row.location)
+            place = row.reason_location if is_elsewhere else ""
+            groups.setdefault((place, row.reason), []).append(row)
+    found = []
+    for (place, reason), rows in groups.items():
+        names = ", ".join(dict.fromkeys(row.name for row in rows[:_MOST_NAMES]))
+        if len(rows) > _MOST_NAMES:
+            names += f" and {len(rows) - _MOST_NAMES} more"
+        text = reason.splitlines()[0]
+        found.append((place or rows[0].location, f"{names}: {text}", rows[0].hint))
+    return found
 
 
 _COLUMNS = ("root", "defined at", "state", "compiled", "eager", "variants")

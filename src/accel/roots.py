@@ -32,7 +32,8 @@ STATES = {
 class Limits:
     """Each limit of the state machine, one row."""
 
-    max_deferrals: int = 3  # times an inner root waits for an enclosing one
+    max_deferrals: int = 1  # times an inner root waits for one that may never be called again
+    first_call_s: float = 10.0  # how long inner roots wait for the first call of a module
     max_transient_voids: int = 6  # recordings lost to signals, GC callbacks and the like
     max_eager_times: int = 8  # calls measured while a root compiles
     max_plain_runs: int = 2  # recordings without torch operations before a root is let alone
@@ -70,6 +71,7 @@ class Root:
     reason: str = ""
     reason_location: str = ""
     deferrals: int = 0
+    first_seen_s: float = 0.0  # when an inner root first waited for it; 0: never
     voids: int = 0
     transient_voids: int = 0
     plain_runs: int = 0

@@ -46,6 +46,8 @@ def test_a_broken_compiler(tmp_path: Path) -> None:
         children.run(PROGRAM, CXX=str(compiler), ACCEL_CACHE_DIR=str(tmp_path / "cache"))
     )
     assert done.facts["calls_eager"] >= 1
+    assert len(done.complaints()) == 1, done.stderr
+    assert "the C++ compiler failed" in done.complaints()[0]
 
 
 def test_a_cache_that_cannot_be_made(tmp_path: Path) -> None:
@@ -99,7 +101,11 @@ def test_a_corrupt_cache(tmp_path: Path, content: bytes) -> None:
     for path in tmp_path.rglob("*"):
         if path.is_file():
             path.write_bytes(content)
-    succeeded(children.run(PROGRAM, ACCEL_CACHE_DIR=str(tmp_path)))
+    again = succeeded(children.run(PROGRAM, ACCEL_CACHE_DIR=str(tmp_path)))
+    assert again.facts["calls_compiled"] >= 2, "what is damaged must be built again"
+    assert again.stderr == ""
+    for library in tmp_path.rglob("*.so"):
+        assert library.read_bytes() != content, "a damaged library was left there"
 
 
 KILLED = """

@@ -284,3 +284,9 @@ def test_big_graphs_use_threads() -> None:
     assert any(s.get("parallel") for s in c.plan["steps"])
     c = check(lambda x: F.gelu(x), randn(100_003), native=True)
     assert any(s.get("parallel") for s in c.plan["steps"])
+
+
+def test_detached_outputs_are_marked() -> None:
+    c = check(lambda x: (x.detach(), x.view(-1), x.t().detach(), x * 2), randn(3, 4), native=True)
+    marked = [c.plan["buffers"][i].get("detached", False) for i in c.plan["outputs"]]
+    assert marked == [True, False, True, False]

@@ -128,6 +128,15 @@ def test_other_convolutions_stay_with_aten() -> None:
         assert externs(c) == ["aten::convolution"]
 
 
+@pytest.mark.parametrize("options", [{"march": "haswell"}, {"products": False}], ids=str)
+def test_without_our_products(options: dict[str, object]) -> None:
+    layer, weight = torch.nn.Linear(300, 200), randn(32, 32, 1, 1)
+    c = check(lambda x: F.gelu(layer(x)), randn(40, 300), **options)
+    assert externs(c) == ["aten::addmm.out"]
+    c = check(lambda x: F.relu(F.conv2d(x, weight)), randn(2, 32, 9, 9), **options)
+    assert externs(c) == ["aten::convolution"]
+
+
 @pytest.mark.parametrize("cores", [1, 16, 64])
 def test_many_cores_get_smaller_units(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: cores)

@@ -915,3 +915,19 @@ class TestMemory:
         gc.collect()
         assert died() is None
         assert storage_died() is None
+
+
+def test_detached_views_do_not_know_their_base() -> None:
+    b = Builder()
+    source = b.input(EIGHT)
+    plain, detached = b.view(source, EIGHT), b.view(source, EIGHT)
+    plan = b.plan(plain, detached)
+    plan["buffers"][detached]["detached"] = True
+    x = torch.randn(8)
+    count = x._use_count()
+    first, second = _native.Executor(plan).run([x])
+    assert first._base is x and second._base is None
+    second.add_(1)
+    assert x._version == second._version == 1 and torch.equal(first, x)
+    del first
+    assert x._use_count() == count
