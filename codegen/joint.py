@@ -147,6 +147,7 @@ class _JointTracer(Tracer):
             raise CompileError(f"the gradient of {name} has layout {grad.layout}")
         self.graph.outputs.append(self.view_of(grad))
         self.graph.output_identity.append(id(grad))
+        self.graph.output_detached.append(False)
         self.alive.append(grad)
 
 

@@ -104,12 +104,14 @@ class _Splitter:
         halves = Halves(forward, backward)
         forward.outputs = list(self.user_outputs)
         forward.output_identity = self.graph.output_identity[: self.joint.output_count]
+        forward.output_detached = self.graph.output_detached[: self.joint.output_count]
         forward.commits = self.graph.commits
         forward.speculations = self.graph.speculations
         for buffer in sorted(saved):
             halves.saved.append(self._place_of(buffer, forward))
         backward.outputs = list(self.gradients)
         backward.output_identity = self.graph.output_identity[self.joint.output_count :]
+        backward.output_detached = self.graph.output_detached[self.joint.output_count :]
         return halves
 
     def visible_reads(self) -> list[tuple[Place, int]]:
@@ -232,7 +234,7 @@ class _Splitter:
         else:
             known = dict(zip(self.graph.inputs, self.graph.input_identity, strict=True))
             identity = [known.get(b, -1 - b) for b in inputs]
-        return TensorGraph(buffers, kept, list(inputs), [], [], identity)
+        return TensorGraph(buffers, kept, list(inputs), input_identity=identity)
 
     def _place_of(self, buffer: int, forward: TensorGraph) -> Place:
         """Where the program's side finds a saved value; adds it to the forward's outputs."""
@@ -244,4 +246,5 @@ class _Splitter:
                 return ("output", k)
         forward.outputs.append(whole)
         forward.output_identity.append(-1 - buffer)
+        forward.output_detached.append(False)
         return ("output", len(forward.outputs) - 1)
