@@ -9,7 +9,6 @@ one of the others in between is no more an error than in eager.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 
