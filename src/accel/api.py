@@ -16,7 +16,7 @@ from typing import Any, overload
 from accel import config as _config
 from accel import log, runtime
 
-_ROW = "accel runs eagerly: {}"
+_ROW = "running eagerly: {}"
 
 
 def _driver() -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-_ADVICE = "run: pip install --no-build-isolation --force-reinstall --no-deps accel"
+_ADVICE = "run in accel's source folder: pip install --no-build-isolation --no-deps -e ."
 
 
 def _refusal() -> str:
