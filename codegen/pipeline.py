@@ -6,6 +6,7 @@ Invariant: every pass's result is dumped under the pass's name, and verified whe
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -184,17 +185,25 @@ def compile_graph(
 
     Errors: CompileError with the reason; nothing is left behind then.
     """
+    if graph.gradients is not None:
+        from accel.codegen.training import compile_training
+
+        return compile_training(graph, Path(out_dir), options or CodegenOptions())
     return run_passes(graph, Path(out_dir), options or CodegenOptions()).plan
 
 
 def run_passes(graph: SegmentGraph, out_dir: Path, options: CodegenOptions) -> Compilation:
     c = Compilation(graph, options, out_dir)
-    for number, (name, function) in enumerate(PASSES):
-        text = function(c)
-        if options.dump_dir is not None:
-            options.dump_dir.mkdir(parents=True, exist_ok=True)
-            (options.dump_dir / f"{number:02}_{name}.txt").write_text(text)
+    run(c, PASSES)
     return c
+
+
+def run(c: Compilation, passes: Sequence[tuple[str, Callable[[Compilation], str]]]) -> None:
+    for number, (name, function) in enumerate(passes):
+        text = function(c)
+        if c.options.dump_dir is not None:
+            c.options.dump_dir.mkdir(parents=True, exist_ok=True)
+            (c.options.dump_dir / f"{number:02}_{name}.txt").write_text(text)
 
 
 def _alone(step: Any) -> Step:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 
 @dataclass(frozen=True)
 class View:
@@ -148,6 +150,12 @@ def map_views(value: Any, function: Callable[[View], Any]) -> Any:
     if isinstance(value, dict):
         return {k: map_views(v, function) for k, v in value.items()}
     return value
+
+
+def is_random(node: Node) -> bool:
+    """True when the node draws from a generator: it runs once, in program order."""
+    target = node.target
+    return not isinstance(target, str) and torch.Tag.nondeterministic_seeded in target.tags
 
 
 def span(sizes: tuple[int, ...], strides: tuple[int, ...]) -> int:

@@ -24,6 +24,7 @@ from accel.codegen.tensor_graph import (
     TensorGraph,
     View,
     contiguous_strides,
+    is_random,
     span,
 )
 from accel.trace import SegmentGraph, TensorMeta, map_values, resolve
@@ -55,10 +56,12 @@ def trace_graph(graph: SegmentGraph) -> TensorGraph:
     Errors: CompileError when an operation cannot run on fake tensors, has no functional
     form, or the results do not have the recorded metadata.
     """
-    return _Tracer(graph).run()
+    return Tracer(graph).run()
 
 
-class _Tracer(TorchDispatchMode):  # type: ignore[misc]
+class Tracer(TorchDispatchMode):  # type: ignore[misc]
+    """The dispatch mode that writes down what runs under it."""
+
     def __init__(self, graph: SegmentGraph) -> None:
         super().__init__()
         self.source = graph
@@ -75,10 +78,18 @@ class _Tracer(TorchDispatchMode):  # type: ignore[misc]
                 values[name] = fake = self._input(index, meta)
                 self.graph.input_identity.append(id(fake))
         inference: AbstractContextManager[Any] = torch.no_grad()
-        with inference, self.fake_mode, self:
-            for o in self.source.operations:
-                self.location = o.location
-                values[o.name] = self._run_operation(o, values)
+        with inference, self.source.autocasting(), self.fake_mode, self:
+            self._run_operations(values)
+        self._finish(values)
+        return self.graph
+
+    def _run_operations(self, values: dict[str, Any]) -> None:
+        for o in self.source.operations:
+            self.location = o.location
+            values[o.name] = self._run_operation(o, values)
+
+    def _finish(self, values: dict[str, Any]) -> None:
+        """Outputs, speculations and commits."""
         for name, meta in zip(self.source.outputs, self.source.output_metas, strict=True):
             self.graph.outputs.append(self._output(name, values[name], meta))
         for name, expected in self.source.speculations:
@@ -87,7 +98,8 @@ class _Tracer(TorchDispatchMode):  # type: ignore[misc]
             if state.input is not None and state.buffer != state.original:
                 self.graph.commits.append(self._commit(state))
         self._detach_commits()
-        return self.graph
+        if self.source.is_random and not any(is_random(node) for node in self.graph.nodes):
+            raise CompileError("random numbers are drawn in eager only")
 
     def _detach_commits(self) -> None:
         """A commit must not read what an earlier commit has written: such values are copied."""
@@ -314,12 +326,14 @@ class _Tracer(TorchDispatchMode):  # type: ignore[misc]
             self._assign(func, args)
             return out
         functional = _functional_form(func)
-        values = self._compute(functional, func, args, kwargs)
+        values = self._compute(functional, func, _with_defaults(func, args, kwargs), kwargs)
         out = func(*args, **kwargs)  # checks, and resizes an empty out
         values = list(values) if isinstance(values, (tuple, list)) else [values]
         if len(values) != len(targets):
             raise CompileError(f"{func} writes {len(targets)} arguments")
         for target, value in zip(targets, values, strict=True):
+            if torch.Tag.nondeterministic_seeded in func.tags and target.stride() != value.stride():
+                raise CompileError(f"{func} draws in another order for these strides")
             self._write(target, self.view_of(value))
         return out
 
@@ -426,6 +440,19 @@ def _written_arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
         elif value is not None:
             written.append(value)
     return written
+
+
+def _with_defaults(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, ...]:
+    """Arguments that the dispatcher left out: another overload may have no defaults."""
+    rest = func._schema.arguments[len(args) :]
+    missing = []
+    for formal in rest:
+        if formal.kwarg_only or formal.name in kwargs or not formal.has_default_value():
+            break
+        missing.append(formal.default_value)
+    return (*args, *missing)
 
 
 def _functional_form(func: Any) -> Any:

@@ -471,6 +471,15 @@ const Executor* as_executor(PyObject* object) {
   return reinterpret_cast<ExecutorObject*>(object)->executor;
 }
 
+const Plan& plan_of(const Executor& executor) { return executor.plan(); }
+
+at::Tensor random_state(const Executor& executor) {
+  if (!executor.plan().random) return at::Tensor();
+  at::Generator generator = at::detail::getDefaultCPUGenerator();
+  std::lock_guard<std::mutex> lock(generator.mutex());
+  return generator.get_state();
+}
+
 int init_executor(PyObject* module) {
   if (pthread_atfork(nullptr, nullptr, note_fork) != 0) {
     PyErr_SetString(PyExc_OSError, "pthread_atfork failed");

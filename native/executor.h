@@ -12,6 +12,7 @@ namespace accel {
 
 // An immutable plan with its library and memory. Owned by its Python object.
 class Executor;
+struct Plan;
 
 enum class RunStatus {
   ok,
@@ -23,6 +24,12 @@ enum class RunStatus {
 // The Executor inside `object` (borrowed: lives as long as the object), or nullptr when
 // `object` is no accel._native.Executor. No Python error is set.
 const Executor* as_executor(PyObject* object);
+
+// Its plan, which lives as long.
+const Plan& plan_of(const Executor& executor);
+
+// The state of torch's CPU generator, if the plan draws from it; undefined otherwise.
+at::Tensor random_state(const Executor& executor);
 
 // Runs the plan on `inputs` (borrowed, alive for the call; guards have checked them) and
 // replaces `outputs`. The caller holds the executor's Python object meanwhile. Reentrant and thread-safe. Needs the GIL, which it releases while

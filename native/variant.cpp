@@ -5,6 +5,7 @@
 // plan releases the GIL, and another thread may drop a parameter meanwhile.
 #include "variant.h"
 
+#include "autograd_node.h"
 #include "dispatch.h"
 #include "entry.h"
 #include "executor.h"
@@ -25,6 +26,7 @@ struct Variant {
   PyObject* ambient;
   PyObject* executor;  // an accel._native.Executor, or any callable
   PyObject* payload;   // the constant, or the callable of a call; else NULL
+  PyObject* gradient;  // an accel._native.Gradient; NULL: nothing requires grad
   const AmbientState* state;  // inside ambient
   const Executor* native;     // inside executor; NULL for a callable
   std::vector<int32_t>* inputs;
@@ -143,8 +145,13 @@ Outcome run_plan(Variant* v, HeldInputs& inputs, Outputs& outputs, std::string& 
       return Outcome::failed;
     }
   }
+  at::Tensor drawn_from = v->gradient ? random_state(*v->native) : at::Tensor();
   switch (run(*v->native, tensors.data(), inputs.size(), outputs.tensors, &why)) {
-    case RunStatus::ok: return Outcome::served;
+    case RunStatus::ok:
+      if (!v->gradient) return Outcome::served;
+      return connect(v->gradient, tensors.data(), inputs.size(), outputs.tensors, drawn_from)
+                 ? Outcome::served
+                 : Outcome::raised;
     case RunStatus::misspeculated: return Outcome::misspeculated;
     case RunStatus::error: return Outcome::failed;
     case RunStatus::torn:
@@ -322,10 +329,11 @@ bool take_result(Variant* v, PyObject* result, size_t slots) {
 }
 
 PyObject* variant_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
-  static const char* names[] = {"guards", "ambient", "executor", "inputs", "result", nullptr};
-  PyObject *guards, *ambient, *executor, *inputs, *result;
-  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOO:Variant", const_cast<char**>(names),
-                                   &guards, &ambient, &executor, &inputs, &result)) {
+  static const char* names[] = {"guards", "ambient", "executor", "inputs",
+                                "result", "gradient", nullptr};
+  PyObject *guards, *ambient, *executor, *inputs, *result, *gradient = Py_None;
+  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOO|O:Variant", const_cast<char**>(names),
+                                   &guards, &ambient, &executor, &inputs, &result, &gradient)) {
     return nullptr;
   }
   GuardProgram* program = as_guard_program(guards);
@@ -337,6 +345,9 @@ PyObject* variant_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
   if (!native && !PyCallable_Check(executor)) {
     return PyErr_Format(PyExc_TypeError, "executor must be an Executor or a callable");
   }
+  if (gradient != Py_None && !(native && is_gradient(gradient))) {
+    return PyErr_Format(PyExc_TypeError, "gradient must be a Gradient beside an Executor");
+  }
   auto* v = reinterpret_cast<Variant*>(type->tp_alloc(type, 0));
   if (!v) return nullptr;
   v->guards = Py_NewRef(guards);
@@ -344,6 +355,7 @@ PyObject* variant_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
   v->state = reinterpret_cast<AmbientObject*>(ambient)->state;
   v->executor = Py_NewRef(executor);
   v->native = native;
+  v->gradient = gradient == Py_None ? nullptr : Py_NewRef(gradient);
   v->inputs = new std::vector<int32_t>();
   v->picks = new std::vector<int32_t>();
   size_t slots = slot_count(*program);
@@ -361,6 +373,7 @@ int variant_traverse(PyObject* self, visitproc visit, void* arg) {
   Py_VISIT(v->ambient);
   Py_VISIT(v->executor);
   Py_VISIT(v->payload);
+  Py_VISIT(v->gradient);
   return 0;
 }
 
@@ -374,6 +387,7 @@ void variant_dealloc(PyObject* self) {
   Py_XDECREF(v->ambient);
   Py_XDECREF(v->executor);
   Py_XDECREF(v->payload);
+  Py_XDECREF(v->gradient);
   delete v->inputs;
   delete v->picks;
   delete v->needed;
@@ -386,6 +400,7 @@ PyMemberDef MEMBERS[] = {
     {"guards", T_OBJECT, offsetof(Variant, guards), READONLY, nullptr},
     {"ambient", T_OBJECT, offsetof(Variant, ambient), READONLY, nullptr},
     {"executor", T_OBJECT, offsetof(Variant, executor), READONLY, nullptr},
+    {"gradient", T_OBJECT, offsetof(Variant, gradient), READONLY, "None: nothing requires grad"},
     {"hits", T_LONG, offsetof(Variant, hits), READONLY, "calls served"},
     {"guard_failures", T_LONG, offsetof(Variant, guard_failures), READONLY, nullptr},
     {"ambient_failures", T_LONG, offsetof(Variant, ambient_failures), READONLY, nullptr},
@@ -416,7 +431,7 @@ PyType_Slot SLOTS[] = {
     {Py_tp_members, MEMBERS},
     {Py_tp_getset, GETSETS},
     {Py_tp_methods, METHODS},
-    {Py_tp_doc, const_cast<char*>("Variant(guards, ambient, executor, inputs, result)")},
+    {Py_tp_doc, const_cast<char*>("Variant(guards, ambient, executor, inputs, result, gradient=None)")},
     {0, nullptr},
 };
 

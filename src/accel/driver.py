@@ -18,15 +18,17 @@ import time
 import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from accel import errors, log, other_tracers, runtime, teardown, trial
+from accel import errors, log, optimizers, other_tracers, runtime, teardown, trial
 from accel.capture.recorder import Recorder, Recording
 from accel.capture.twins import CodeKey, TwinFactory, code_key
 from accel.capture.values import class_lookup
+from accel.compile import gradients
 from accel.compile.service import CompiledSegment, CompileService
 from accel.config import Config
 from accel.counting import Counters
@@ -34,6 +36,7 @@ from accel.report import Progress, RootLine, Summary
 from accel.rewriter import hook, prologue, twin
 from accel.rewriter.cache import CodeCache
 from accel.roots import Installed, Limits, Root
+from accel.trace import SegmentGraph
 
 # Voids that say nothing about the root: another try costs only time.
 TRANSIENT = frozenset({"foreign_frame", "interrupted", "escaped_operation"})
@@ -87,13 +90,19 @@ class Driver:
         return twin.bind_twin(built, runtime.native.TRAMPOLINES)
 
     def _patch_module_call(self) -> None:
-        """Gives nn.Module.__call__ its prologue: the universal root."""
+        """The universal roots: nn.Module.__call__ gets its prologue, optimizers their updates."""
         f = torch.nn.Module._wrapped_call_impl
         if prologue.original_code(f.__code__) is f.__code__:
             f.__code__ = prologue.insert_prologue(f.__code__, 0, kind="module")
+        if not _inside("torch.optim", set(self.config.deny)):
+            optimizers.install(
+                lambda: self.counters.add("optimizer_steps"),
+                lambda: self.config.stance == "force_eager" or _under_a_mode(),
+            )
 
     def unpatch(self) -> None:
         prologue.remove_prologue(torch.nn.Module._wrapped_call_impl)
+        optimizers.uninstall()
 
     def assign_index(self, code: types.CodeType) -> int:
         """The dispatch index of a function's code; makes its entry."""
@@ -383,12 +392,24 @@ class Driver:
         finish = template.builder(lambda source: slots[id(source)])
         inputs = [slots[id(source)] for source in recording.inputs]
         result = result_plan(template, finish, needed)
+        log.artifact("graph", "%s: %s", root.name, graph)
+        self.counters.add("segments")
+        self._submit(root, recording, program, inputs, result)
+
+    def _submit(
+        self,
+        root: Root,
+        recording: Recording,
+        program: Any,
+        inputs: list[int],
+        result: tuple[Any, ...],
+    ) -> None:
+        """Hands a recording's graph to the compiler, to be installed when it is done."""
+        assert recording.graph is not None
         root.pending += 1
         root.state = "compiling"
         root.entry.state = "count" if not root.variants else "armed"
         root.entry.threshold = 1
-        backend = root.backend or self.config.backend
-        log.artifact("graph", "%s: %s", root.name, graph)
 
         def done(segment: CompiledSegment) -> None:
             root.pending -= 1
@@ -401,9 +422,8 @@ class Driver:
                     log.notice_once(f"running eagerly: {error}", "compiler")
                 self._give_up(root, "compile_failed", str(error), root.location)
 
-        self.counters.add("segments")
         self.progress.compiling(root.name)
-        self.service.submit(graph, backend, done)
+        self.service.submit(recording.graph, root.backend or self.config.backend, done)
         if self.config.sync or self.config.deterministic:
             self.service.idle(None)
 
@@ -417,12 +437,21 @@ class Driver:
         segment: CompiledSegment,
     ) -> None:
         self.counters.add("seconds_compiling", segment.seconds)
+        gradient = None
         if segment.kind == "plan":
+            assert segment.plan is not None
             executor = runtime.native.Executor(segment.plan, segment.library_path)
+            if recording.graph is not None and recording.graph.gradients is not None:
+                again = functools.partial(
+                    self._compile_backward, recording, program, inputs, result
+                )
+                gradient = self._gradient(root, recording.graph, segment, executor, again)
         else:
             executor = segment.callable
-        variant = runtime.native.Variant(program, recording.ambient, executor, inputs, result)
-        installed = Installed(variant, recording, segment.key, recording.operations)
+        variant = runtime.native.Variant(
+            program, recording.ambient, executor, inputs, result, gradient
+        )
+        installed = Installed(variant, recording, program, segment.key, recording.operations)
         # The eager backend is there to look for errors with; it cannot win.
         if not self.config.deterministic and (root.backend or self.config.backend) != "eager":
             variant.probe_every, variant.review_at = 1, trial.FIRST_REVIEW
@@ -443,6 +472,57 @@ class Driver:
             root.state = "compiled"
             root.entry.threshold = self.config.threshold
         self.progress.done(root.name)
+
+    def _gradient(
+        self,
+        root: Root,
+        graph: SegmentGraph,
+        segment: CompiledSegment,
+        executor: Any,
+        again: Callable[[Root, tuple[str, ...]], None],
+    ) -> Any:
+        """What makes the autograd nodes of a differentiable variant; `again(root, names)`
+        compiles it for gradients that arrive at the outputs `names`."""
+        assert segment.plan is not None
+        spec = segment.plan["gradient"]
+        backward = runtime.native.Executor(spec["plan"], segment.library_path)
+        reference = weakref.ref(root)
+
+        def on_recompute(why: str, tangents: tuple[str, ...]) -> None:
+            self.counters.add("backwards_recomputed")
+            root = reference()
+            if root is None or root.state == "blacklisted" or root.pending:
+                return
+            if tangents and root.backward_patterns < self.limits.max_backward_patterns:
+                again(root, tangents)
+                return
+            root.retired_hits += sum(v.native.hits for v in root.variants)
+            root.variants.clear()
+            root.entry.variants = ()
+            self._give_up(root, "derivatives", why, root.location)
+
+        return runtime.native.Gradient(
+            spec, executor, backward, gradients.recomputation(graph, spec, on_recompute)
+        )
+
+    def _compile_backward(
+        self,
+        recording: Recording,
+        program: Any,
+        inputs: list[int],
+        result: tuple[Any, ...],
+        root: Root,
+        tangents: tuple[str, ...],
+    ) -> None:
+        """Gradients arrive at other outputs than the variant was compiled for: a new one."""
+        assert recording.graph is not None and recording.graph.gradients is not None
+        root.backward_patterns += 1
+        root.retired_hits += sum(v.native.hits for v in root.variants if v.program is program)
+        root.variants = [v for v in root.variants if v.program is not program]
+        root.entry.variants = tuple(v.native for v in root.variants)
+        wanted = replace(recording.graph.gradients, tangents=tangents)
+        recording = replace(recording, graph=replace(recording.graph, gradients=wanted))
+        self._submit(root, recording, program, inputs, result)
 
     # --------------------------------------------------------------- trials
 
@@ -568,10 +648,11 @@ class Driver:
 
     def read_counters(self) -> dict[str, float]:
         values = self.counters.snapshot()
-        compiled = eager = ops_compiled = ops_eager = failed = deopts = 0
+        compiled = eager = ops_compiled = ops_eager = failed = deopts = backwards = 0
         for root in self.roots.values():
             hits = sum(v.native.hits for v in root.variants) + root.retired_hits
             compiled += hits
+            backwards += sum(v.native.gradient.runs for v in root.variants if v.native.gradient)
             ops_compiled += sum(v.native.hits * v.operations for v in root.variants)
             ops_compiled += root.retired_hits * root.ops_per_call
             if root.state == "plain" or (not root.recordings and root.state == "cold"):
@@ -583,6 +664,7 @@ class Driver:
             failed += sum(v.native.misspeculations for v in root.variants)
             deopts += sum(v.native.errors + v.native.misspeculations for v in root.variants)
         values.update(
+            backwards_compiled=backwards,
             calls_compiled=compiled,
             calls_eager=eager,
             ops_compiled=ops_compiled,

@@ -39,6 +39,7 @@ class Limits:
     max_plain_runs: int = 2  # recordings without torch operations before a root is let alone
     plain_pause_calls: int = 16  # calls between them
     max_backoff_calls: int = 4096  # most calls between two tries
+    max_backward_patterns: int = 4  # sets of outputs at which gradients arrive, besides all
 
 
 @dataclass
@@ -47,6 +48,7 @@ class Installed:
 
     native: Any
     recording: Recording
+    program: Any  # its guards
     key: str
     operations: int
     trial: Trial = field(default_factory=Trial)
@@ -78,6 +80,7 @@ class Root:
     variants: list[Installed] = field(default_factory=list)
     retired_hits: int = 0  # calls that dropped variants have served
     pending: int = 0
+    backward_patterns: int = 0
     is_recording: bool = False  # one of its calls is being recorded, in whatever thread
     eager_ns: list[int] = field(default_factory=list)  # calls measured while it compiles
     ops_per_call: int = 0

@@ -7,6 +7,7 @@ and two equal graphs have equal `key()`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import json
@@ -102,6 +103,22 @@ class Operation:
         )
 
 
+@dataclass(frozen=True)
+class Gradients:
+    """What a differentiable graph's recording knew of autograd.
+
+    `inputs` and `outputs` name those that require grad; `no_grad` names the operations that
+    ran with grad mode off; `tangents` names the outputs whose gradients backward will be
+    given; `nodes` are what eager calls the nodes that made `outputs`.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    no_grad: frozenset[str] = frozenset()
+    tangents: tuple[str, ...] = ()
+    nodes: tuple[str, ...] = ()
+
+
 @dataclass
 class SegmentGraph:
     """A straight-line graph over tensors: the unit of compilation.
@@ -111,6 +128,8 @@ class SegmentGraph:
     `speculations` pair the name of a one-element value with the truth value that
     the rest of the graph assumes; they are checked before anything is committed.
     In-place operations may appear; those that reach an input are the commit step.
+    `gradients` is None for a graph that autograd has nothing to do with; `is_random` when the
+    run drew from torch's CPU generator. `autocast` is its dtype and whether it caches, or None.
     """
 
     inputs: list[tuple[str, TensorMeta]]
@@ -118,6 +137,9 @@ class SegmentGraph:
     outputs: list[str]
     output_metas: list[TensorMeta]
     speculations: list[tuple[str, bool]] = field(default_factory=list)
+    gradients: Gradients | None = None
+    is_random: bool = False
+    autocast: tuple[str, bool] | None = None
 
     def key(self) -> str:
         """Content hash: equal graphs, equal keys (source locations do not count)."""
@@ -144,6 +166,9 @@ class SegmentGraph:
             "outputs": list(self.outputs),
             "output_metas": [_meta_to_json(m) for m in self.output_metas],
             "speculations": [list(s) for s in self.speculations],
+            "gradients": _gradients_to_json(self.gradients),
+            "is_random": self.is_random,
+            "autocast": None if self.autocast is None else list(self.autocast),
         }
 
     @staticmethod
@@ -164,10 +189,26 @@ class SegmentGraph:
             list(data["outputs"]),
             [_meta_from_json(m) for m in data["output_metas"]],
             [(name, expected) for name, expected in data["speculations"]],
+            _gradients_from_json(data["gradients"]),
+            data["is_random"],
+            None if data["autocast"] is None else (data["autocast"][0], data["autocast"][1]),
         )
 
+    def autocasting(self) -> contextlib.AbstractContextManager[Any]:
+        """The casts under which the operations ran."""
+        if self.autocast is None:
+            return contextlib.nullcontext()
+        dtype, caches = self.autocast
+        casting: contextlib.AbstractContextManager[Any] = torch.autocast(
+            "cpu", getattr(torch, dtype), cache_enabled=caches
+        )
+        return casting
+
     def to_fx(self) -> fx.GraphModule:
-        """The same graph for backends and readers: outputs, then speculated values, as a tuple."""
+        """The same graph for backends and readers: outputs, then speculated values, as a tuple.
+
+        A differentiable one is to be called with grad mode on, and leaves it on.
+        """
         graph = fx.Graph()
         values: dict[str, fx.Node] = {}
         for name, _ in self.inputs:
@@ -176,10 +217,16 @@ class SegmentGraph:
         def load(value: Any) -> Any:
             return map_values(value, lambda ref: values[ref.name])
 
+        grad_mode = True
         for o in self.operations:
+            if self.gradients is not None and (o.name not in self.gradients.no_grad) != grad_mode:
+                grad_mode = not grad_mode
+                graph.call_function(torch._C._set_grad_enabled, (grad_mode,))
             target = resolve(o.target) if o.kind == "call_function" else o.target
             node = graph.create_node(o.kind, target, load(o.args), load(o.kwargs), name=o.name)
             values[o.name] = node
+        if not grad_mode:
+            graph.call_function(torch._C._set_grad_enabled, (True,))
         names = [*self.outputs, *(name for name, _ in self.speculations)]
         graph.output(tuple(values[name] for name in names))
         return fx.GraphModule(torch.nn.Module(), graph)
@@ -274,6 +321,30 @@ def decode(data: Any) -> Any:
     if tag == "device":
         return torch.device(body)
     raise ValueError(f"unknown tag {tag!r} in a serialised graph")
+
+
+def _gradients_to_json(gradients: Gradients | None) -> dict[str, Any] | None:
+    if gradients is None:
+        return None
+    return {
+        "inputs": list(gradients.inputs),
+        "outputs": list(gradients.outputs),
+        "no_grad": sorted(gradients.no_grad),
+        "tangents": list(gradients.tangents),
+        "nodes": list(gradients.nodes),
+    }
+
+
+def _gradients_from_json(data: dict[str, Any] | None) -> Gradients | None:
+    if data is None:
+        return None
+    return Gradients(
+        tuple(data["inputs"]),
+        tuple(data["outputs"]),
+        frozenset(data["no_grad"]),
+        tuple(data["tangents"]),
+        tuple(data["nodes"]),
+    )
 
 
 def _meta_to_json(meta: TensorMeta) -> list[Any]:

@@ -104,7 +104,7 @@ class Describer:
             "is_leaf": tensor.is_leaf,
             "is_inference": tensor.is_inference(),
             "is_conj": tensor.is_conj(),
-            "grad_fn": type(tensor.grad_fn).__name__,
+            "grad_fn": _history(tensor),
         }
         if tensor.is_leaf and tensor.grad is not None:
             described["grad"] = self.describe(tensor.grad)
@@ -122,6 +122,15 @@ class Describer:
             with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
                 described["values"] = Values(tensor.as_subclass(torch.Tensor).detach().clone())
         return described
+
+
+def _history(tensor: torch.Tensor) -> str:
+    """The name of the node that made a tensor, as printing the tensor shows it."""
+    kind = type(tensor.grad_fn).__name__
+    if kind != "CppFunction":
+        return kind
+    name: str = tensor.grad_fn.name()
+    return name.rsplit("::", maxsplit=1)[-1]
 
 
 def differences(

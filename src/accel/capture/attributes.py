@@ -20,6 +20,7 @@ from accel import runtime
 from accel.capture.state import RecorderState
 from accel.capture.steps import FOLD, NATIVE, Answer, Void
 from accel.capture.torch_calls import (
+    AUTOGRAD_ATTRIBUTES,
     METADATA_ATTRIBUTES,
     REFUSED_METHODS,
     VIEW_ATTRIBUTES,
@@ -298,8 +299,8 @@ class AttributeEvents(RecorderState):
             type(tensor), name, runtime.native.MISSING if found is _ABSENT else found
         )
         if name in METADATA_ATTRIBUTES:
-            if name == "requires_grad" or name == "grad_fn":
-                return None
+            if name in AUTOGRAD_ATTRIBUTES and tensor.requires_grad:
+                raise Void("tensor_attribute", name)
             if name == "__dict__":
                 raise Void("tensor_attribute", name)
             return None

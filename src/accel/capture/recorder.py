@@ -26,7 +26,10 @@ from accel.capture.steps import Answer, Void
 from accel.capture.values import PLAIN_TENSORS, is_static
 from accel.guards import GuardSet
 from accel.sources import Source, root
-from accel.trace import SegmentGraph, TensorMeta
+from accel.trace import Gradients, SegmentGraph, TensorMeta
+
+# Rows of the ambient state under which autograd's recording is left to eager.
+_NOT_WITH_GRADIENTS = ("saved tensor hooks", "anomaly mode")
 
 MAX_PAIRS = 20_000  # of objects that must be distinct
 MAX_OPERATIONS = 50_000  # of one graph: compiling more would take too long
@@ -174,8 +177,6 @@ class Recorder(CallEvents):
             raise Void("ambient_changed", self.ambient.difference())
         if self.context_sets:
             raise Void("opaque_call", "ContextVar.set() without reset()")
-        if not torch.equal(self.rng, torch.default_generator.get_state()):
-            raise Void("random_numbers")
 
     def _graph(self, template: Template) -> SegmentGraph:
         if not self.operations:
@@ -187,7 +188,34 @@ class Recorder(CallEvents):
             list(template.outputs),
             metas,
             self.speculations,
+            self._gradients(template),
+            not torch.equal(self.rng, torch.default_generator.get_state()),
+            _autocast(),
         )
+
+    def _gradients(self, template: Template) -> Gradients | None:
+        """Autograd's part in the run; None when nothing that leaves it requires grad."""
+        if not self.differentiable:
+            return None
+        for name in self._written_inputs():
+            source = next(s for n, s, _ in self.inputs if n == name)
+            if self._tensor_of(source).requires_grad:
+                raise Void("requires_grad", f"{source} is written")
+        differentiable = [
+            (name, tensor)
+            for name, tensor in zip(template.outputs, self.output_tensors, strict=True)
+            if tensor.requires_grad
+        ]
+        if not differentiable:
+            return None
+        ambient = runtime.native.ambient()
+        for row in _NOT_WITH_GRADIENTS:
+            if ambient[row]:
+                raise Void("requires_grad", row)
+        names = tuple(name for name, _ in differentiable)
+        nodes = tuple(_node_name(tensor.grad_fn) for _, tensor in differentiable)
+        no_grad = frozenset(self.no_grad)
+        return Gradients(tuple(self.grad_inputs), names, no_grad, names, nodes)
 
     def _guard_identities(self) -> None:
         """What the call writes must not be reachable under another name that it reads, unless
@@ -243,6 +271,19 @@ class Recorder(CallEvents):
         ):
             return []
         return written
+
+
+def _autocast() -> tuple[str, bool] | None:
+    if not torch.is_autocast_enabled("cpu"):
+        return None
+    dtype = str(torch.get_autocast_dtype("cpu")).removeprefix("torch.")
+    return dtype, torch.is_autocast_cache_enabled()
+
+
+def _node_name(node: Any) -> str:
+    """What printing a tensor shows of the autograd node that made it."""
+    name = type(node).__name__
+    return node.name().rsplit("::", maxsplit=1)[-1] if name == "CppFunction" else name
 
 
 def _share_storage(a: Any, b: Any) -> bool:

@@ -139,8 +139,8 @@ class Describer:
         index = self.state.table.get(tensor)
         if index is None:
             raise Void("unknown_tensor", "in the result")
-        if tensor.requires_grad:  # a view of a parameter, made without grad
-            raise Void("requires_grad", "the result")
+        if tensor.requires_grad and tensor.grad_fn is None:
+            raise Void("requires_grad", "a view of a parameter, made without grad")
         name = self.state.names[index]
         if name not in self.template.outputs:
             self.template.outputs.append(name)

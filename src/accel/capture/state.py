@@ -83,6 +83,9 @@ class RecorderState:
         self.location = ""
         self.constants: dict[int, tuple[object, Source]] = {}
         self.versions: dict[str, int | None] = {}
+        self.grad_inputs: list[str] = []  # names of inputs that require grad
+        self.no_grad: set[str] = set()  # names of operations that ran with grad mode off
+        self.differentiable = False  # autograd recorded something
 
     # ------------------------------------------------------------- sources
 
@@ -147,13 +150,13 @@ class RecorderState:
         source = self.source_of(tensor)
         if source is None:
             raise Void("unknown_tensor", str(tuple(tensor.shape)))
-        if tensor.requires_grad and torch.is_grad_enabled():
-            raise Void("requires_grad", str(source))
         if tensor.layout is not torch.strided or tensor.device.type != "cpu":
             raise Void("tensor_kind", f"{tensor.layout} on {tensor.device}")
         name = f"a{len(self.inputs)}"
         self.inputs.append((name, source, TensorMeta.of(tensor)))
         self.versions[name] = version(tensor)
+        if tensor.requires_grad:
+            self.grad_inputs.append(name)
         self.name_tensor(tensor, name)
         return Ref(name)
 
@@ -197,6 +200,8 @@ class RecorderState:
         kind, target, args, kwargs = token
         name = f"v{len(self.operations)}"
         self.operations.append(Operation(name, kind, target, args, kwargs, user_location()))
+        if not torch.is_grad_enabled():
+            self.no_grad.add(name)
         self.bind(result, name)
         return None
 
@@ -204,7 +209,7 @@ class RecorderState:
         kind = type(result)
         if kind in PLAIN_TENSORS:
             if result.requires_grad and torch.is_grad_enabled():
-                raise Void("requires_grad", name)
+                self.differentiable = True
             if result.layout is not torch.strided:
                 raise Void("tensor_kind", str(result.layout))
             if self.table.get(result) is None and id(result) not in self.known:

@@ -126,6 +126,8 @@ METADATA_ATTRIBUTES = frozenset(
         "_is_param",
     ]
 )
+# Of a tensor that requires grad, these depend on its history, which no guard compares.
+AUTOGRAD_ATTRIBUTES = frozenset({"grad_fn", "is_leaf", "output_nr", "_backward_hooks"})
 VIEW_ATTRIBUTES = frozenset({"T", "mT", "H", "mH", "real", "imag", "data"})
 
 # Turn a tensor's values into Python's.

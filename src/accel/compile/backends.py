@@ -61,7 +61,7 @@ def compile_with(backend: str | Backend, graph: SegmentGraph) -> Runner:
     """
     gm = graph.to_fx()
     written = written_inputs(graph, gm)
-    with _undisturbed(), torch.no_grad():
+    with _undisturbed(), torch.set_grad_enabled(graph.gradients is not None):
         compiled = lookup(backend)(gm, _examples(graph))
     if not callable(compiled):
         raise CompileError(f"the backend returned a {type(compiled).__name__}, not a callable")
@@ -71,8 +71,8 @@ def compile_with(backend: str | Backend, graph: SegmentGraph) -> Runner:
 
     def run(inputs: list[torch.Tensor]) -> list[torch.Tensor] | None:
         saved = [(inputs[i], inputs[i].clone()) for i in written]
-        # The recording was without gradients, whatever mode this call comes from.
-        with torch.no_grad():
+        # As recorded, whatever mode this call comes from.
+        with torch.set_grad_enabled(graph.gradients is not None):
             try:
                 outputs = compiled(*inputs)
                 if len(outputs) != total:
@@ -90,14 +90,18 @@ def compile_with(backend: str | Backend, graph: SegmentGraph) -> Runner:
 
 
 def _restore(saved: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    for tensor, copy in saved:
-        tensor.copy_(copy)
+    with torch.no_grad():
+        for tensor, copy in saved:
+            tensor.copy_(copy)
 
 
 def _examples(graph: SegmentGraph) -> list[torch.Tensor]:
+    differentiable = graph.gradients.inputs if graph.gradients is not None else ()
     return [
-        torch.empty_strided(m.sizes, m.strides, dtype=m.torch_dtype, device=m.device).zero_()
-        for _, m in graph.inputs
+        torch.empty_strided(m.sizes, m.strides, dtype=m.torch_dtype, device=m.device)
+        .zero_()
+        .requires_grad_(name in differentiable)
+        for name, m in graph.inputs
     ]
 
 

@@ -1,0 +1,157 @@
+"""Differentiable graph -> joint tensor graph: the forward's nodes, then the backward's.
+
+In: a `SegmentGraph` with `gradients`. Out: a `Joint`. The forward runs on fake tensors that
+require grad, above the tracer that writes ATen down; then autograd itself runs backward, so
+the formulas are eager's own. Invariant: what the forward returns, writes and speculates on
+is what it would be without gradients.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+
+from accel.codegen.options import CompileError
+from accel.codegen.tensor_graph import TensorGraph, contiguous_strides, span
+from accel.codegen.tracing import Tracer
+from accel.trace import Gradients, SegmentGraph, TensorMeta
+
+
+@dataclass
+class Joint:
+    """Both halves in one graph.
+
+    The graph's inputs are the segment's, then one gradient for each of `tangents`; its
+    outputs are the segment's, then one gradient for each of `grads`.
+    """
+
+    graph: TensorGraph
+    input_count: int
+    output_count: int
+    forward: set[int] = field(default_factory=set)  # id() of the forward's nodes
+    node_outputs: list[int] = field(default_factory=list)  # outputs whose history is the node
+    tangents: list[int] = field(default_factory=list)  # positions in node_outputs
+    detached: list[int] = field(default_factory=list)  # aliases of inputs, without history
+    grads: list[int] = field(default_factory=list)  # the inputs that get a gradient
+
+
+def trace_joint(graph: SegmentGraph) -> Joint:
+    """The joint graph. Errors: CompileError, as `tracing.trace_graph`; also when outputs that
+    carry gradients share memory, or autograd refuses the backward."""
+    assert graph.gradients is not None
+    return _JointTracer(graph, graph.gradients).trace()
+
+
+class _JointTracer(Tracer):
+    def __init__(self, graph: SegmentGraph, gradients: Gradients) -> None:
+        super().__init__(graph)
+        self.gradients = gradients
+        self.joint = Joint(self.graph, len(graph.inputs), len(graph.outputs))
+
+    def trace(self) -> Joint:
+        values: dict[str, Any] = {}
+        with self.fake_mode:
+            for index, (name, meta) in enumerate(self.source.inputs):
+                fake = self._input(index, meta)
+                if name in self.gradients.inputs:
+                    fake = fake.detach().requires_grad_()  # no view: a leaf, as eager's are
+                    self.alive.append(fake)
+                values[name] = fake
+                self.graph.input_identity.append(id(fake))
+        with torch.enable_grad(), self.source.autocasting(), self.fake_mode, self:
+            self._run_operations(values)
+        with torch.no_grad():
+            self._finish(values)
+        self.joint.forward = {id(node) for node in self.graph.nodes}
+        self._sort_outputs(values)
+        self._backward(values)
+        return self.joint
+
+    def _run_operations(self, values: dict[str, Any]) -> None:
+        for o in self.source.operations:
+            self.location = o.location
+            with torch.set_grad_enabled(o.name not in self.gradients.no_grad):
+                values[o.name] = self._run_operation(o, values)
+
+    def _sort_outputs(self, values: dict[str, Any]) -> None:
+        """What each output is to autograd: of the node, an alias of an input, or nothing."""
+        owners: dict[int, list[str]] = defaultdict(list)
+        sources = {id(values[name]) for name, _ in self.source.inputs}
+        for index, name in enumerate(self.source.outputs):
+            value = values[name]
+            wanted = name in self.gradients.outputs
+            if value.requires_grad != wanted:
+                raise CompileError(f"output {name} requires grad only in one of eager and trace")
+            buffer = self.graph.outputs[index].buffer
+            if self.graph.buffers[buffer].input is None:
+                owners[buffer].append(name)
+                if wanted:
+                    self.joint.node_outputs.append(index)
+            elif id(value) not in sources and not wanted:
+                self.joint.detached.append(index)
+            elif wanted and self.source.inputs[_input_of(self.graph, buffer)][0] not in (
+                self.gradients.inputs
+            ):
+                raise CompileError(f"aliasing: output {name} is an input that got a history")
+        for names in owners.values():
+            if len(names) > 1 and any(n in self.gradients.outputs for n in names):
+                raise CompileError(f"aliasing: outputs {names} share memory and require grad")
+
+    def _backward(self, values: dict[str, Any]) -> None:
+        outputs = [self.source.outputs[i] for i in self.joint.node_outputs]
+        self.joint.tangents = [
+            k for k, name in enumerate(outputs) if name in self.gradients.tangents
+        ]
+        tangents = [self._tangent(values[outputs[k]]) for k in self.joint.tangents]
+        buffers = {k: s.buffer for k, s in self.storages.items() if s.input is not None}
+        inputs = [
+            (i, name)
+            for i, (name, _) in enumerate(self.source.inputs)
+            if name in self.gradients.inputs
+        ]
+        self.location = "backward"
+        with self.fake_mode, self:
+            try:
+                grads = torch.autograd.grad(
+                    [values[outputs[k]] for k in self.joint.tangents],
+                    [values[name] for _, name in inputs],
+                    tangents,
+                    allow_unused=True,
+                )
+            except RuntimeError as error:
+                text = (str(error).splitlines() or [""])[0]
+                raise CompileError(f"autograd refuses the backward: {text}") from error
+        for (index, name), grad in zip(inputs, grads, strict=True):
+            if grad is not None:
+                self.joint.grads.append(index)
+                self._add_gradient(name, grad)
+        if any(self.storages[k].buffer != buffer for k, buffer in buffers.items()):
+            raise CompileError("the backward writes an input")
+
+    def _tangent(self, output: Any) -> FakeTensor:
+        sizes, strides = tuple(output.shape), tuple(output.stride())
+        if span(sizes, strides) != output.numel():
+            strides = contiguous_strides(sizes)
+        meta = TensorMeta(sizes, strides, str(output.dtype).removeprefix("torch."))
+        with self.fake_mode, torch.no_grad():
+            fake = self._input(len(self.graph.inputs), meta)
+        self.graph.input_identity.append(id(fake))
+        return fake
+
+    def _add_gradient(self, name: str, grad: Any) -> None:
+        if grad.layout != torch.strided:
+            raise CompileError(f"the gradient of {name} has layout {grad.layout}")
+        self.graph.outputs.append(self.view_of(grad))
+        self.graph.output_identity.append(id(grad))
+        self.graph.output_detached.append(False)
+        self.alive.append(grad)
+
+
+def _input_of(graph: TensorGraph, buffer: int) -> int:
+    index = graph.buffers[buffer].input
+    assert index is not None
+    return index

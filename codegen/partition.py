@@ -1,0 +1,249 @@
+"""Joint graph -> forward and backward: which values are saved, which computed again.
+
+In: a `Joint`. Out: `Halves`. A minimum cut chooses the values to save, by their size; only
+cheap elementwise nodes are computed again. Invariant: of the tensors that the program can
+see, only such are saved as eager's backward would read (`visible_reads`), so that writing to
+one of the others in between is no more an error than in eager.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from accel.codegen.joint import Joint
+from accel.codegen.lowerings_pointwise import COMPARISONS, FORMULAS, LOGICAL
+from accel.codegen.lowerings_shapes import FILL_ARGUMENT, FILL_VALUES
+from accel.codegen.max_flow import INFINITE, Network
+from accel.codegen.options import CompileError
+from accel.codegen.tensor_graph import TensorGraph, View, is_random
+
+aten = torch.ops.aten
+
+# Computed again in the backward rather than saved, when that is less to save.
+_RECOMPUTABLE = frozenset(
+    [
+        *FORMULAS,
+        *COMPARISONS,
+        *LOGICAL,
+        *FILL_VALUES,
+        *FILL_ARGUMENT,
+        aten.logical_not.default,
+        aten.where.self,
+        aten.masked_fill.Scalar,
+        aten.masked_fill.Tensor,
+        aten.arange.default,
+        aten.arange.start,
+        "copy",
+        "write",
+    ]
+)
+# What costs next to nothing to save: the tensor exists anyway, and lives on.
+_VISIBLE_WEIGHT = 0.01
+
+
+Place = tuple[str, int]
+
+
+@dataclass
+class Halves:
+    """The two graphs. The forward returns `output_count` tensors of the program's, then what
+    only the backward reads; the backward's inputs are `saved`, then the gradients.
+
+    `saved` holds places: ("input", i) or ("output", k) of the forward.
+    """
+
+    forward: TensorGraph
+    backward: TensorGraph
+    saved: list[Place] = field(default_factory=list)
+
+
+def split(joint: Joint) -> Halves:
+    """Errors: CompileError when the backward needs an input's value that the forward
+    overwrites."""
+    return _Splitter(joint).split()
+
+
+def visible_reads(joint: Joint) -> list[tuple[Place, int]]:
+    """The program's tensors that eager's backward reads, and for which gradients: bit k stands
+    for the one that arrives at `node_outputs[k]`."""
+    return _Splitter(joint).visible_reads()
+
+
+class _Splitter:
+    def __init__(self, joint: Joint) -> None:
+        self.joint = joint
+        self.graph = joint.graph
+        self.producers = {r: n for n in self.graph.nodes for r in n.results if r is not None}
+        self.primals = self.graph.inputs[: joint.input_count]
+        self.tangents = self.graph.inputs[joint.input_count :]
+        self.user_outputs = self.graph.outputs[: joint.output_count]
+        self.gradients = self.graph.outputs[joint.output_count :]
+        self.overwritten = {c.region.buffer for c in self.graph.commits}
+        # id() of the nodes that depend on a gradient.
+        self.dependent: set[int] = set()
+        computed = set(self.tangents)
+        for node in self.graph.nodes:
+            if any(v.buffer in computed for v in node.views()):
+                self.dependent.add(id(node))
+                computed.update(r for r in node.results if r is not None)
+
+    def split(self) -> Halves:
+        required = self._closure(self._forward_roots(), set())
+        if required & self.dependent:
+            raise CompileError("the forward depends on a gradient")
+        needed = self._closure({v.buffer for v in self.gradients}, set())
+        direct = self._directly_read(needed)
+        saved = self._choose(needed, direct)
+        forward_nodes = required | self._closure(saved, set())
+        again = self._closure({v.buffer for v in self.gradients}, saved)
+        backward = self._half(again, sorted(saved) + self.tangents)
+        forward = self._half(forward_nodes, self.primals)
+        halves = Halves(forward, backward)
+        forward.outputs = list(self.user_outputs)
+        forward.output_identity = self.graph.output_identity[: self.joint.output_count]
+        forward.output_detached = self.graph.output_detached[: self.joint.output_count]
+        forward.commits = self.graph.commits
+        forward.speculations = self.graph.speculations
+        for buffer in sorted(saved):
+            halves.saved.append(self._place_of(buffer, forward))
+        backward.outputs = list(self.gradients)
+        backward.output_identity = self.graph.output_identity[self.joint.output_count :]
+        backward.output_detached = self.graph.output_detached[self.joint.output_count :]
+        return halves
+
+    def visible_reads(self) -> list[tuple[Place, int]]:
+        needed = self._closure({v.buffer for v in self.gradients}, set())
+        # By buffer: the set of gradients that it depends on, as bits.
+        arrives = {b: 1 << k for b, k in zip(self.tangents, self.joint.tangents, strict=True)}
+        read: dict[int, int] = {}
+        for node in self.graph.nodes:
+            if id(node) not in needed or id(node) not in self.dependent:
+                continue
+            bits = 0
+            for view in node.views():
+                bits |= arrives.get(view.buffer, 0)
+            for view in node.views():
+                read[view.buffer] = read.get(view.buffer, 0) | bits
+            arrives.update((r, bits) for r in node.results if r is not None)
+        places: list[tuple[Place, int]] = [
+            (("output", k), v.buffer) for k, v in enumerate(self.user_outputs)
+        ]
+        places += [(("input", i), b) for i, b in enumerate(self.primals)]
+        aliases = set(self.primals)
+        return [
+            (place, read[b])
+            for place, b in places
+            if read.get(b) and not (place[0] == "output" and b in aliases)
+        ]
+
+    def _forward_roots(self) -> set[int]:
+        roots = {v.buffer for v in self.user_outputs}
+        roots |= {c.value.buffer for c in self.graph.commits}
+        roots |= {v.buffer for v, _ in self.graph.speculations}
+        for node in self.graph.nodes:  # draws random numbers: once, in the forward
+            if id(node) in self.joint.forward and is_random(node):
+                roots.update(r for r in node.results if r is not None)
+        return roots
+
+    def _closure(self, buffers: set[int], known: set[int]) -> set[int]:
+        """id() of the nodes that compute `buffers` from inputs and `known` ones."""
+        found: set[int] = set()
+        open_ = [b for b in buffers if b not in known]
+        seen = set(open_)
+        while open_:
+            node = self.producers.get(open_.pop())
+            if node is None or id(node) in found:
+                continue
+            found.add(id(node))
+            for view in node.views():
+                if view.buffer not in seen and view.buffer not in known:
+                    seen.add(view.buffer)
+                    open_.append(view.buffer)
+        return found
+
+    def _directly_read(self, needed: set[int]) -> set[int]:
+        """Buffers that exist before the backward and that a dependent node reads."""
+        read = {v.buffer for v in self.gradients}
+        for node in self.graph.nodes:
+            if id(node) in needed and id(node) in self.dependent:
+                read |= {v.buffer for v in node.views()}
+        dependent = {r for n in self.graph.nodes if id(n) in self.dependent for r in n.results}
+        return {
+            b
+            for b in read
+            if b not in dependent and b not in self.tangents and not self._is_constant(b)
+        }
+
+    def _is_constant(self, buffer: int) -> bool:
+        return self.graph.buffers[buffer].constant is not None
+
+    # ------------------------------------------------------------ the cut
+
+    def _choose(self, needed: set[int], direct: set[int]) -> set[int]:
+        network = Network()
+        visible = {v.buffer for v in self.user_outputs} | set(self.primals)
+        for node in self.graph.nodes:
+            if id(node) not in needed or id(node) in self.dependent:
+                continue
+            again = node.target in _RECOMPUTABLE and not is_random(node)
+            for result in node.results:
+                if result is None:
+                    continue
+                network.add((result, "in"), (result, "out"), self._cost(result, visible, direct))
+                if not again:
+                    network.add("source", (result, "in"), INFINITE)
+                for view in node.views():
+                    if not self._is_constant(view.buffer):
+                        network.add((view.buffer, "out"), (result, "in"), INFINITE)
+        for buffer in self.primals:
+            cost = self._cost(buffer, visible, direct)
+            network.add("source", (buffer, "in"), INFINITE)
+            network.add((buffer, "in"), (buffer, "out"), cost)
+        for buffer in direct:
+            network.add((buffer, "out"), "sink", INFINITE)
+        value, reachable = network.minimum_cut("source", "sink")
+        if value >= INFINITE:
+            raise CompileError("the backward needs a value that the forward overwrites")
+        return {
+            b
+            for b in self.producers.keys() | set(self.primals)
+            if (b, "in") in reachable and (b, "out") not in reachable
+        }
+
+    def _cost(self, buffer: int, visible: set[int], direct: set[int]) -> float:
+        b = self.graph.buffers[buffer]
+        size = 64.0 + float(b.numel * getattr(torch, b.dtype).itemsize)
+        if buffer not in visible:
+            return size
+        if buffer in self.overwritten or buffer not in direct:
+            return INFINITE
+        return size * _VISIBLE_WEIGHT
+
+    # ------------------------------------------------------------ the halves
+
+    def _half(self, nodes: set[int], inputs: list[int]) -> TensorGraph:
+        index = {b: i for i, b in enumerate(inputs)}
+        buffers = [replace(b, input=index.get(b.id)) for b in self.graph.buffers]
+        kept = [replace(n) for n in self.graph.nodes if id(n) in nodes]
+        identity = [-1 - b for b in inputs]
+        if inputs is self.primals:
+            identity = self.graph.input_identity[: self.joint.input_count]
+        else:
+            known = dict(zip(self.graph.inputs, self.graph.input_identity, strict=True))
+            identity = [known.get(b, -1 - b) for b in inputs]
+        return TensorGraph(buffers, kept, list(inputs), input_identity=identity)
+
+    def _place_of(self, buffer: int, forward: TensorGraph) -> Place:
+        """Where the program's side finds a saved value; adds it to the forward's outputs."""
+        if buffer in self.primals:
+            return ("input", self.primals.index(buffer))
+        whole: View = self.graph.buffers[buffer].view
+        for k, view in enumerate(self.user_outputs):
+            if view == whole:
+                return ("output", k)
+        forward.outputs.append(whole)
+        forward.output_identity.append(-1 - buffer)
+        forward.output_detached.append(False)
+        return ("output", len(forward.outputs) - 1)

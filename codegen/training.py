@@ -1,0 +1,112 @@
+"""Differentiable graphs: two plans, for forward and backward, over one library.
+
+In: a `SegmentGraph` with `gradients`. Out: the forward's plan, with the backward's and what
+an autograd node has to know under "gradient" (docs/architecture.md). Invariant: as for
+`pipeline.compile_graph`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from accel.codegen import pipeline
+from accel.codegen.build import build
+from accel.codegen.joint import Joint, trace_joint
+from accel.codegen.options import CodegenOptions, CompileError
+from accel.codegen.partition import Halves, split, visible_reads
+from accel.codegen.simplify import eliminate_common, eliminate_dead
+from accel.codegen.tensor_graph import TensorGraph
+from accel.trace import SegmentGraph
+
+_SMALL_BYTES = 1 << 18
+_MAX_NODE_OUTPUTS = 62  # bits of a set
+
+
+def compile_training(
+    source: SegmentGraph, out_dir: Path, options: CodegenOptions
+) -> dict[str, Any]:
+    """Errors: CompileError with the reason."""
+    assert source.gradients is not None
+    everywhere = replace(source.gradients, tangents=source.gradients.outputs)
+    whole = joint = _joint(replace(source, gradients=everywhere))
+    if len(whole.node_outputs) > _MAX_NODE_OUTPUTS:
+        raise CompileError(f"{len(whole.node_outputs)} outputs carry gradients")
+    if source.gradients != everywhere:
+        joint = _joint(source)
+    halves = split(joint)
+    forward = _half("forward", source, halves.forward, out_dir, options)
+    backward = _half("backward", source, halves.backward, out_dir, options, forward.texts)
+    library = build(pipeline.kernel_texts(backward), out_dir, options) if backward.texts else None
+    forward.plan["library"] = backward.plan["library"] = library
+    forward.plan["gradient"] = {
+        "plan": backward.plan,
+        **_facts(source, whole),
+        **_saving(whole, joint, halves),
+    }
+    return forward.plan
+
+
+def _joint(source: SegmentGraph) -> Joint:
+    joint = trace_joint(source)
+    eliminate_common(joint.graph)
+    eliminate_dead(joint.graph)
+    return joint
+
+
+def _half(
+    name: str,
+    source: SegmentGraph,
+    graph: TensorGraph,
+    out_dir: Path,
+    options: CodegenOptions,
+    texts: dict[str, str] | None = None,
+) -> pipeline.Compilation:
+    if options.dump_dir is not None:
+        options = replace(options, dump_dir=options.dump_dir / name)
+    c = pipeline.Compilation(source, options, out_dir, graph, texts={} if texts is None else texts)
+    pipeline.run(c, [p for p in pipeline.PASSES if p[0] not in ("trace", "build")])
+    return c
+
+
+def _kept(source: SegmentGraph, joint: Joint) -> list[int]:
+    """The inputs that a node holds so that its forward can be run again.
+
+    With one output, only second derivatives ask for that, and whoever wants them holds the
+    inputs; so big ones are held only where gradients may arrive at some outputs only.
+    """
+    if len(joint.node_outputs) > 1:
+        return list(range(joint.input_count))
+    sizes = [math.prod(meta.sizes) * meta.torch_dtype.itemsize for _, meta in source.inputs]
+    return [i for i, size in enumerate(sizes) if size <= _SMALL_BYTES]
+
+
+def _facts(source: SegmentGraph, whole: Joint) -> dict[str, Any]:
+    """What autograd sees of the graph, wherever gradients arrive."""
+    assert source.gradients is not None
+    names = [name for name, _ in source.inputs]
+    nodes = dict(zip(source.gradients.outputs, source.gradients.nodes, strict=True))
+    commits = whole.graph.commits
+    return {
+        "outputs": whole.output_count,
+        "node_outputs": whole.node_outputs,
+        "names": [nodes[source.outputs[k]] for k in whole.node_outputs],
+        "detached": whole.detached,
+        "grads": whole.grads,
+        "written": sorted({whole.graph.buffers[c.region.buffer].input for c in commits}),
+        "kept": _kept(source, whole),
+        "leaves": [names.index(name) for name in source.gradients.inputs],
+    }
+
+
+def _saving(whole: Joint, joint: Joint, halves: Halves) -> dict[str, Any]:
+    """What this backward takes and gives, and whose versions any backward checks."""
+    places = {place: k for k, place in enumerate(halves.saved)}
+    return {
+        "tangents": joint.tangents,
+        "results": [joint.grads.index(i) if i in joint.grads else -1 for i in whole.grads],
+        "saved": [list(place) for place in halves.saved],
+        "watched": [[*place, bits, places.get(place, -1)] for place, bits in visible_reads(whole)],
+    }

@@ -1,0 +1,588 @@
+// Autograd nodes over backward plans, and the Python type that describes them.
+//
+// A node serves what its plan was compiled for: first derivatives, with gradients arriving at
+// the outputs that were expected to get one. Anything else (create_graph, another set of
+// gradients, a plan that fails) goes to `recompute`, which runs the recorded operations
+// eagerly on the same inputs and differentiates those.
+//
+// Ownership: a Gradient and its nodes share one Description, which owns the executor's Python
+// object and `recompute`; whoever drops it last takes the GIL. A node owns what it saved
+// until release_variables. Visible tensors are SavedVariables, so that their versions are
+// checked; values that only the plans know are plain tensors.
+#include "autograd_node.h"
+
+#include "executor.h"
+#include "plan.h"
+#include "plan_reader.h"
+#include "tensors.h"
+
+#include <c10/core/GradMode.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <type_traits>
+
+namespace accel {
+
+
+namespace {
+
+using torch::autograd::edge_list;
+using torch::autograd::SavedVariable;
+using torch::autograd::variable_list;
+// intrusive_ptr since torch 2.13, shared_ptr before.
+using NodePointer = decltype(torch::autograd::Edge::function);
+
+// Templates, so that only the branch for this torch is compiled.
+template <typename Node>
+NodePointer pointer_to(Node* node) {
+  if constexpr (std::is_base_of_v<c10::intrusive_ptr_target, Node>) return node->getptr();
+  else return node->shared_from_this();
+}
+
+template <typename Node>
+NodePointer owning_pointer(std::unique_ptr<Node> node) {
+  if constexpr (std::is_base_of_v<c10::intrusive_ptr_target, Node>) {
+    return c10::intrusive_ptr<Node>::unsafe_steal_from_new(node.release());
+  } else {
+    return NodePointer(node.release(), [](auto* last) { deleteNode(last); });
+  }
+}
+
+// Where a saved tensor is found: an input, or an output of the forward plan.
+struct Place {
+  bool output;
+  uint32_t index;
+};
+
+// A visible tensor whose version eager's backward checks when a gradient arrives at one of
+// the node outputs in `bits`. `position`: where it is among the saved ones, or -1.
+struct Watched {
+  Place place;
+  uint64_t bits;
+  int64_t position;
+};
+
+struct Description {
+  PyObject* owner = nullptr;      // the backward's Executor object, owned
+  PyObject* recompute = nullptr;  // owned
+  const Executor* executor = nullptr;  // inside owner
+  std::vector<std::string> names;  // of node_outputs: eager's names of what made them
+  size_t output_count = 0;
+  std::vector<uint32_t> node_outputs;  // user outputs whose history is the node
+  std::vector<uint32_t> tangents;      // positions in node_outputs: the plan's last inputs
+  std::vector<uint32_t> detached;      // user outputs that are aliases without history
+  std::vector<uint32_t> grads;         // inputs that get a gradient: the node's edges
+  std::vector<int64_t> results;        // by edge: which output of the plan, or -1
+  std::vector<Place> saved;            // the plan's first inputs
+  std::vector<Watched> watched;
+  std::vector<bool> written;           // by input: the forward writes it
+  std::vector<bool> kept;              // by input: recomputing needs it held
+  mutable std::atomic<long> runs{0}, recomputed{0};
+
+  ~Description() {
+    if (!owner && !recompute) return;
+    if (!Py_IsInitialized()) return;  // the interpreter has gone: nothing can be dropped
+    PyGILState_STATE state = PyGILState_Ensure();
+    Py_XDECREF(owner);
+    Py_XDECREF(recompute);
+    PyGILState_Release(state);
+  }
+};
+
+at::Tensor hold(c10::TensorImpl* impl) {
+  return at::Tensor(
+      c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>::unsafe_reclaim_from_nonowning(
+          impl));
+}
+
+// An input as `recompute` wants it: the tensor itself, or weakly what eager would not hold.
+struct Remembered {
+  at::Tensor strong;
+  c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl> weak;
+  uint32_t version = 0;
+  bool has_version = false;
+
+  Remembered(const at::Tensor& tensor, bool keep)
+      : weak(c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>()) {
+    has_version = !tensor.is_inference();
+    if (has_version) version = tensor.unsafeGetTensorImpl()->version_counter().current_version();
+    if (keep) strong = tensor;
+    else weak = c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>(
+        tensor.getIntrusivePtr());
+  }
+
+  at::Tensor get() const {
+    if (strong.defined()) return strong;
+    return at::Tensor(weak.lock());
+  }
+};
+
+class PlanBackward : public torch::autograd::Node {
+ public:
+  explicit PlanBackward(std::shared_ptr<const Description> description)
+      : description_(std::move(description)) {}
+
+  std::string name() const override { return description_->names[0]; }
+
+  // Fills in what is saved; the outputs have their history already. No GIL needed.
+  void save(c10::TensorImpl* const* inputs, size_t count, std::vector<at::Tensor>& outputs,
+            const at::Tensor& random_state) {
+    random_state_ = random_state;
+    const Description& d = *description_;
+    saved_.reserve(d.saved.size());
+    for (const Place& place : d.saved) saved_.push_back(save_one(place, inputs, outputs));
+    watched_.reserve(d.watched.size());
+    for (const Watched& watched : d.watched) {
+      watched_.push_back(watched.position < 0 ? save_one(watched.place, inputs, outputs) : Saved());
+    }
+    inputs_.reserve(count);
+    for (size_t i = 0; i < count; ++i) {
+      at::Tensor input = hold(inputs[i]);
+      // Autograd holds a leaf anyway.
+      bool keep = d.kept[i] && !(input.requires_grad() && !input.grad_fn());
+      inputs_.emplace_back(input, keep);
+    }
+  }
+
+  variable_list apply(variable_list&& grads) override {
+    const Description& d = *description_;
+    bool any = false;
+    for (const at::Tensor& grad : grads) any |= grad.defined();
+    if (!any) return variable_list(d.grads.size());
+    if (c10::GradMode::is_enabled() || !expected(grads)) return recompute(grads);
+    std::vector<at::Tensor> held = unpack_saved(arrived(grads));
+    const Plan& plan = plan_of(*d.executor);
+    for (size_t k = 0; k < d.tangents.size(); ++k) {
+      held.push_back(arranged(grads[d.tangents[k]], plan.inputs[d.saved.size() + k]));
+    }
+    std::vector<c10::TensorImpl*> impls(held.size());
+    for (size_t i = 0; i < held.size(); ++i) impls[i] = held[i].unsafeGetTensorImpl();
+    variable_list outputs;
+    std::string why;
+    RunStatus status;
+    {
+      pybind11::gil_scoped_acquire gil;
+      status = run(*d.executor, impls.data(), impls.size(), outputs, &why);
+    }
+    if (status != RunStatus::ok) return recompute(grads);  // it gives eager's own error
+    d.runs.fetch_add(1, std::memory_order_relaxed);
+    variable_list result(d.grads.size());
+    for (size_t i = 0; i < result.size(); ++i) {
+      if (d.results[i] >= 0) result[i] = outputs[static_cast<size_t>(d.results[i])];
+    }
+    return result;
+  }
+
+  void release_variables() override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (Saved& saved : saved_) saved.reset();
+    for (Saved& saved : watched_) saved.reset();
+    inputs_.clear();
+    released_ = true;
+  }
+
+ private:
+  struct Saved {
+    SavedVariable variable;
+    at::Tensor plain;
+    bool visible = false;
+
+    void reset() {
+      if (visible) variable.reset_data();
+      plain = at::Tensor();
+    }
+  };
+
+  Saved save_one(const Place& place, c10::TensorImpl* const* inputs,
+                 const std::vector<at::Tensor>& outputs) {
+    Saved saved;
+    if (!place.output) {
+      saved.visible = true;
+      saved.variable = SavedVariable(hold(inputs[place.index]), false);
+    } else if (place.index < description_->output_count) {
+      const at::Tensor& output = outputs[place.index];
+      saved.visible = true;
+      saved.variable = SavedVariable(output, output.requires_grad());
+    } else {
+      saved.plain = outputs[place.index];
+    }
+    return saved;
+  }
+
+  bool expected(const variable_list& grads) const {
+    const std::vector<uint32_t>& wanted = description_->tangents;
+    size_t next = 0;
+    for (size_t k = 0; k < grads.size(); ++k) {
+      bool want = next < wanted.size() && wanted[next] == k;
+      if (want) ++next;
+      if (grads[k].defined() != want) return false;
+      if (want && (grads[k].layout() != at::kStrided || !grads[k].device().is_cpu() ||
+                   grads[k].is_conj() || grads[k].is_neg() ||
+                   grads[k].key_set().has(c10::DispatchKey::Python))) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  // A gradient in the layout that the plan's kernels read.
+  static at::Tensor arranged(const at::Tensor& grad, const Layout& layout) {
+    if (grad.scalar_type() == layout.dtype && grad.sizes() == c10::IntArrayRef(layout.sizes) &&
+        (grad.strides() == c10::IntArrayRef(layout.strides) || layout.numel == 0)) {
+      return grad;
+    }
+    TORCH_CHECK(grad.sizes() == c10::IntArrayRef(layout.sizes), "a gradient has sizes ",
+                grad.sizes(), ", its tensor has ", c10::IntArrayRef(layout.sizes));
+    at::Tensor copy =
+        at::empty_strided(layout.sizes, layout.strides, grad.options().dtype(layout.dtype));
+    return copy.copy_(grad);
+  }
+
+  static uint64_t arrived(const variable_list& grads) {
+    uint64_t bits = 0;
+    for (size_t k = 0; k < grads.size(); ++k) bits |= uint64_t{grads[k].defined()} << k;
+    return bits;
+  }
+
+  // Throws what eager's backward throws when a tensor it saved has been written since.
+  void check_versions(uint64_t bits, bool saved_too) {
+    TORCH_CHECK(!released_, torch::autograd::ERR_BACKWARD_TWICE);
+    for (size_t i = 0; i < watched_.size(); ++i) {
+      const Watched& watched = description_->watched[i];
+      if (!(watched.bits & bits)) continue;
+      if (watched.position < 0) {
+        watched_[i].variable.unpack(self());
+      } else if (saved_too) {
+        saved_[static_cast<size_t>(watched.position)].variable.unpack(self());
+      }
+    }
+  }
+
+  std::vector<at::Tensor> unpack_saved(uint64_t bits) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    check_versions(bits, false);
+    std::vector<at::Tensor> held;
+    held.reserve(saved_.size() + description_->tangents.size());
+    for (const Saved& saved : saved_) {
+      held.push_back(saved.visible ? saved.variable.unpack(self()) : saved.plain);
+    }
+    return held;
+  }
+
+  NodePointer self() { return pointer_to(static_cast<torch::autograd::Node*>(this)); }
+
+  // The inputs for `recompute`, unchanged since the forward; else `*why` says what is wrong.
+  // Throws what eager's backward would throw.
+  std::vector<at::Tensor> unchanged_inputs(uint64_t bits, std::string* why) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    check_versions(bits, true);
+    std::vector<at::Tensor> inputs;
+    for (size_t i = 0; i < inputs_.size(); ++i) {
+      at::Tensor input = inputs_[i].get();
+      bool changed =
+          input.defined() && inputs_[i].has_version && !description_->written[i] &&
+          input.unsafeGetTensorImpl()->version_counter().current_version() != inputs_[i].version;
+      if (!input.defined() || changed) {
+        *why = "accel: this backward needs " + name() + " to run again, but its input " +
+               std::to_string(i) +
+               (changed ? " has been modified by an inplace operation since"
+                        : " does not exist any more") +
+               "; call the function once more, it runs eagerly from now on";
+      }
+      inputs.push_back(std::move(input));
+    }
+    return inputs;
+  }
+
+  variable_list recompute(const variable_list& grads);
+
+  const std::shared_ptr<const Description> description_;
+  std::vector<Saved> saved_, watched_;  // guarded by mutex_
+  std::vector<Remembered> inputs_;      // guarded by mutex_
+  bool released_ = false;               // guarded by mutex_
+  at::Tensor random_state_;
+};
+
+// Stands between the node and an output that eager would have made with another node, so
+// that its history has eager's name. Passes a gradient on.
+class Relay : public torch::autograd::Node {
+ public:
+  Relay(std::string name, NodePointer node, uint32_t position) : name_(std::move(name)) {
+    add_next_edge({std::move(node), position});
+  }
+  std::string name() const override { return name_; }
+  variable_list apply(variable_list&& grads) override { return std::move(grads); }
+
+ private:
+  const std::string name_;
+};
+
+PyObject* tensor_list(const std::vector<at::Tensor>& tensors) {
+  PyObject* list = PyList_New(static_cast<Py_ssize_t>(tensors.size()));
+  for (size_t i = 0; list && i < tensors.size(); ++i) {
+    PyObject* item = tensors[i].defined() ? wrap(tensors[i]) : Py_NewRef(Py_None);
+    if (item) PyList_SET_ITEM(list, static_cast<Py_ssize_t>(i), item);
+    else Py_CLEAR(list);
+  }
+  return list;
+}
+
+[[noreturn]] void throw_python_error() {
+  python_error error;
+  error.persist();
+  throw error;
+}
+
+// recompute(inputs, gradients, create_graph, random state) -> gradients of the inputs.
+variable_list PlanBackward::recompute(const variable_list& grads) {
+  std::string why;
+  std::vector<at::Tensor> inputs = unchanged_inputs(arrived(grads), &why);
+  description_->recomputed.fetch_add(1, std::memory_order_relaxed);
+  pybind11::gil_scoped_acquire gil;
+  if (!why.empty()) {
+    // The callable hears of it too: the root is eager from now on.
+    PyObject* answer = PyObject_CallFunction(description_->recompute, "OOsO", Py_None, Py_None,
+                                             why.c_str(), Py_None);
+    if (!answer) throw_python_error();
+    Py_DECREF(answer);
+    TORCH_CHECK(false, why);
+  }
+  PyObject* arguments[4] = {tensor_list(inputs), tensor_list(grads),
+                            c10::GradMode::is_enabled() ? Py_True : Py_False,
+                            random_state_.defined() ? wrap(random_state_) : Py_NewRef(Py_None)};
+  PyObject* answer = nullptr;
+  if (arguments[0] && arguments[1] && arguments[3]) {
+    answer = PyObject_Vectorcall(description_->recompute, arguments, 4, nullptr);
+  }
+  Py_XDECREF(arguments[0]);
+  Py_XDECREF(arguments[1]);
+  Py_XDECREF(arguments[3]);
+  inputs.clear();
+  size_t count = description_->grads.size();
+  if (answer && (!PyList_Check(answer) || PyList_GET_SIZE(answer) != Py_ssize_t(count))) {
+    Py_DECREF(answer);
+    answer = PyErr_Format(PyExc_SystemError, "recompute gave something else than gradients");
+  }
+  if (!answer) throw_python_error();
+  variable_list result(count);
+  for (size_t i = 0; i < count; ++i) {
+    PyObject* item = PyList_GET_ITEM(answer, static_cast<Py_ssize_t>(i));
+    if (item != Py_None && is_tensor(item)) result[i] = unpack(item);
+  }
+  Py_DECREF(answer);
+  return result;
+}
+
+// An output whose history the node is must be no view of another tensor.
+at::Tensor own_tensor(const at::Tensor& output) {
+  if (!output.is_view()) return output;
+  auto impl = output.unsafeGetTensorImpl()->shallow_copy_and_detach(
+      /*version_counter=*/c10::VariableVersion(0), /*allow_tensor_metadata_change=*/true);
+  return at::Tensor(std::move(impl));
+}
+
+void connect_node(const std::shared_ptr<const Description>& description,
+                  c10::TensorImpl* const* inputs, size_t count, std::vector<at::Tensor>& outputs,
+                  const at::Tensor& random_state) {
+  const Description& d = *description;
+  for (uint32_t k : d.detached) outputs[k] = outputs[k].detach();
+  NodePointer node = owning_pointer(std::make_unique<PlanBackward>(description));
+  edge_list edges;
+  edges.reserve(d.grads.size());
+  for (uint32_t i : d.grads) {
+    edges.push_back(torch::autograd::impl::gradient_edge(hold(inputs[i])));
+  }
+  node->set_next_edges(std::move(edges));
+  for (uint32_t k = 0; k < d.node_outputs.size(); ++k) {
+    at::Tensor& output = outputs[d.node_outputs[k]];
+    output = own_tensor(output);
+    if (d.names[k] == d.names[0]) {
+      torch::autograd::set_history(output, node);
+    } else {
+      uint32_t position = node->add_input_metadata(output);
+      torch::autograd::set_history(
+          output, owning_pointer(std::make_unique<Relay>(d.names[k], node, position)));
+    }
+  }
+  static_cast<PlanBackward*>(node.get())->save(inputs, count, outputs, random_state);
+  outputs.resize(d.output_count);
+}
+
+// ---- the Python type -----------------------------------------------------------------
+
+struct GradientObject {
+  PyObject_HEAD
+  std::shared_ptr<Description> description;
+};
+
+PyTypeObject* gradient_type = nullptr;
+
+GradientObject* object_of(PyObject* self) { return reinterpret_cast<GradientObject*>(self); }
+
+std::vector<uint32_t> numbers(const py::dict& spec, const char* name, size_t limit) {
+  std::vector<uint32_t> found;
+  for (int64_t number : integers(spec, name, "gradient")) {
+    if (number < 0 || static_cast<size_t>(number) >= limit) {
+      fail("gradient", std::string(name) + ": there is no " + std::to_string(number));
+    }
+    found.push_back(static_cast<uint32_t>(number));
+  }
+  return found;
+}
+
+// ["input" | "output", index, ...] with at least `length` items.
+Place place(const py::list& item, size_t length, size_t inputs, size_t outputs) {
+  if (item.size() < length) fail("gradient", "a place has too few items");
+  auto kind = take<std::string>(item[0], "gradient", "a string");
+  auto index = take<int64_t>(item[1], "gradient", "an integer");
+  bool output = kind == "output";
+  if (index < 0 || static_cast<size_t>(index) >= (output ? outputs : inputs)) {
+    fail("gradient", "there is no " + kind + " " + std::to_string(index));
+  }
+  return {output, static_cast<uint32_t>(index)};
+}
+
+void read_spec(const py::dict& spec, const Plan& forward, const Plan& backward, Description& d) {
+  size_t inputs = forward.inputs.size(), outputs = forward.outputs.size();
+  auto count = integer(spec, "outputs", "gradient");
+  if (count < 0 || static_cast<size_t>(count) > outputs) fail("gradient", "outputs: too many");
+  d.output_count = static_cast<size_t>(count);
+  d.node_outputs = numbers(spec, "node_outputs", d.output_count);
+  d.tangents = numbers(spec, "tangents", d.node_outputs.size());
+  d.detached = numbers(spec, "detached", d.output_count);
+  d.grads = numbers(spec, "grads", inputs);
+  d.results = integers(spec, "results", "gradient");
+  d.names = take<std::vector<std::string>>(member(spec, "names", "gradient"), "names", "strings");
+  if (d.names.empty() || d.names.size() != d.node_outputs.size() || d.names.size() > 64) {
+    fail("gradient", "names: one for each of node_outputs");
+  }
+  for (const auto& item : as_list(member(spec, "saved", "gradient"), "saved")) {
+    d.saved.push_back(place(as_list(item, "saved"), 2, inputs, outputs));
+  }
+  for (const auto& item : as_list(member(spec, "watched", "gradient"), "watched")) {
+    py::list row = as_list(item, "watched");
+    Place where = place(row, 4, inputs, d.output_count);
+    auto bits = take<uint64_t>(row[2], "watched", "a set");
+    auto position = take<int64_t>(row[3], "watched", "an integer");
+    if (position >= static_cast<int64_t>(d.saved.size())) fail("gradient", "watched: not saved");
+    d.watched.push_back({where, bits, position});
+  }
+  if (backward.inputs.size() != d.saved.size() + d.tangents.size()) {
+    fail("gradient", "the backward plan takes another number of tensors");
+  }
+  if (d.results.size() != d.grads.size()) fail("gradient", "results: one for each of grads");
+  for (int64_t result : d.results) {
+    if (result >= static_cast<int64_t>(backward.outputs.size())) {
+      fail("gradient", "the backward plan makes fewer gradients");
+    }
+  }
+  if (!backward.commit.empty()) fail("gradient", "the backward plan writes its inputs");
+  d.written.assign(inputs, false);
+  for (uint32_t i : numbers(spec, "written", inputs)) d.written[i] = true;
+  d.kept.assign(inputs, false);
+  for (uint32_t i : numbers(spec, "kept", inputs)) d.kept[i] = true;
+  // A saved variable holds its tensor anyway.
+  auto held = [&](const Place& place) {
+    if (!place.output) d.kept[place.index] = false;
+  };
+  for (const Place& place : d.saved) held(place);
+  for (const Watched& watched : d.watched) held(watched.place);
+}
+
+PyObject* gradient_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
+  static const char* names[] = {"spec", "forward", "backward", "recompute", nullptr};
+  PyObject *spec, *forward, *backward, *recompute;
+  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO:Gradient", const_cast<char**>(names),
+                                   &spec, &forward, &backward, &recompute)) {
+    return nullptr;
+  }
+  const Executor* first = as_executor(forward);
+  const Executor* second = as_executor(backward);
+  if (!first || !second) {
+    return PyErr_Format(PyExc_TypeError, "forward and backward must be Executors");
+  }
+  if (!PyCallable_Check(recompute)) {
+    return PyErr_Format(PyExc_TypeError, "recompute must be callable");
+  }
+  auto description = std::make_shared<Description>();
+  try {
+    read_spec(as_dict(spec, "gradient"), plan_of(*first), plan_of(*second), *description);
+  } catch (pybind11::error_already_set& error) {
+    error.restore();
+    return nullptr;
+  } catch (const std::exception& error) {
+    return PyErr_Format(PyExc_ValueError, "%s", error.what());
+  }
+  description->executor = second;
+  description->owner = Py_NewRef(backward);
+  description->recompute = Py_NewRef(recompute);
+  PyObject* self = type->tp_alloc(type, 0);
+  if (self) new (&object_of(self)->description) std::shared_ptr<Description>(std::move(description));
+  return self;
+}
+
+void gradient_dealloc(PyObject* self) {
+  PyTypeObject* type = Py_TYPE(self);
+  object_of(self)->description.~shared_ptr();
+  type->tp_free(self);
+  Py_DECREF(type);
+}
+
+PyObject* get_runs(PyObject* self, void*) {
+  return PyLong_FromLong(object_of(self)->description->runs.load());
+}
+
+PyObject* get_recomputed(PyObject* self, void*) {
+  return PyLong_FromLong(object_of(self)->description->recomputed.load());
+}
+
+PyGetSetDef GETTERS[] = {
+    {"runs", get_runs, nullptr, "backwards that ran the plan", nullptr},
+    {"recomputed", get_recomputed, nullptr, "backwards that ran the forward again", nullptr},
+    {nullptr, nullptr, nullptr, nullptr, nullptr},
+};
+
+PyType_Slot SLOTS[] = {
+    {Py_tp_new, reinterpret_cast<void*>(gradient_new)},
+    {Py_tp_dealloc, reinterpret_cast<void*>(gradient_dealloc)},
+    {Py_tp_getset, GETTERS},
+    {Py_tp_doc, const_cast<char*>("Gradient(spec, forward, backward, recompute)")},
+    {0, nullptr},
+};
+
+PyType_Spec SPEC = {"accel._native.Gradient", sizeof(GradientObject), 0, Py_TPFLAGS_DEFAULT,
+                    SLOTS};
+
+}  // namespace
+
+bool is_gradient(PyObject* object) { return Py_TYPE(object) == gradient_type; }
+
+bool connect(PyObject* gradient, c10::TensorImpl* const* inputs, size_t count,
+             std::vector<at::Tensor>& outputs, const at::Tensor& random_state) {
+  try {
+    connect_node(object_of(gradient)->description, inputs, count, outputs, random_state);
+    return true;
+  } catch (python_error& error) {
+    error.restore();
+  } catch (const c10::Error& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what_without_backtrace());
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+  return false;
+}
+
+int init_autograd_node(PyObject* module) {
+  gradient_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&SPEC));
+  if (!gradient_type) return -1;
+  return PyModule_AddObjectRef(module, "Gradient", reinterpret_cast<PyObject*>(gradient_type));
+}
+
+}  // namespace accel
