@@ -442,9 +442,7 @@ def _written_arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
     return written
 
 
-def _with_defaults(
-    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Any, ...]:
+def _with_defaults(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
     """Arguments that the dispatcher left out: another overload may have no defaults."""
     rest = func._schema.arguments[len(args) :]
     missing = []
