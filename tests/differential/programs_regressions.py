@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import array
 import collections
+import decimal
 import enum
+import functools
+import operator
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from harness import ANY, EAGER, Program, Session, program
@@ -153,3 +159,76 @@ def _(s: Session) -> None:
     s.warm(f, x)
     for _ in range(40):
         s.call(f, x)
+
+
+class AttributeDict(dict):
+    __getattr__ = dict.__getitem__
+
+
+class Holder:
+    def __init__(self, k):
+        self.k = k
+
+
+def state() -> Holder:
+    s = Holder(0)
+    s.cfg = AttributeDict(k=2.0)
+    s.lists = [[1], [1, 2]]
+    s.holders = [Holder(1.0), Holder(3.0)]
+    s.deque = collections.deque([1, 2], maxlen=4)
+    s.ordered = collections.OrderedDict(a=1, b=2)
+    s.function = lambda a=2.0: a
+    s.partial = functools.partial(max, key=4)
+    s.error = KeyError(5.0)
+    s.bytes = bytearray(b"abc")
+    s.array = array.array("i", [1, 2])
+    s.default = collections.defaultdict(int)
+    s.decimal = decimal.Decimal("1.5")
+    return s
+
+
+# What is read by C code from an object that came from outside, and what changes it.
+READS_BY_C: list[tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = [
+    ("dict as attributes", lambda s: s.cfg.k, lambda s: s.cfg.update(k=5.0)),
+    ("map with len", lambda s: [*map(len, s.lists)][1], lambda s: s.lists[1].append(5)),
+    (
+        "map with attrgetter",
+        lambda s: sum(map(operator.attrgetter("k"), s.holders)),
+        lambda s: vars(s.holders[1]).update(k=0.5),
+    ),
+    ("sorted by len", lambda s: sorted(s.lists, key=len)[0][0], lambda s: s.lists[0].extend([9] * 3)),
+    ("member of a deque", lambda s: int(7 in s.deque), lambda s: s.deque.append(7)),
+    ("count of a deque", lambda s: s.deque.count(7), lambda s: s.deque.append(7)),
+    ("bound of a deque", lambda s: s.deque.maxlen, lambda s: vars(s).update(deque=collections.deque((), 7))),
+    ("order of keys", lambda s: int(list(s.ordered)[-1] == "a"), lambda s: s.ordered.move_to_end("a")),
+    ("first key", lambda s: int(next(iter(s.ordered)) == "a"), lambda s: s.ordered.move_to_end("a")),
+    ("defaults", lambda s: s.function.__defaults__[0], lambda s: setattr(s.function, "__defaults__", (7.0,))),
+    ("partial", lambda s: s.partial.keywords["key"], lambda s: s.partial.keywords.update(key=9)),
+    ("exception", lambda s: s.error.args[0], lambda s: setattr(s.error, "args", (9.0,))),
+    ("text of an exception", lambda s: len(str(s.error)), lambda s: setattr(s.error, "args", ("longer",))),
+    ("bytearray", lambda s: s.bytes[0] + sum(s.bytes), lambda s: s.bytes.__setitem__(0, 9)),
+    ("array", lambda s: s.array[0] + sum(s.array), lambda s: s.array.__setitem__(0, 9)),
+    ("default factory", lambda s: int(s.default.default_factory is int), lambda s: setattr(s.default, "default_factory", list)),
+    ("decimal", lambda s: float(s.decimal), lambda s: vars(s).update(decimal=decimal.Decimal("2.5"))),
+]  # fmt: skip
+
+
+def _read_by_c(
+    read: Callable[[Any], Any], change: Callable[[Any], Any]
+) -> Callable[[Session], None]:
+    def body(s: Session) -> None:
+        def f(x, held):
+            return x * read(held)
+
+        f, x, held = s.root(f), torch.randn(3), state()
+        for _ in range(3):
+            s.call(f, x, held)
+        change(held)
+        for _ in range(2):
+            s.call(f, x, held)
+
+    return body
+
+
+for _name, _read, _change in READS_BY_C:
+    program(PROGRAMS, f"read by C code: {_name}", expect=ANY)(_read_by_c(_read, _change))

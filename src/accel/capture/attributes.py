@@ -64,6 +64,11 @@ _TUPLE_GETTER = type(collections.namedtuple("_Pair", "first second").first)  # t
 # Descriptors of C that make a bound method and read nothing.
 _BINDING = frozenset({functools._lru_cache_wrapper})
 _MODULE_GETATTR = torch.nn.Module.__getattr__
+# What may be assigned or hold anything, of functions, partial objects, properties and cells.
+_FUNCTION_STATE = frozenset(
+    "__defaults__ __kwdefaults__ __closure__ __dict__ __code__ __wrapped__ "
+    "func args keywords fget fset fdel cell_contents".split()
+)
 # Where torch itself defines the operators of tensors in Python.
 _TENSOR_MODULES = frozenset({"torch._tensor", "torch.nn.parameter"})
 _DESCRIPTORS_OF_C = FUNCTION_TYPES - {types.FunctionType, types.BuiltinFunctionType}
@@ -85,10 +90,11 @@ class AttributeEvents(RecorderState):
         if kind in BUILTIN_CONTAINERS or kind is super:
             if kind is super:
                 return (NATIVE, getattr, (obj, name), None, self._after_super, name)
+            self._check_c_data(obj, name)
             return None
         if kind in FUNCTION_TYPES or kind in TRANSIENT_TYPES:
             return self._function_attr(obj, name)
-        if issubclass(kind, BaseException):
+        if issubclass(kind, BaseException) and id(obj) not in self.known:
             return None
         if kind.__module__ == "torch.return_types":
             return None
@@ -107,6 +113,13 @@ class AttributeEvents(RecorderState):
             self.guards.add_class_attribute(kind, "__getattribute__", lookup)
             return (NATIVE, getattr, (obj, name), None, self.checked, f"attribute {name!r}")
         return self.generic_attr(obj, name)
+
+    def _check_c_data(self, obj: Any, name: str) -> None:
+        """Data of a C object from outside (a deque's maxlen) can be guarded by nothing."""
+        found = class_lookup(type(obj), name)
+        data = (types.MemberDescriptorType, types.GetSetDescriptorType)
+        if id(obj) in self.known and type(found) in data:
+            raise Void("opaque_attribute", f"{type(obj).__name__}.{name}")
 
     def _c_attr(self, obj: Any, name: str) -> Answer:
         """An object whose C code looks attributes up: only its class's methods are known to be
@@ -254,11 +267,25 @@ class AttributeEvents(RecorderState):
             "__getattr__",
             runtime.native.MISSING if fallback is _ABSENT else fallback,
         )
+        if fallback is dict.__getitem__ or fallback is dict.get:
+            return self._dict_entry(obj, name, source, plain)
+        if fallback is not _ABSENT and type(fallback) is not types.FunctionType:
+            raise Void("opaque_attribute", f"{type(obj).__name__}.__getattr__")
         if fallback is _MODULE_GETATTR and attributes is not None:
             answer = self._module_entry(obj, name, source, attributes)
             if answer is not None:
                 return answer
         return plain if fallback is not _ABSENT else None
+
+    def _dict_entry(self, obj: Any, name: str, source: Any, plain: Answer) -> Answer:
+        """A dict whose entries are its attributes: `__getattr__ = dict.__getitem__`."""
+        if source is not None and (id(obj), name) not in self.written:
+            self.reads(obj)
+            if dict.__contains__(obj, name):
+                self.track(dict.__getitem__(obj, name), source.child("dict_item", name))
+            else:
+                self.guards.add(source, "DICT_ABSENT", name)
+        return plain
 
     def _module_entry(self, obj: Any, name: str, source: Any, attributes: Any) -> Answer:
         """nn.Module.__getattr__: the three dicts, in its order."""
@@ -383,6 +410,11 @@ class AttributeEvents(RecorderState):
                 return None
         if type(f) is types.MethodType and name == "__func__":
             return None
+        if type(f) is types.FunctionType and id(f) in self.known and name == "__code__":
+            self.guards.add(self.known[id(f)][1].child("code"), "IS", f.__code__)
+            return (f.__code__,)
+        if id(f) in self.known and name in _FUNCTION_STATE:
+            raise Void("opaque_attribute", f"{type(f).__name__}.{name}")
         return (FOLD, getattr, (f, name), None, self._after_function_attr, name)
 
     def _after_function_attr(self, value: Any, name: Any) -> Answer:

@@ -378,6 +378,8 @@ class CallEvents(OperatorEvents):
         receiver = getattr(f, "__self__", None)
         for value in (receiver, *args, *kwargs.values()):
             self._about_to_read(value)
+        if f is map or f is filter or f is functools.reduce:
+            self._check_callback(args[:1], args[1:])
         return (NATIVE, f, args, kwargs or None, self.checked, _short(f))
 
     def _about_to_read(self, value: Any) -> None:
@@ -395,6 +397,23 @@ class CallEvents(OperatorEvents):
         if issubclass(kind, (list, tuple, dict, set, frozenset)) or kind in BUILTIN_CONTAINERS:
             self.consume(value)
 
+    def _check_callback(self, callbacks: tuple[Any, ...], others: tuple[Any, ...]) -> None:
+        """C code calls a callback on each element: Python frames are watched, C code is not."""
+        for callback in callbacks:
+            kind = type(callback)
+            function = callback.__func__ if kind is types.MethodType else callback
+            if callback is None or type(function) is types.FunctionType:
+                continue
+            if kind not in (type, types.BuiltinFunctionType, types.MethodDescriptorType):
+                if is_python_class(kind) or kind is functools.partial:
+                    raise Void("opaque_call", f"a {kind.__name__} called by C code")
+                if issubclass(kind, type):
+                    continue  # a Python class, whose methods are watched
+                raise Void("opaque_call", f"a {kind.__name__} called by C code")
+            for value in others:
+                if type(value) not in BUILTIN_ITERATORS:
+                    self.consume_deeply(value)
+
     def _call_iterate(self, f: Any, args: Any, kwargs: Any) -> Answer:
         receiver = getattr(f, "__self__", args[0] if args else None)
         if id(receiver) in self.known:
@@ -403,6 +422,8 @@ class CallEvents(OperatorEvents):
 
     def _call_deep(self, f: Any, args: Any, kwargs: Any) -> Answer:
         receiver = getattr(f, "__self__", None)
+        if "key" in kwargs:
+            self._check_callback((kwargs["key"],), args)
         textual = f in (repr, ascii, format) or getattr(f, "__name__", "") == "__repr__"
         for value in (receiver, *args, *kwargs.values()):
             if type(value) in PLAIN_TENSORS:
@@ -436,6 +457,7 @@ class CallEvents(OperatorEvents):
                 continue
             if id(value) not in self.known and id(value) not in self.fresh:
                 raise Void("unknown_value", f"argument of {_short(f)}")
+            self.check_own_code(value)
         return (NATIVE, f, args, kwargs or None, self.checked, _short(f))
 
     def _call_pure_sequence(self, f: Any, args: Any, kwargs: Any) -> Answer:
@@ -582,6 +604,7 @@ class CallEvents(OperatorEvents):
             return (NATIVE, f, args, kwargs or None, None, None)
         if id(value) not in self.known and id(value) not in self.fresh:
             raise Void("unknown_value", f"{f.__name__}() of a {type(value).__name__}")
+        self.check_own_code(value)
         return (NATIVE, f, args, kwargs or None, None, None)
 
     def _call_operator(self, f: Any, args: Any, kwargs: Any) -> Answer:

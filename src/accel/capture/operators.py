@@ -221,6 +221,8 @@ class OperatorEvents(AttributeEvents):
             return None
         elif source is None and id(container) not in self.fresh and not is_static(container):
             raise Void("unknown_value", f"membership in a {kind.__name__}")
+        else:
+            self.check_own_code(container)
         return (NATIVE, operator.contains, (container, item), None, None, None)
 
     def _entry_known(self, table: Any, key: Any, source: Any) -> bool:
@@ -261,6 +263,7 @@ class OperatorEvents(AttributeEvents):
             raise Void("container", f"subscript of a {kind.__name__}")
         if id(obj) not in self.known and id(obj) not in self.fresh:
             raise Void("unknown_value", f"subscript of a {kind.__name__}")
+        self.check_own_code(obj)
         return (NATIVE, operator.getitem, (obj, key), None, self.checked, "subscript")
 
     def _dict_item(self, obj: Any, key: Any) -> Answer:
@@ -348,6 +351,8 @@ class OperatorEvents(AttributeEvents):
             if issubclass(kind, (list, tuple, dict, set, frozenset)) or kind in BUILTIN_CONTAINERS:
                 if not _overrides(kind, "__iter__", list, tuple, dict, set, frozenset):
                     self.consume(obj)
+            else:
+                self.check_own_code(obj)
         elif (
             kind not in CONSTANT_TYPES
             and kind not in BUILTIN_CONTAINERS
@@ -390,6 +395,7 @@ class OperatorEvents(AttributeEvents):
                 self._text_of(part, depth + 1)
             return
         if issubclass(kind, BaseException):
+            self.check_known_exception(value)
             for part in value.args:
                 self._text_of(part, depth + 1)
             return
@@ -399,6 +405,10 @@ class OperatorEvents(AttributeEvents):
         if own and is_python_class(kind) and (id(value) in self.known or id(value) in self.fresh):
             return  # text made by the class's own methods, in watched frames
         raise Void("text_of_object", f"a {kind.__name__}")
+
+    def check_known_exception(self, value: BaseException) -> None:
+        if id(value) in self.known:
+            raise Void("text_of_object", f"a {type(value).__name__} from outside")
 
     # ------------------------------------------------- names and closures
 

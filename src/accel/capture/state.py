@@ -7,6 +7,7 @@ value that is none of these voids the recording. Nothing here runs user code.
 
 from __future__ import annotations
 
+import collections
 import enum
 import sys
 import types
@@ -26,6 +27,7 @@ from accel.capture.values import (
     PLAIN_TENSORS,
     TRANSIENT_TYPES,
     is_constant,
+    is_python_class,
     is_static,
 )
 from accel.guards import GuardSet
@@ -59,6 +61,16 @@ def user_location() -> str:
 def version(tensor: torch.Tensor) -> int | None:
     """The tensor's version counter; None for inference tensors, which have none."""
     return None if tensor.is_inference() else tensor._version
+
+
+class _KeyOrder:
+    """A deep guard: an OrderedDict still has its keys in this order."""
+
+    def __init__(self, keys: tuple[Any, ...]) -> None:
+        self.keys = keys
+
+    def __call__(self, value: Any) -> bool:
+        return tuple(collections.OrderedDict.keys(value)) == self.keys
 
 
 class RecorderState:
@@ -263,6 +275,9 @@ class RecorderState:
             for key in keys:
                 self.check_key(key)
             self.guards.add(source, "DICT_KEYS", keys)
+            if issubclass(kind, collections.OrderedDict) and len(keys) > 1:
+                # It keeps an order of its own, which the dict below it does not show.
+                self.guards.add(source, "CALL", _KeyOrder(keys))
             for key in keys:
                 self.track(dict.__getitem__(container, key), source.child("dict_item", key))
         elif issubclass(kind, (set, frozenset)):
@@ -292,11 +307,21 @@ class RecorderState:
                 for v in value:
                     self.consume_deeply(v, depth + 1)
             return
+        if kind in BUILTIN_CONTAINERS:
+            self.consume(value)
+            return
         if id(value) in self.fresh or id(value) in self.known:
+            self.check_own_code(value)
             return  # its class's own methods run in frames that are watched
         if kind is slice or kind in TRANSIENT_TYPES:
             return
         raise Void("unknown_value", f"a {kind.__name__}")
+
+    def check_own_code(self, value: Any) -> None:
+        """An object from outside that C code is about to read: only classes written in Python
+        read their state in frames that are watched."""
+        if id(value) in self.known and not is_python_class(type(value)) and not is_static(value):
+            raise Void("opaque_attribute", f"the contents of a {type(value).__name__}")
 
     def check_key(self, key: Any) -> None:
         if not (is_constant(key) or is_static(key)):

@@ -128,6 +128,10 @@ TRANSIENT_TYPES: frozenset[type] = frozenset(
 ANNOTATION_TYPES: frozenset[type] = frozenset({types.UnionType, types.GenericAlias})
 
 _HEAP_TYPE = 1 << 9
+_IMMUTABLE_TYPE = 1 << 8  # heap types of CPython's C modules
+_KNOWN_BASES: frozenset[type] = frozenset(
+    {object, int, float, complex, str, bytes, type, *BUILTIN_CONTAINERS}
+)
 
 
 def is_plain_tensor(value: object) -> bool:
@@ -158,10 +162,17 @@ def is_static(value: object) -> bool:
 
 
 def is_python_class(cls: type) -> bool:
-    """True for a class made by a `class` statement (not by C, Cython or pybind11)."""
-    return bool(cls.__flags__ & _HEAP_TYPE) and not type(cls).__name__.startswith(
-        ("pybind11", "nb_type")
-    )
+    """True for a class made by `class` statements, down to builtin types that are known here
+    (not by C, Cython or pybind11, whose instances hold state that no frame shows)."""
+    for base in cls.__mro__:
+        if base in _KNOWN_BASES or issubclass(base, BaseException):
+            continue
+        flags = base.__flags__
+        if not flags & _HEAP_TYPE or flags & _IMMUTABLE_TYPE:
+            return False
+        if type(base).__name__.startswith(("pybind11", "nb_type")):
+            return False
+    return True
 
 
 def class_lookup(cls: type, name: str, default: object = None) -> object:
