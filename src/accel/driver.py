@@ -62,6 +62,7 @@ class Driver:
         self.twins = TwinFactory(self._build_twin)
         self.progress = Progress(config)
         self._closed = False
+        self._module_call: types.CodeType | None = None
         self._packages: set[str] = set()
         self._denied: set[str] = set()
         self._functions = functions_by_module(config.functions)
@@ -93,7 +94,10 @@ class Driver:
         """The universal roots: nn.Module.__call__ gets its prologue, optimizers their updates."""
         f = torch.nn.Module._wrapped_call_impl
         if prologue.original_code(f.__code__) is f.__code__:
-            f.__code__ = prologue.insert_prologue(f.__code__, 0, kind="module")
+            # The same code object each time: guards know it by identity.
+            if self._module_call is None:
+                self._module_call = prologue.insert_prologue(f.__code__, 0, kind="module")
+            f.__code__ = self._module_call
         if not _inside("torch.optim", set(self.config.deny)):
             optimizers.install(
                 lambda: self.counters.add("optimizer_steps"),
