@@ -32,18 +32,16 @@ from accel.compile import gradients
 from accel.compile.service import CompiledSegment, CompileService
 from accel.config import Config
 from accel.counting import Counters
-from accel.report import Progress, RootLine, Summary
+from accel.report import Progress
 from accel.rewriter import hook, prologue, twin
 from accel.rewriter.cache import CodeCache
-from accel.roots import Installed, Limits, Root
+from accel.roots import SETTLED, Installed, Limits, Root
 from accel.trace import SegmentGraph
 
 # Voids that say nothing about the root: another try costs only time.
 TRANSIENT = frozenset({"foreign_frame", "interrupted", "escaped_operation"})
 # Voids that hang on how the root was called: it is tried again, ever more rarely.
 PASSING = frozenset({"requires_grad", "ambient_changed", "raised", "tensor_kind"})
-# States in which no call is recorded.
-SETTLED = frozenset({"blacklisted", "plain", "losing", "disabled", "full"})
 
 _NO_ROOT = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
@@ -351,7 +349,6 @@ class Driver:
             root.backoff = min(2 * root.backoff, self.limits.max_backoff_calls)
             root.entry.threshold = root.backoff
             return None
-        root.voids += 1
         self.counters.add("graph_breaks")
         self._give_up(root, void.kind, void.detail, recording.location)
         return None
@@ -615,9 +612,7 @@ class Driver:
             root.variants.clear()
             root.entry.variants = ()
             root.state, root.reason, root.reason_location = "cold", "", ""
-            root.deferrals = root.voids = root.transient_voids = root.plain_runs = (
-                root.recordings
-            ) = 0
+            root.deferrals = root.transient_voids = root.plain_runs = root.recordings = 0
             root.retired_hits = 0
             root.eager_ns.clear()
             root.backoff = 1
@@ -643,9 +638,6 @@ class Driver:
     def install_hook(self) -> None:
         hook.install(self.selects, self.assign_index, self._code_cache)
 
-    def summary(self) -> Summary:
-        return summarise(self)
-
     def wait(self, timeout_s: float | None = None) -> bool:
         """Until nothing is being compiled; False when the time ran out first."""
         return bool(self.service.idle(timeout_s))
@@ -654,7 +646,7 @@ class Driver:
         values = self.counters.snapshot()
         compiled = eager = ops_compiled = ops_eager = failed = deopts = backwards = 0
         for root in self.roots.values():
-            hits = sum(v.native.hits for v in root.variants) + root.retired_hits
+            hits = root.hits
             compiled += hits
             backwards += sum(v.native.gradient.runs for v in root.variants if v.native.gradient)
             ops_compiled += sum(v.native.hits * v.operations for v in root.variants)
@@ -775,25 +767,6 @@ def result_plan(template: Any, finish: Callable[..., Any], needed: list[int]) ->
     return ("call", finish, needed)
 
 
-def summarise(driver: Driver) -> Summary:
-    lines = []
-    for root in driver.roots.values():
-        hits = sum(v.native.hits for v in root.variants) + root.retired_hits
-        lines.append(
-            RootLine(
-                root.name,
-                root.location,
-                root.state,
-                root.reason,
-                root.reason_location,
-                len(root.variants),
-                hits,
-                max(root.entry.calls - hits, 0),
-            )
-        )
-    return Summary(driver.read_counters(), lines)
-
-
 current: Driver | None = None
 
 
@@ -816,11 +789,10 @@ def prepare_script(code: types.CodeType, path: str) -> types.CodeType:
     return hook.rewrite_module_code(code, current.assign_index)
 
 
-def finish() -> Summary:
-    """The end of a program: nothing new starts; what happened."""
+def finish() -> None:
+    """The end of a program: nothing new starts."""
     assert current is not None
     current.close()
-    return summarise(current)
 
 
 __all__ = ["Driver", "Installed", "Recording", "finish", "prepare_script", "start"]

@@ -43,7 +43,7 @@ class RootReport:
         report = RootReport(root.name, root.location, root.state, root.reason, root.reason_location)
         report.calls = root.entry.calls
         report.history = list(root.history)
-        report.hits = compiled_calls(root)
+        report.hits = root.hits
         for installed in root.variants:
             graph = installed.recording.graph
             if graph is not None:
@@ -86,12 +86,6 @@ def _numbered(graphs: list[str]) -> list[tuple[str, str]]:
     ]
 
 
-def compiled_calls(root: Root) -> int:
-    """How many of a root's calls compiled code served."""
-    retired = int(getattr(root, "retired_hits", 0))
-    return int(sum(v.native.hits for v in root.variants)) + retired
-
-
 def summary(driver: Any) -> Summary:
     """What happened to the roots that were ever recorded, the busiest first."""
     lines = []
@@ -100,7 +94,7 @@ def summary(driver: Any) -> Summary:
             continue
         if root.state == "cold" and root.reason == reason_text("no_operations"):
             continue  # not worth a word
-        hits = compiled_calls(root)
+        hits = root.hits
         line = RootLine(
             root.name,
             root.location,

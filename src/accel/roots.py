@@ -28,6 +28,10 @@ STATES = {
 }
 
 
+# Those in which no call is recorded.
+SETTLED = frozenset({"blacklisted", "plain", "losing", "disabled", "full"})
+
+
 @dataclass
 class Limits:
     """Each limit of the state machine, one row."""
@@ -72,7 +76,6 @@ class Root:
     reason_location: str = ""
     deferrals: int = 0
     first_seen_s: float = 0.0  # when an inner root first waited for it; 0: never
-    voids: int = 0
     transient_voids: int = 0
     plain_runs: int = 0
     backoff: int = 1
@@ -88,4 +91,9 @@ class Root:
 
     @property
     def judged(self) -> bool:
-        return self.state in ("blacklisted", "plain", "losing", "disabled", "compiled", "full")
+        return self.state in SETTLED or self.state == "compiled"
+
+    @property
+    def hits(self) -> int:
+        """How many of its calls compiled code served."""
+        return self.retired_hits + sum(int(v.native.hits) for v in self.variants)

@@ -18,24 +18,16 @@ from typing import Any
 import torch
 from torch import fx
 
+# `operator`'s names of the augmented assignments, in the order of CPython's NB_INPLACE_* numbers.
+IN_PLACE_NAMES = (
+    "iadd iand ifloordiv ilshift imatmul imul imod ior ipow irshift isub itruediv ixor"
+).split()
 _WRITING_OPERATORS = frozenset(
-    "_operator." + name
-    for name in [
-        "iadd",
-        "iand",
-        "ifloordiv",
-        "ilshift",
-        "imatmul",
-        "imul",
-        "imod",
-        "ior",
-        "ipow",
-        "irshift",
-        "isub",
-        "itruediv",
-        "ixor",
-        "setitem",
-    ]
+    f"_operator.{name}" for name in [*IN_PLACE_NAMES, "iconcat", "setitem", "delitem"]
+)
+# Functions that write without a trailing underscore, depending on their arguments.
+_SOMETIMES_WRITING = frozenset(
+    "batch_norm instance_norm embedding embedding_bag native_batch_norm cudnn_batch_norm".split()
 )
 
 
@@ -92,15 +84,22 @@ class Operation:
 
     @property
     def may_write(self) -> bool:
-        """True for an operation that can write an argument, by torch's naming rules."""
-        name = self.target.rpartition(".")[2]
-        return (
-            self.target in _WRITING_OPERATORS
-            or (name.endswith("_") and not name.endswith("__"))
-            or "out" in self.kwargs
-            or self.kwargs.get("inplace") is True
-            or name in ("batch_norm", "instance_norm", "embedding")
-        )
+        """False only when the operation certainly writes to none of its operands."""
+        if self.target in _WRITING_OPERATORS:
+            return True
+        parts = self.target.split(".")
+        last = parts[-1]
+        dunder = last.startswith("__") and last.endswith("__")
+        if dunder and (last == "__setitem__" or last.startswith("__i")):
+            return True
+        if not dunder and (last.endswith("_") or last in _SOMETIMES_WRITING):
+            return True
+        if self.kwargs.get("out") is not None or self.kwargs.get("inplace"):
+            return True
+        if parts[:3] == ["torch", "nn", "functional"] and True in self.args:
+            return True  # `inplace` may be given by position
+        # Operators of libraries: their names promise nothing.
+        return parts[:2] == ["torch", "ops"] and parts[2:3] not in (["aten"], ["prims"])
 
 
 @dataclass(frozen=True)

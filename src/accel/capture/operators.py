@@ -26,6 +26,7 @@ from accel.capture.values import (
     is_python_class,
     is_static,
 )
+from accel.trace import IN_PLACE_NAMES
 
 # CPython's NB_* numbers (3.11 to 3.13) and operator's names for them.
 BINARY_NAMES = [
@@ -42,19 +43,7 @@ BINARY_NAMES = [
     "sub",
     "truediv",
     "xor",
-    "iadd",
-    "iand",
-    "ifloordiv",
-    "ilshift",
-    "imatmul",
-    "imul",
-    "imod",
-    "ior",
-    "ipow",
-    "irshift",
-    "isub",
-    "itruediv",
-    "ixor",
+    *IN_PLACE_NAMES,
 ]
 _BINARY = [getattr(operator, name) for name in BINARY_NAMES]
 _COMPARE = {"<": "lt", "<=": "le", "==": "eq", "!=": "ne", ">": "gt", ">=": "ge"}
@@ -65,12 +54,11 @@ _IN_PLACE = 13
 def _methods(name: str) -> tuple[str, ...]:
     """The methods that a binary operator may call on either side."""
     plain = name.rstrip("_")
-    if plain in _IN_PLACE_NAMES:
+    if plain in IN_PLACE_NAMES:
         return (f"__{plain}__", *_methods(plain[1:]))
     return (f"__{plain}__", f"__r{plain}__")
 
 
-_IN_PLACE_NAMES = frozenset(BINARY_NAMES[_IN_PLACE:])
 _BINARY_METHODS = {name: _methods(name) for name in BINARY_NAMES}
 _COMPARE_METHODS = {
     "lt": ("__lt__", "__gt__"), "le": ("__le__", "__ge__"), "eq": ("__eq__",),

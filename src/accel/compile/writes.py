@@ -12,43 +12,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from accel.errors import CompileError
-from accel.trace import Operation, SegmentGraph
-
-# Operators of the `operator` module that write to their first operand.
-_WRITING_OPERATORS = frozenset(
-    f"_operator.{name}"
-    for name in (
-        "iadd iand iconcat ifloordiv ilshift imatmul imod imul ior ipow irshift isub itruediv ixor "
-        "setitem delitem"
-    ).split()
-)
-# Functions that write without a trailing underscore, depending on their arguments.
-_SOMETIMES_WRITING = frozenset(
-    "batch_norm instance_norm embedding embedding_bag native_batch_norm cudnn_batch_norm".split()
-)
-
-
-def may_write(operation: Operation) -> bool:
-    """False only when the operation certainly writes to none of its operands."""
-    if operation.target in _WRITING_OPERATORS:
-        return True
-    parts = operation.target.split(".")
-    last = parts[-1]
-    dunder = last.startswith("__") and last.endswith("__")
-    if dunder and (last == "__setitem__" or last.startswith("__i")):
-        return True
-    if not dunder and (last.endswith("_") or last in _SOMETIMES_WRITING):
-        return True
-    if operation.kwargs.get("out") is not None or operation.kwargs.get("inplace"):
-        return True
-    if parts[:3] == ["torch", "nn", "functional"] and True in operation.args:
-        return True  # `inplace` may be given by position
-    return _is_custom(parts)
-
-
-def _is_custom(parts: list[str]) -> bool:
-    """Operators of libraries: their names promise nothing."""
-    return parts[:2] == ["torch", "ops"] and parts[2:3] not in (["aten"], ["prims"])
+from accel.trace import SegmentGraph
 
 
 def written_inputs(graph: SegmentGraph, gm: torch.fx.GraphModule) -> list[int]:
@@ -56,7 +20,7 @@ def written_inputs(graph: SegmentGraph, gm: torch.fx.GraphModule) -> list[int]:
 
     Errors: CompileError when an input is resized; that could not be taken back.
     """
-    if not any(may_write(operation) for operation in graph.operations):
+    if not any(operation.may_write for operation in graph.operations):
         return []
     with FakeTensorMode() as mode, torch.no_grad():
         inputs = [
