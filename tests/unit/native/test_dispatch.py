@@ -204,8 +204,11 @@ def test_ambient_state_is_checked() -> None:
     entry = entry_of(variant(plus(1)))
     with torch.no_grad():
         assert call(entry, X) is RUN_BODY
-    assert entry.variants[0].ambient_failures == 1
-    assert call(entry, X) is not RUN_BODY
+    served = entry.variants[0]
+    assert served.ambient_failures == 1
+    result = call(entry, X)
+    why = (served.ambient.difference(), served.ambient_failures, served.guard_failures)
+    assert result is not RUN_BODY, why
 
 
 def test_function_is_the_last_root() -> None:
