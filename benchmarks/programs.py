@@ -44,6 +44,9 @@ class ProgramRow:
 def run(command: list[str], cache: Path | None, threads: int) -> tuple[float, str]:
     """Seconds and standard output of a process."""
     environment = dict(os.environ, OMP_NUM_THREADS=str(threads))
+    # Without its .pyc files Python would compile our sources in each process and, unlike a
+    # user's installation, not those of the installed packages.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     if cache is not None:
         environment["ACCEL_CACHE_DIR"] = str(cache / "accel")
         environment["TORCHINDUCTOR_CACHE_DIR"] = str(cache / "inductor")

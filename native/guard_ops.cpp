@@ -104,12 +104,16 @@ PyObject* load_bound_function(PyObject* in) {
   return is_object(in) && PyMethod_Check(in) ? PyMethod_GET_FUNCTION(in) : nullptr;
 }
 
+}  // namespace
+
 PyObject* instance_attribute(PyObject* object, PyObject* name) {
   Attributes found = attributes_of(object);
   if (found.dict) return PyDict_Check(found.dict)
                              ? dict_get(found.dict, name, PyObject_Hash(name)) : nullptr;
   return found.inline_values ? inline_get(object, name) : nullptr;
 }
+
+namespace {
 
 // A class attribute as the class itself shows it, when no code has to run for that.
 PyObject* unbound_attribute(PyObject* found) {

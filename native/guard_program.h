@@ -143,6 +143,9 @@ struct Pass {
 // True when the instruction holds. Clears Python errors.
 bool run_instruction(Pass& pass, const Instruction& instruction);
 
+// The entry `name` (a str) of an instance dict, borrowed; NULL: none. Makes no dict.
+PyObject* instance_attribute(PyObject* object, PyObject* name);
+
 // Type and value of two constants are equal, floats bit by bit, containers deeply.
 bool constants_equal(PyObject* expected, PyObject* actual);
 // nullptr, or why constants_equal cannot compare such an operand.

@@ -607,6 +607,24 @@ PyObject* GuardCheck::slot_list() const {
   return list;
 }
 
+// own_attribute(object, name): a new reference.
+PyObject* py_own_attribute(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  if (count != 2 || !PyUnicode_Check(args[1])) {
+    return PyErr_Format(PyExc_TypeError, "own_attribute(object, name: str)");
+  }
+  if (!attributes_of(args[0]).possible) return Py_NewRef(unbound);
+  PyObject* value = instance_attribute(args[0], args[1]);
+  return Py_NewRef(value ? value : missing);
+}
+
+PyMethodDef MODULE_METHODS[] = {
+    {"own_attribute",
+     reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(py_own_attribute)), METH_FASTCALL,
+     "own_attribute(object, name): what lies in its instance dict, which is not made for it; "
+     "MISSING: no such entry; UNBOUND: its class gives no instance dict."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
 int init_guards(PyObject* module) {
   program_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&SPEC));
   missing = PyObject_CallNoArgs(reinterpret_cast<PyObject*>(&PyBaseObject_Type));
@@ -619,6 +637,7 @@ int init_guards(PyObject* module) {
   if (status == 0) status = PyModule_AddObjectRef(module, "UNBOUND", unbound);
   if (status == 0) status = PyModule_AddObjectRef(module, "GUARD_OPS", table);
   Py_DECREF(table);
+  if (status == 0) status = PyModule_AddFunctions(module, MODULE_METHODS);
   return status;
 }
 

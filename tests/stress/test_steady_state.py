@@ -134,6 +134,26 @@ def test_recordings_leave_nothing_behind() -> None:
     assert len(gc.get_objects()) - objects < 200
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="3.13 makes the dict to look into it")
+def test_recordings_and_guards_make_no_instance_dicts() -> None:
+    """A dict that somebody asked for makes every later access to its object slower."""
+
+    class Settings:
+        def __init__(self) -> None:
+            self.scale, self.shift = 2.0, 1.0
+
+        def apply(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.scale + (0.0 if hasattr(self, "absent") else self.shift)
+
+    settings = Settings()
+    f = accel.optimize(lambda s, x: s.apply(x))
+    warm(lambda: f(settings, torch.ones(4)))
+    hits = accel.counters()["calls_compiled"]
+    f(settings, torch.ones(4))
+    assert accel.counters()["calls_compiled"] == hits + 1
+    assert not any(type(referent) is dict for referent in gc.get_referents(settings))
+
+
 def test_nothing_keeps_arguments_results_or_modules_alive() -> None:
     def f(x: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
         return model(x) + 1

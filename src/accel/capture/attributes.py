@@ -159,23 +159,21 @@ class AttributeEvents(RecorderState):
             descriptor = type(found)
             if _has(descriptor, "__set__") or _has(descriptor, "__delete__"):
                 return self._data_descriptor(obj, name, found, source, plain)
-        try:
-            attributes = _OBJECT_GETATTRIBUTE(obj, "__dict__")
-        except AttributeError:
-            attributes = None
-        if attributes is not None:
-            value = dict.get(attributes, name, _ABSENT)
-            if value is not _ABSENT:
-                if source is None:
-                    self.check_value(value, f"attribute {name!r}")
-                elif (id(obj), name) not in self.written:
-                    self.track(value, source.child("dict").child("dict_item", name))
-                return (value,)
+        native = runtime.native
+        # Asking for `__dict__` would make one, and every later access to this object slower.
+        value = native.own_attribute(obj, name)
+        if value is native.MISSING:
             if source is not None and (id(obj), name) not in self.written:
                 self.guards.add(source.child("dict"), "DICT_ABSENT", name)
+        elif value is not native.UNBOUND:
+            if source is None:
+                self.check_value(value, f"attribute {name!r}")
+            elif (id(obj), name) not in self.written:
+                self.track(value, source.child("dict").child("dict_item", name))
+            return (value,)
         if found is not _ABSENT:
             return self._class_value(kind, name, found, plain)
-        return self._missing(obj, name, source, attributes, plain)
+        return self._missing(obj, name, source, plain)
 
     def _data_descriptor(
         self, obj: Any, name: str, found: Any, source: Any, plain: Answer
@@ -260,7 +258,7 @@ class AttributeEvents(RecorderState):
         else:
             self.known[id(value)] = (value, source)
 
-    def _missing(self, obj: Any, name: str, source: Any, attributes: Any, plain: Answer) -> Answer:
+    def _missing(self, obj: Any, name: str, source: Any, plain: Answer) -> Answer:
         fallback = class_lookup(type(obj), "__getattr__", _ABSENT)
         self.guards.add_class_attribute(
             type(obj),
@@ -271,7 +269,8 @@ class AttributeEvents(RecorderState):
             return self._dict_entry(obj, name, source, plain)
         if fallback is not _ABSENT and type(fallback) is not types.FunctionType:
             raise Void("opaque_attribute", f"{type(obj).__name__}.__getattr__")
-        if fallback is _MODULE_GETATTR and attributes is not None:
+        if fallback is _MODULE_GETATTR:
+            attributes = _OBJECT_GETATTRIBUTE(obj, "__dict__")
             answer = self._module_entry(obj, name, source, attributes)
             if answer is not None:
                 return answer

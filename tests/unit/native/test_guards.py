@@ -993,3 +993,30 @@ def test_signed_zero_is_not_hidden_by_equality() -> None:
     assert number_of(program, holder) == -1
     holder.a = -0.0
     assert number_of(program, holder) == 2
+
+
+class Inline:
+    """Its instances keep their attributes beside the object, until somebody wants a dict."""
+
+    def __init__(self) -> None:
+        self.x = 1
+
+
+def has_dict(instance: object) -> bool:
+    return any(type(referent) is dict for referent in gc.get_referents(instance))
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="3.13 makes the dict to look into it")
+def test_own_attribute_makes_no_dict() -> None:
+    instance = Inline()
+    assert _native.own_attribute(instance, "x") == 1
+    assert _native.own_attribute(instance, "y") is _native.MISSING
+    assert not has_dict(instance)
+    assert vars(instance) == {"x": 1} and has_dict(instance)
+    assert _native.own_attribute(instance, "x") == 1
+
+
+def test_own_attribute_of_what_has_no_dict() -> None:
+    assert _native.own_attribute(3, "real") is _native.UNBOUND
+    with pytest.raises(TypeError, match="own_attribute"):
+        _native.own_attribute(Inline(), 3)
