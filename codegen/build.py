@@ -40,6 +40,8 @@ PRODUCTS = Path(__file__).with_name("products.h")
 # Compiled once for a machine: products of floats, and of pairs of bfloat16.
 _OBJECTS = {"_f32(": (), "_bf16(": ("-DPRODUCTS_OF_PAIRS",)}
 _OBJECT_SOURCE = Path(__file__).with_name("products.cpp")
+# Those that were made when accel was installed; of use on a machine of the same kind.
+PREBUILT = Path(__file__).parent.parent / "_products"
 _SEAL = b"accel:1:"
 _TIMEOUT_S = 120
 # Texts beyond this many characters are split into parts compiled in parallel.
@@ -94,13 +96,10 @@ def build(texts: list[str], out_dir: Path, options: CodegenOptions) -> str:
     Errors: CompileError with the compiler's first lines, or when `out_dir` is not writable.
     """
     compiler = find_compiler(options)
-    flags = [*FLAGS, f"-march={options.march}"]
-    if vector_bytes() == 64 and options.march == "native":
-        flags.append("-mprefer-vector-width=512")
-    preamble = PREAMBLE.read_text()
+    flags = _flags(options)
     objects = [more for call, more in _OBJECTS.items() if any(call in t for t in texts)]
-    source = preamble + _OBJECT_SOURCE.read_text() if objects else ""
-    head = preamble + PRODUCTS.read_text() if objects else preamble
+    head = PREAMBLE.read_text() + (PRODUCTS.read_text() if objects else "")
+    source = _object_source() if objects else ""
     machine = [*flags, _compiler_version(compiler), cpu_features()]
     name = f"k_{_digest(head, source, *texts, *machine)}.so"
     target = out_dir / name
@@ -110,18 +109,55 @@ def build(texts: list[str], out_dir: Path, options: CodegenOptions) -> str:
         out_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out_dir, prefix=".build_") as scratch:
             folder = Path(scratch)
-            commands = []
+            jobs = []
             linked = []
             for more in objects:
-                kept = out_dir / f"k_{_digest(source, *machine, *more)}.o"
-                linked.append(kept)
-                if not is_sound(kept):
-                    commands.append(_ObjectJob([compiler, *flags, *more], source, kept))
-            _compile(compiler, flags, head, texts, folder, commands, linked)
+                job = _object_job(compiler, flags, more, source, out_dir)
+                prebuilt = PREBUILT / job.target.name
+                linked.append(prebuilt if is_sound(prebuilt) else job.target)
+                if not is_sound(linked[-1]):
+                    jobs.append(job)
+            _compile(compiler, flags, head, texts, folder, jobs, linked)
             _keep(folder / "out.so", target)
     except OSError as error:
         raise CompileError(f"cannot build in {out_dir}: {error}") from error
     return name
+
+
+def prebuild(folder: Path, options: CodegenOptions | None = None) -> None:
+    """Makes the objects that every library with matrix products links; for the installation.
+
+    Errors: CompileError.
+    """
+    options = options or CodegenOptions()
+    compiler, flags, source = find_compiler(options), _flags(options), _object_source()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".build_") as scratch:
+            for more in _OBJECTS.values():
+                job = _object_job(compiler, flags, more, source, folder)
+                if not is_sound(job.target):
+                    job.run(Path(scratch))
+    except OSError as error:
+        raise CompileError(f"cannot build in {folder}: {error}") from error
+
+
+def _flags(options: CodegenOptions) -> list[str]:
+    flags = [*FLAGS, f"-march={options.march}"]
+    if vector_bytes() == 64 and options.march == "native":
+        flags.append("-mprefer-vector-width=512")
+    return flags
+
+
+def _object_source() -> str:
+    return PREAMBLE.read_text() + _OBJECT_SOURCE.read_text()
+
+
+def _object_job(
+    compiler: str, flags: list[str], more: tuple[str, ...], source: str, folder: Path
+) -> _ObjectJob:
+    name = _digest(source, *flags, _compiler_version(compiler), cpu_features(), *more)
+    return _ObjectJob([compiler, *flags, *more], source, folder / f"k_{name}.o")
 
 
 def _keep(made: Path, target: Path) -> None:

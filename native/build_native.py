@@ -2,7 +2,8 @@
 
 In: the extension declared in pyproject.toml. Out: the shared object, and beside
 it ``_native_build.json``, which names the Python and torch it was built for, so
-that `accel.runtime` can refuse a stale build in one line instead of crashing.
+that `accel.runtime` can refuse a stale build in one line instead of crashing; and
+``_products/``, the objects of generated code that are the same for every program.
 """
 
 from __future__ import annotations
@@ -63,3 +64,20 @@ class BuildNative(BuildExtension):
             for target in targets:
                 if target.is_dir():
                     (target / "_native_build.json").write_text(json.dumps(facts))
+                    prebuild_products(target / "_products")
+
+
+def prebuild_products(folder: Path) -> None:
+    """The matrix products of this machine; where that fails, they are made at first need."""
+    sys.path.insert(0, "src")
+    try:
+        from accel.codegen import CompileError, build
+
+        try:
+            build.prebuild(folder)
+        except CompileError as error:
+            raise RuntimeError(str(error)) from error
+    except (ImportError, OSError, RuntimeError) as error:
+        print(f"accel: matrix products are not built ahead: {error}", file=sys.stderr)
+    finally:
+        sys.path.remove("src")

@@ -226,6 +226,9 @@ class Driver:
         if not root.forced and self._defers(root):
             entry.threshold = 1
             return False
+        if not root.turn.acquire(blocking=False):  # another thread was faster
+            entry.threshold = 1
+            return False
         if root.variants:
             self.counters.add("recompiles")
         return True
@@ -289,6 +292,7 @@ class Driver:
     ) -> Any:
         twin_function = self.twins.function(function)
         if twin_function is None:
+            root.turn.release()
             self._give_up(root, "no_twin", function.__qualname__, root.location)
             return None
         recorder = Recorder(
@@ -300,17 +304,16 @@ class Driver:
         )
         self.counters.add("recordings")
         root.recordings += 1
-        root.is_recording = True
         return (recorder, twin_function, args, kwargs)
 
     def _recorded(
         self, root: Root, named: list[Any], recording: Recording
     ) -> errors.GraphBreakError | None:
-        """A recorded run is over; called in the recording session, with dispatch paused.
+        """A recorded run is over; called in the recording session, with dispatch paused, by the
+        thread that has the root's turn.
 
         What is returned is raised by the recorded call.
         """
-        root.is_recording = False
         self.counters.add("seconds_recording", recording.seconds)
         try:
             if recording.void is not None:
@@ -321,6 +324,8 @@ class Driver:
                 raise
             log.internal_error("driver", error)
             self._give_up(root, "recorder_error", repr(error), root.location)
+        finally:
+            root.turn.release()
         return None
 
     def _voided(self, root: Root, recording: Recording) -> errors.GraphBreakError | None:

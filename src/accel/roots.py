@@ -6,6 +6,7 @@ Invariant: a state is a row of STATES; a root leaves `blacklisted` and `losing` 
 
 from __future__ import annotations
 
+import threading
 import types
 import weakref
 from dataclasses import dataclass, field
@@ -84,10 +85,15 @@ class Root:
     retired_hits: int = 0  # calls that dropped variants have served
     pending: int = 0
     backward_patterns: int = 0
-    is_recording: bool = False  # one of its calls is being recorded, in whatever thread
+    # Held while one of its calls is recorded, in whatever thread, and what it gave is submitted.
+    turn: threading.Lock = field(default_factory=threading.Lock)
     eager_ns: list[int] = field(default_factory=list)  # calls measured while it compiles
     ops_per_call: int = 0
     history: list[str] = field(default_factory=list)
+
+    @property
+    def is_recording(self) -> bool:
+        return self.turn.locked()
 
     @property
     def judged(self) -> bool:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import children
@@ -151,3 +155,57 @@ def test_exit_while_compiling_is_prompt_and_keeps_the_code() -> None:
     done = children.run(LEFT_RUNNING)
     assert done.code == 7
     assert "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_program_that_waits_for_all_its_children(tmp_path: Path) -> None:
+    """The worker is no child of the program: waiting for every child comes to an end."""
+    script = tmp_path / "waits.py"
+    script.write_text(
+        "import os\n"
+        "for code in (3, 4):\n"
+        "    if os.fork() == 0:\n"
+        "        os._exit(code)\n"
+        "ends = []\n"
+        "while True:\n"
+        "    try:\n"
+        "        ends.append(os.waitstatus_to_exitcode(os.wait()[1]))\n"
+        "    except ChildProcessError:\n"
+        "        break\n"
+        "print(sorted(ends))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "accel", "run", "--quiet", str(script)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "[3, 4]\n"), done.stderr
+
+
+def test_the_worker_of_a_program_has_nothing_open_and_ends_with_it(tmp_path: Path) -> None:
+    script = tmp_path / "looks.py"
+    script.write_text(
+        "import os, torch, accel\n"
+        "from accel import driver\n"
+        "kept = open(os.devnull)\n"
+        "def f(x):\n"
+        "    return torch.relu(x * 2 + 1)\n"
+        "for _ in range(4):\n"
+        "    f(torch.ones(8))\n"
+        "    assert accel.wait(60)\n"
+        "pid = driver.current.service.worker.pid\n"
+        "links = [os.readlink(f'/proc/{pid}/fd/{n}') for n in os.listdir(f'/proc/{pid}/fd')]\n"
+        "print(pid, accel.counters()['calls_compiled'], sum('socket' in l for l in links))\n"
+        "print([l for l in links if not l.startswith(('socket', '/dev/null', '/tmp/'))])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "accel", "run", "--quiet", str(script)],
+        capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, "ACCEL_CACHE_DIR": str(tmp_path / "cache")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    pid, served, sockets = first.split()
+    assert float(served) >= 1 and sockets == "1" and second == "[]"
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{pid}").exists()

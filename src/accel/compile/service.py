@@ -101,10 +101,10 @@ class CompileService:
         atexit.register(_close, weakref.ref(self), os.getpid())
 
     def start(self) -> None:
-        """Warms the worker up in the background, where every graph will be new. Later runs find
-        theirs in the cache; a worker they did not need would only take time from them."""
-        if self.config.worker and self.cache.is_fresh:
-            self.worker.start()
+        """Makes the worker, before the program starts; it prepares itself at once where every
+        graph will be new. Later runs find theirs in the cache, and it only takes time from them."""
+        if self.config.worker:
+            self.worker.fork(preload=self.cache.is_fresh)
 
     @property
     def pending(self) -> int:

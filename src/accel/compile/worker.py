@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import os
 import select
 import socket
@@ -28,6 +29,7 @@ import torch
 
 import accel
 from accel import log
+from accel.compile import forked_worker, worker_main
 from accel.compile.channel import Decoder, encode
 
 Answer = dict[str, Any]
@@ -68,7 +70,7 @@ class Worker:
 
     def _clear(self) -> None:
         self._lock = threading.Lock()  # held while the process's state changes, never waited for
-        self._process: _Process | None = None
+        self._process: _Process | forked_worker.ForkedProcess | None = None
         self._socket: socket.socket | None = None
         self._errors: IO[bytes] | None = None
         self._decoder = Decoder()
@@ -106,6 +108,25 @@ class Worker:
                 self._ensure_started()
             finally:
                 self._lock.release()
+
+    def fork(self, preload: bool) -> None:
+        """The first process as a copy of this one, which has not run any code of the user's.
+
+        `preload`: it is going to be needed, and prepares itself at once.
+        """
+        if self._process is not None or not forked_worker.is_possible():
+            return
+        errors = None if log.is_enabled("worker") else tempfile.TemporaryFile()
+        serve = functools.partial(worker_main.serve_forked, preload=preload)
+        try:
+            self._process, self._socket = forked_worker.fork_worker(serve, errors)
+        except OSError as error:  # the first job starts one in the other way
+            log.artifact("worker", "not forked: %s", error)
+            return
+        self._errors = errors
+        self._starts += 1
+        self._decoder = Decoder()
+        log.artifact("worker", "forked process %d", self._process.pid)
 
     def submit(self, job: dict[str, Any]) -> None:
         """Sends a job. Errors: TypeError, ValueError when it is no JSON."""
@@ -250,7 +271,7 @@ class Worker:
                 os.killpg(process.pid, 9)
             with contextlib.suppress(OSError, subprocess.TimeoutExpired):
                 code = process.wait(5)
-                words = f"exit code {code}" if code > 0 else f"signal {-code}"
+                words = f"exit code {code}" if code > 0 else f"signal {-code}" if code else ""
         if errors is not None:
             with errors:
                 errors.seek(0)
@@ -279,7 +300,9 @@ def _spawn(theirs: socket.socket, errors: IO[bytes] | None) -> _Process:
         stderr=errors,  # None: the program's own, for ACCEL_LOG=worker
         env=environment,
         pass_fds=(theirs.fileno(),),
-        start_new_session=True,  # a Ctrl-C in the terminal is not for the worker
+        # A Ctrl-C in the terminal is not for the worker. In a session of its own, though, Linux
+        # would give it as much of the processor as the whole program, whatever its niceness.
+        process_group=0,
     )
 
 

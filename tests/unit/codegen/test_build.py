@@ -33,7 +33,10 @@ def test_a_library_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a library", None])
-def test_damaged_files_are_built_again(tmp_path: Path, damage: bytes | None) -> None:
+def test_damaged_files_are_built_again(
+    tmp_path: Path, damage: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_module, "PREBUILT", tmp_path / "nothing")
     name = build([KERNEL, PRODUCT], tmp_path, CodegenOptions())
     files = list(tmp_path.glob("k_*"))
     assert len(files) == 2 and all(is_sound(f) for f in files)
@@ -44,6 +47,22 @@ def test_damaged_files_are_built_again(tmp_path: Path, damage: bytes | None) -> 
     assert build([KERNEL, PRODUCT], tmp_path, CodegenOptions()) == name
     assert all(is_sound(f) for f in files)
     ctypes.CDLL(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_objects_built_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_damaged: bool
+) -> None:
+    ahead, folder = tmp_path / "ahead", tmp_path / "cache"
+    build_module.prebuild(ahead)
+    monkeypatch.setattr(build_module, "PREBUILT", ahead)
+    made = sorted(ahead.iterdir())
+    assert len(made) == 2 and all(is_sound(f) for f in made)
+    if is_damaged:
+        for file in made:
+            file.write_bytes(b"")
+    ctypes.CDLL(str(folder / build([KERNEL, PRODUCT], folder, CodegenOptions())))
+    assert len(list(folder.glob("*.o"))) == int(is_damaged)
 
 
 def test_nothing_is_left_of_a_failure(tmp_path: Path) -> None:
