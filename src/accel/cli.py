@@ -7,6 +7,7 @@ that follows the program's name is the program's.
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import sys
 import types
@@ -181,6 +182,9 @@ def _driver(settings: config.Config) -> Any:
         from accel.compile import backends
 
         backends.check_name(settings.backend)
+    # A plain program starts with a few thousand objects, this one with those of torch and ours.
+    # The collector is not to walk over them each time; a fork also shares their pages longer.
+    gc.freeze()
     driver.start(settings).service.start()
     return driver
 
