@@ -60,9 +60,9 @@ inline bool frame_owned_by_thread(_PyInterpreterFrame* frame) {
   return frame->owner == FRAME_OWNED_BY_THREAD;
 }
 
-// The function whose Python frame is innermost on this thread; NULL without one.
-// A C function called from that frame's bytecode sees its direct caller.
-inline PyObject* calling_function(PyThreadState* thread) {
+// The Python frame that is innermost on this thread; NULL without one. A C function called
+// from that frame's bytecode sees its direct caller.
+inline _PyInterpreterFrame* calling_frame(PyThreadState* thread) {
 #if ACCEL_PY313
   _PyInterpreterFrame* frame = thread->current_frame;
 #else
@@ -71,7 +71,20 @@ inline PyObject* calling_function(PyThreadState* thread) {
 #if ACCEL_PY312
   while (frame && frame->owner == FRAME_OWNED_BY_CSTACK) frame = frame->previous;
 #endif
+  return frame;
+}
+
+inline PyObject* calling_function(PyThreadState* thread) {
+  _PyInterpreterFrame* frame = calling_frame(thread);
   return frame ? frame_function(frame) : nullptr;
+}
+
+// A running frame's locals, cells included, and behind them its operand stack. While a C
+// function called from its bytecode runs, the stack below that call's own slots is in memory
+// (the interpreter keeps no slot in a register: ceval.c, 3.11 to 3.13).
+inline PyObject** frame_locals(_PyInterpreterFrame* frame) { return frame->localsplus; }
+inline size_t frame_local_count(_PyInterpreterFrame* frame) {
+  return static_cast<size_t>(frame_code(frame)->co_nlocalsplus);
 }
 
 // Gives up a frame that an eval-frame hook answers itself, before it has run. The

@@ -7,6 +7,8 @@
 
 #include "cpython_compat.h"
 #include "entry.h"
+#include "guards.h"
+#include "islands.h"
 #include "trampolines.h"
 #include "variant.h"
 
@@ -45,7 +47,7 @@ PyObject* pack_roots(PyObject* const* roots, size_t count, PyObject* last) {
   PyObject* tuple = PyTuple_New(static_cast<Py_ssize_t>(count + (last ? 1 : 0)));
   if (!tuple) return nullptr;
   for (size_t k = 0; k < count; k++) {
-    PyTuple_SET_ITEM(tuple, static_cast<Py_ssize_t>(k), Py_NewRef(roots[k]));
+    PyTuple_SET_ITEM(tuple, static_cast<Py_ssize_t>(k), Py_NewRef(roots[k] ? roots[k] : unbound));
   }
   if (last) PyTuple_SET_ITEM(tuple, static_cast<Py_ssize_t>(count), Py_NewRef(last));
   return tuple;
@@ -148,6 +150,10 @@ PyObject* try_variants(Entry* entry, PyObject* const* roots, size_t count, PyObj
       case Outcome::served:
         entry->hits++;
         result = serving.result;
+        if (serving.landing && serving.landing != Py_None) {
+          // The variant may be gone when its landing is read.
+          Py_SETREF(result, PyTuple_Pack(2, serving.landing, result));
+        }
         if (review_due(variant)) tell(entry, "review", "");
         break;
       case Outcome::skipped:
@@ -266,6 +272,8 @@ PyMemberDef MEMBERS[] = {
     {"hits", T_LONG, offsetof(Entry, hits), READONLY, "calls that a variant served"},
     {"misses", T_LONG, offsetof(Entry, misses), READONLY, "calls that no variant matched"},
     {"threshold", T_LONG, offsetof(Entry, threshold), 0, "misses until on_call is asked"},
+    {"stack_depth", T_PYSSIZET, offsetof(Entry, stack_depth), 0,
+     "of a node: so many slots of the frame's stack are roots"},
     {"__weaklistoffset__", T_PYSSIZET, offsetof(Entry, weak_references), READONLY, nullptr},
     {nullptr, 0, 0, 0, nullptr},
 };
@@ -398,6 +406,11 @@ DispatchPause::~DispatchPause() {
 
 bool dispatch_paused() { return paused(); }
 
+Entry* entry_at(Py_ssize_t index) {
+  if (index < 0 || static_cast<size_t>(index) >= entries->size()) return nullptr;
+  return (*entries)[static_cast<size_t>(index)];
+}
+
 Entry* new_entry(PyObject* name) {
   PyObject* variants = PyTuple_New(0);
   auto* entry = reinterpret_cast<Entry*>(variants ? entry_type->tp_alloc(entry_type, 0) : nullptr);
@@ -442,6 +455,7 @@ int init_dispatch(PyObject* module) {
       PyModule_AddFunctions(module, FUNCTIONS) < 0 || init_variant(module) < 0) {
     return -1;
   }
+  if (init_islands(module) < 0) return -1;
   return init_module_roots(module);
 }
 

@@ -28,6 +28,7 @@ struct Entry {
   long calls, hits, misses;
   long threshold;      // calls without a variant until on_call is asked; 0: never
   long since;          // such calls since it was asked last
+  Py_ssize_t stack_depth;  // of a node: so many slots of the frame's stack are roots
   PyObject* sampled;   // the variant whose eager run on_call is asked for (borrowed); or NULL
 };
 
@@ -41,8 +42,11 @@ int64_t now_ns();
 // New reference, or NULL with a Python error set. `name` is borrowed.
 Entry* new_entry(PyObject* name);
 
+// The entry of this index (borrowed); NULL when there is none any more.
+Entry* entry_at(Py_ssize_t index);
+
 // A call of `entry` (kept alive here) with these roots, `last` possibly NULL: the call's
-// result or the sentinel (new reference), or NULL with the program's own error set.
+// result or the sentinel (new reference; a root may be NULL: unbound), or NULL with the program's own error set.
 PyObject* dispatch_call(Entry* entry, PyObject* const* roots, size_t count, PyObject* last);
 
 inline PyObject* answer_run_body() { return Py_NewRef(run_body); }

@@ -12,11 +12,13 @@
 #include <cstring>
 
 namespace accel {
+
+PyObject* unbound = nullptr;
+
 namespace {
 
 PyTypeObject* program_type = nullptr;
 PyObject* missing = nullptr;  // MISSING: TYPE_ATTRS, the lookup finds nothing
-PyObject* unbound = nullptr;  // UNBOUND: in a tuple of roots, a root that is not bound
 
 // ---- parsing ---------------------------------------------------------------------------
 

@@ -15,6 +15,8 @@
 
 namespace accel {
 
+extern PyObject* unbound;  // UNBOUND: in a tuple of roots, a root that is not bound
+
 // The Python object accel._native.GuardProgram. Immutable for its users; keeps caches.
 struct GuardProgram;
 

@@ -21,6 +21,7 @@
 
 #include "cpython_compat.h"
 #include "dispatch.h"
+#include "islands.h"
 #include "tensors.h"
 
 namespace accel {
@@ -58,6 +59,8 @@ const char* const HANDLER_NAMES[] = {
 
 struct Session {
   PyObject* handlers = nullptr;  // owned tuple of HANDLER_COUNT callables
+  PyObject* islands = nullptr;   // owned: the recorder of a root with islands; else NULL
+  bool suspended = false;        // between two stretches: what runs is the program's own
   bool dead = false;             // voided: every trampoline does the plain operation
   int in_recorder = 0;           // >0 while handler code runs
   int in_fold = 0;               // >0 while a fold's own Python frames run
@@ -73,7 +76,9 @@ std::unordered_set<PyCodeObject*>* twin_codes = nullptr;  // strong references, 
 PyObject* EX = nullptr;
 PyObject* EXKW = nullptr;
 
-inline bool live() { return session && !session->dead && !session->in_recorder; }
+inline bool live() {
+  return session && !session->dead && !session->suspended && !session->in_recorder;
+}
 
 // Code of the recorder itself runs: its frames and torch calls are not the program's.
 struct RecorderScope {
@@ -547,6 +552,64 @@ PyObject* t_format(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return text;
 }
 
+// ------------------------------------------------------------------------ islands
+
+// Asks the recorder of a root with islands, with the values in the root's frame. NULL: an
+// error that is the program's (an interrupt) is set, or none: our own, the run is void.
+PyObject* ask_islands(const char* method, PyObject* const* args) {
+  Session* s = session;
+  Py_ssize_t depth = PyLong_AsSsize_t(args[1]);
+  PyObject* values = calling_frame_values(depth);
+  if (!values) return nullptr;
+  PyObject* answer;
+  {
+    RecorderScope scope(s);
+    answer = PyObject_CallMethod(s->islands, method, "OOl", args[0], values, op_watch_count());
+  }
+  Py_DECREF(values);
+  if (!answer && PyErr_ExceptionMatches(PyExc_KeyboardInterrupt)) {
+    void_recording("interrupted", nullptr);
+  } else if (!answer) {
+    handler_failed();
+  }
+  return answer;
+}
+
+void suspend(Session* s, bool on) {
+  if (s->suspended == on) return;
+  s->suspended = on;
+  if (on) announce_begin();  // operations of the program's own
+  else announce_end();
+}
+
+// land(number, depth): Python goes on here; the stretch that is being recorded ends.
+PyObject* t_land(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  if (!expect(count, 2, "land")) return nullptr;
+  if (!live() || !session->islands) Py_RETURN_NONE;
+  PyObject* answer = ask_islands("at_landing", args);
+  suspend(session, true);
+  if (!answer && PyErr_Occurred()) return nullptr;
+  Py_XDECREF(answer);
+  Py_RETURN_NONE;
+}
+
+// node(number, depth): a stretch may begin here.
+PyObject* t_node(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  if (!expect(count, 2, "node")) return nullptr;
+  Session* s = session;
+  if (!s || !s->islands || s->in_recorder || !(s->dead || s->suspended)) Py_RETURN_NONE;
+  PyObject* answer = ask_islands("at_node", args);
+  if (!answer && PyErr_Occurred()) return nullptr;
+  if (answer && PyTuple_CheckExact(answer) && PyTuple_GET_SIZE(answer) == HANDLER_COUNT) {
+    Py_SETREF(s->handlers, Py_NewRef(answer));
+    s->dead = false;
+    suspend(s, false);
+    op_watch_start();
+  }
+  Py_XDECREF(answer);
+  Py_RETURN_NONE;
+}
+
 PyMethodDef TRAMPOLINES[] = {
     {"call", (PyCFunction)(void*)t_call, METH_FASTCALL | METH_KEYWORDS, nullptr},
     {"attr", (PyCFunction)(void*)t_attr, METH_FASTCALL, nullptr},
@@ -576,6 +639,8 @@ PyMethodDef TRAMPOLINES[] = {
     {"imported", (PyCFunction)(void*)t_pass<H_imported, 2>, METH_FASTCALL, nullptr},
     {"format_", (PyCFunction)(void*)t_format, METH_FASTCALL, nullptr},
     {"match", (PyCFunction)(void*)t_pass<H_match, 2>, METH_FASTCALL, nullptr},
+    {"land", (PyCFunction)(void*)t_land, METH_FASTCALL, nullptr},
+    {"node", (PyCFunction)(void*)t_node, METH_FASTCALL, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };
 
@@ -713,6 +778,10 @@ PyObject* run_recorded(PyObject* recorder, PyObject* callable, PyObject* args, P
     PyErr_SetString(PyExc_SystemError, "recorder.handlers does not match HANDLER_NAMES");
     return nullptr;
   }
+  if (PyObject_HasAttrString(recorder, "at_node")) {
+    own.islands = Py_NewRef(recorder);
+    own.dead = true;  // until its first node
+  }
   DispatchPause pause;  // prologues answer "run the body" while we record
   session = &own;
   op_watch_start();
@@ -722,7 +791,7 @@ PyObject* run_recorded(PyObject* recorder, PyObject* callable, PyObject* args, P
   std::pair<long, std::string> watched = op_watch_stop();
   PyObject *type, *value, *trace;
   PyErr_Fetch(&type, &value, &trace);
-  if (watched.first && !own.dead) {
+  if (watched.first && !own.dead && !own.suspended) {
     PyObject* name = PyUnicode_FromString(watched.second.c_str());
     void_recording("escaped_operation", name);
     Py_XDECREF(name);
@@ -744,8 +813,10 @@ PyObject* run_recorded(PyObject* recorder, PyObject* callable, PyObject* args, P
     }
     Py_XDECREF(done);
   }
+  suspend(&own, false);
   session = nullptr;
   Py_DECREF(own.handlers);
+  Py_XDECREF(own.islands);
   PyErr_Restore(type, value, trace);
   return result;
 }

@@ -38,6 +38,7 @@ struct Variant {
   long probe_every;  // measure each so-manyth hit; 0: none
   long until_probe;
   long review_at;    // the hit after which on_event is told; 0: never
+  PyObject* landing;  // of a node's variant: where Python goes on, see islands.cpp; or NULL
   int64_t* probes;   // ring of the last PROBES measured times; NULL until the first
   long probe_count;
 };
@@ -374,6 +375,7 @@ int variant_traverse(PyObject* self, visitproc visit, void* arg) {
   Py_VISIT(v->executor);
   Py_VISIT(v->payload);
   Py_VISIT(v->gradient);
+  Py_VISIT(v->landing);
   return 0;
 }
 
@@ -388,6 +390,7 @@ void variant_dealloc(PyObject* self) {
   Py_XDECREF(v->executor);
   Py_XDECREF(v->payload);
   Py_XDECREF(v->gradient);
+  Py_XDECREF(v->landing);
   delete v->inputs;
   delete v->picks;
   delete v->needed;
@@ -409,6 +412,8 @@ PyMemberDef MEMBERS[] = {
     {"eager_runs", T_LONG, offsetof(Variant, eager_runs), 0,
      "so many calls that it would serve are given to the entry's on_call instead"},
     {"probe_every", T_LONG, offsetof(Variant, probe_every), 0, "measure each so-manyth hit"},
+    {"landing", T_OBJECT, offsetof(Variant, landing), 0,
+     "of a node's variant: (pad, locals written, locals unbound); set before it serves"},
     {"review_at", T_LONG, offsetof(Variant, review_at), 0,
      "the hit after which the entry's on_event is told \"review\"; 0: never"},
     {nullptr, 0, 0, 0, nullptr},
@@ -475,6 +480,7 @@ Outcome serve(Variant* v, PyObject* const* roots, size_t count, PyObject* last,
   if (outcome == Outcome::served) {
     v->hits++;
     serving.result = make_result(v, check, outputs);
+    serving.landing = v->landing;
     if (probe_due(v) && probe) store_probe(v, now_ns() - start);
     return serving.result ? Outcome::served : Outcome::raised;
   }

@@ -22,6 +22,7 @@ enum class Outcome {
 
 struct Serving {
   PyObject* result = nullptr;
+  PyObject* landing = nullptr;  // the variant's (borrowed), NULL unless it is a node's
   std::string why;
 };
 

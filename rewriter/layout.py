@@ -287,3 +287,10 @@ def insert_lines(table: bytes, at: int, units: int) -> bytes:
         _write_location(out, kind, payload, length)
     _write_location(out, _NO_LOCATION, b"", units)
     return bytes(out) + table[done:]
+
+
+def append_lines(table: bytes, units: int) -> bytes:
+    """The table with `units` more at its end, without a location."""
+    out = bytearray(table)
+    _write_location(out, _NO_LOCATION, b"", units)
+    return bytes(out)

@@ -103,6 +103,14 @@ class Emitter:
             self.load(value)
         self.call(1 + len(extra))
 
+    def announce(self, name: str, operands: tuple[int, ...]) -> None:
+        """[] -> []: name(*operands), at least one."""
+        self.trampoline(name)
+        for value in operands:
+            self.load(value)
+        self.call(len(operands) - 1)
+        self.emit(OPMAP["POP_TOP"])
+
     def null_becomes_call(self) -> None:
         self.trampoline("call")
 

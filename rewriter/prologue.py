@@ -95,8 +95,14 @@ def original_code(code: types.CodeType) -> types.CodeType:
     return _tagged(code, _NESTED_TAG) or code
 
 
-def insert_prologue(code: types.CodeType, index: int, kind: Kind = "function") -> types.CodeType:
-    """The code with a prologue for the entry `index` (unused by the kind "module").
+def insert_prologue(
+    code: types.CodeType,
+    index: int,
+    kind: Kind = "function",
+    body: types.CodeType | None = None,
+) -> types.CodeType:
+    """The code with a prologue for the entry `index` (unused by the kind "module"); with
+    `body` (the same function with islands) behind it instead of its own, if given.
 
     Errors: RewriteError, when `code` is not eligible, has a prologue, or has a shape we do
     not know.
@@ -105,7 +111,7 @@ def insert_prologue(code: types.CodeType, index: int, kind: Kind = "function") -
         raise RewriteError(f"{code.co_qualname} cannot have a prologue")
     if has_prologue(code):
         raise RewriteError(f"{code.co_qualname} has a prologue")
-    return _spliced(code, index, kind)
+    return _spliced(code, body or code, index, kind)
 
 
 def with_nested(code: types.CodeType, nested: dict[int, types.CodeType]) -> types.CodeType:
@@ -118,7 +124,14 @@ def with_nested(code: types.CodeType, nested: dict[int, types.CodeType]) -> type
     return code.replace(co_consts=tuple(consts))
 
 
-def _spliced(code: types.CodeType, index: int, kind: Kind) -> types.CodeType:
+def under_prologue(code: types.CodeType) -> types.CodeType:
+    """The code without its own prologue; its nested functions keep theirs."""
+    return _tagged(code, _TAG) or code
+
+
+def _spliced(
+    original: types.CodeType, code: types.CodeType, index: int, kind: Kind
+) -> types.CodeType:
     raw = code.co_code
     at = _before_resume(raw)
     consts = code.co_consts if kind == "module" else (*code.co_consts, index)
@@ -132,7 +145,7 @@ def _spliced(code: types.CodeType, index: int, kind: Kind) -> types.CodeType:
     count = argument_count(code) + 2
     return code.replace(
         co_code=raw[:at] + prologue + raw[at:],
-        co_consts=(*consts, (_TAG, code)),
+        co_consts=(*consts, (_TAG, original)),
         co_names=names,
         co_linetable=insert_lines(code.co_linetable, at // 2, units),
         co_exceptiontable=_shifted(code.co_exceptiontable, at // 2, units),
@@ -209,5 +222,6 @@ __all__ = [
     "is_eligible",
     "original_code",
     "remove_prologue",
+    "under_prologue",
     "with_nested",
 ]

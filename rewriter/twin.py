@@ -8,9 +8,10 @@ does, with the same positions, the same cells and the same signature.
 
 from __future__ import annotations
 
+import bisect
 import inspect
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from accel.rewriter.layout import (
@@ -78,6 +79,26 @@ def assemble_twin(code: types.CodeType, parts: TwinParts) -> types.CodeType:
 
 def twin_parts(code: types.CodeType) -> TwinParts:
     """Instruments `code`. Errors: as `build_twin`."""
+    return _instrument(code, {})[0]
+
+
+# Index of an instruction -> trampolines that are called before it: name and arguments.
+Points = Mapping[int, Sequence[tuple[str, tuple[int, ...]]]]
+
+
+def build_twin_with(code: types.CodeType, points: Points) -> types.CodeType:
+    """A twin that also calls a trampoline at each of `points`. Errors: as `build_twin`."""
+    return assemble_twin(code, _instrument(code, points)[0])
+
+
+def instruction_of(code: types.CodeType, points: Points, offset: int) -> int:
+    """Which instruction of `code` lies at byte `offset` of its twin."""
+    starts = _instrument(code, points)[1]
+    return bisect.bisect_right(starts, offset // 2) - 1
+
+
+def _instrument(code: types.CodeType, points: Points) -> tuple[TwinParts, list[int]]:
+    """The twin's parts, and the unit at which each instruction's part begins."""
     if not is_twinnable(code):
         raise RewriteError(f"{code.co_qualname} has no twin")
     original = decode(code.co_code)
@@ -96,6 +117,8 @@ def twin_parts(code: types.CodeType) -> TwinParts:
     new_ops, new_args, rows, keep = e.ops, e.args, ROWS, KEEP
     for i, op in enumerate(ops):
         groups.append(len(new_ops))
+        for name, operands in points.get(i, ()):
+            e.announce(name, operands)
         row = rows[op]
         if row is keep:
             new_ops.append(op)
@@ -111,13 +134,14 @@ def twin_parts(code: types.CodeType) -> TwinParts:
     groups.append(len(new_ops))
     new_code, new_starts = assemble(new_ops, new_args, jumps, groups)
     unit_of = _unit_map(starts, new_starts)
-    return TwinParts(
+    parts = TwinParts(
         new_code,
         tuple(e.added),
         move_lines(code.co_linetable, unit_of),
         move_exceptions(code.co_exceptiontable, unit_of),
         _nested_parts(code.co_consts),
     )
+    return parts, new_starts
 
 
 def _nested_parts(consts: tuple[object, ...]) -> dict[int, TwinParts]:
@@ -170,6 +194,8 @@ __all__ = [
     "assemble_twin",
     "bind_twin",
     "build_twin",
+    "build_twin_with",
+    "instruction_of",
     "is_twinnable",
     "twin_parts",
 ]

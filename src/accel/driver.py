@@ -26,7 +26,7 @@ import torch
 
 from accel import errors, log, optimizers, other_tracers, runtime, teardown, trial
 from accel.capture.recorder import Recorder, Recording
-from accel.capture.twins import CodeKey, TwinFactory, code_key
+from accel.capture.twins import CodeKey, TwinFactory, code_key, mark_twin
 from accel.capture.values import class_lookup
 from accel.compile import gradients
 from accel.compile.service import CompiledSegment, CompileService
@@ -36,6 +36,7 @@ from accel.report import Progress
 from accel.rewriter import hook, prologue, twin
 from accel.rewriter.cache import CodeCache
 from accel.roots import SETTLED, Installed, Limits, Root
+from accel.splitting import Splitter
 from accel.trace import SegmentGraph
 
 # Voids that say nothing about the root: another try costs only time.
@@ -58,6 +59,7 @@ class Driver:
         self._code_index: dict[CodeKey, int] = {}
         self._code_cache = CodeCache(Path(config.cache_dir) / "code")
         self.twins = TwinFactory(self._build_twin)
+        self.splitter = Splitter(self.twins.function, mark_twin, self._compile)
         self.progress = Progress(config)
         self._closed = False
         self._module_call: types.CodeType | None = None
@@ -74,6 +76,7 @@ class Driver:
             __accel_prologue__=native.prologue,
             __accel_module_prologue__=native.module_prologue,
             __accel_run_body__=native.RUN_BODY,
+            __accel_node__=native.node,
         )
         native.set_module_hook(self.on_module_call, config.threshold)
         self._patch_module_call()
@@ -223,6 +226,9 @@ class Driver:
         if root.pending or root.is_recording:
             entry.threshold = 1  # look for the finished compilation at the next call
             return False
+        if root.split is not None:
+            entry.threshold = self.limits.max_backoff_calls
+            return bool(root.split.wanted)
         if not root.forced and self._defers(root):
             entry.threshold = 1
             return False
@@ -237,7 +243,11 @@ class Driver:
         """True when an enclosing candidate should be judged before this inner root."""
         counts = False
         for enclosing in self._enclosing(root):
-            if enclosing.kind == "module" and _is_forward_of(root, enclosing):
+            if (
+                enclosing.kind == "module"
+                and enclosing.state != "blacklisted"
+                and _is_forward_of(root, enclosing)
+            ):
                 return True  # the module itself is the better root of the two
             if enclosing.state == "compiled":
                 counts = True  # it misses this one call only, unless it goes on missing
@@ -290,6 +300,11 @@ class Driver:
         kwargs: dict[str, Any] | None,
         starred: tuple[int, ...],
     ) -> Any:
+        if root.split is not None:
+            self.counters.add("recordings")
+            root.recordings += 1
+            root.is_recording = True
+            return (*self.splitter.recorder(root, function), args, kwargs)
         twin_function = self.twins.function(function)
         if twin_function is None:
             root.turn.release()
@@ -302,6 +317,7 @@ class Driver:
             starred=starred,
             function=len(named) - 1 if root.kind == "function" else None,
         )
+        recorder.twin_code = twin_function.__code__
         self.counters.add("recordings")
         root.recordings += 1
         return (recorder, twin_function, args, kwargs)
@@ -355,8 +371,26 @@ class Driver:
             root.entry.threshold = root.backoff
             return None
         self.counters.add("graph_breaks")
+        if not root.variants and self.splitter.offer(root, recording):
+            root.state, root.entry.threshold = "split", 1
+            return None
         self._give_up(root, void.kind, void.detail, recording.location)
+        if root.kind == "module":
+            self._arm_forward(root)
         return None
+
+    def _arm_forward(self, root: Root) -> None:
+        """A module that cannot be recorded whole: its `forward` may be split."""
+        module = root.module() if root.module is not None else None
+        forward = class_lookup(type(module), "forward")
+        if isinstance(forward, types.FunctionType) and not _inside(
+            forward.__module__ or "", {"torch"}
+        ):
+            function_root = self.root_of_function(forward)
+            function_root.forced |= root.forced
+            function_root.backend = function_root.backend or root.backend
+            if root.forced and function_root.state == "cold":
+                function_root.entry.threshold = 1
 
     def _ran_plain(self, root: Root) -> None:
         """A call without torch operations: once more, later; then the root is left alone."""
@@ -457,9 +491,11 @@ class Driver:
         variant = runtime.native.Variant(
             program, recording.ambient, executor, inputs, result, gradient
         )
+        variant.landing = recording.landing
         installed = Installed(variant, recording, program, segment.key, recording.operations)
         # The eager backend is there to look for errors with; it cannot win.
-        if not self.config.deterministic and (root.backend or self.config.backend) != "eager":
+        timed = not self.config.deterministic and root.kind != "node"
+        if timed and (root.backend or self.config.backend) != "eager":
             variant.probe_every, variant.review_at = 1, trial.FIRST_REVIEW
             if not root.variants:
                 installed.trial.eager_ns.extend(root.eager_ns)
@@ -603,6 +639,7 @@ class Driver:
                 raise TypeError(f"accel.disable() takes a package, function or module: {target!r}")
             root = self.root_of_function(function)
             prologue.remove_prologue(function)
+        self.splitter.restore(root)
         root.state = "disabled"
         root.variants.clear()
         root.entry.variants = ()
@@ -619,6 +656,7 @@ class Driver:
             root.state, root.reason, root.reason_location = "cold", "", ""
             root.deferrals = root.transient_voids = root.plain_runs = root.recordings = 0
             root.retired_hits = 0
+            self.splitter.restore(root)
             root.eager_ns.clear()
             root.backoff = 1
             root.entry.threshold = 1 if root.forced else self.config.threshold

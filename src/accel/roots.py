@@ -22,6 +22,7 @@ STATES = {
     "compiling": "a recording is with the compiler; calls run eagerly",
     "compiled": "calls whose guards hold run compiled code",
     "full": "as compiled, but no further variants are made",
+    "split": "runs compiled between its graph breaks",
     "losing": "compiled code was not faster; calls run eagerly",
     "blacklisted": "cannot be recorded; calls run eagerly, callees get their turn",
     "plain": "runs no torch operations; its prologue is taken out",
@@ -64,7 +65,7 @@ class Root:
     """One function code or one module instance."""
 
     name: str
-    kind: str  # "function" | "module"
+    kind: str  # "function" | "module" | "node"
     location: str
     entry: Any
     code: types.CodeType | None = None
@@ -90,6 +91,7 @@ class Root:
     eager_ns: list[int] = field(default_factory=list)  # calls measured while it compiles
     ops_per_call: int = 0
     history: list[str] = field(default_factory=list)
+    split: Any = None  # accel.splitting.Split of a function that runs between its graph breaks
 
     @property
     def is_recording(self) -> bool:

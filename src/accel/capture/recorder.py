@@ -8,6 +8,7 @@ Invariant: nothing here changes what the program does; a doubt voids the recordi
 from __future__ import annotations
 
 import builtins
+import sys
 import time
 import traceback
 import types
@@ -50,6 +51,8 @@ class Recording:
     seconds: float
     traceback: str = ""  # of an error of ours
     is_plain: bool = False  # no torch operation ran, seen or unseen
+    exit_offset: int | None = None  # where in the root's twin it was voided
+    landing: tuple[int, tuple[int, ...], tuple[int, ...]] | None = None  # of a segment
 
 
 class Recorder(CallEvents):
@@ -63,9 +66,11 @@ class Recorder(CallEvents):
         *,
         starred: tuple[int, ...] = (),
         function: int | None = None,
+        live: frozenset[int] | None = None,
     ) -> None:
         """`roots` name the call's locals; those at `starred` are *args and **kwargs, which the
-        recorded call binds anew; the one at `function` is the root function itself."""
+        recorded call binds anew; the one at `function` is the root function itself. Only
+        those in `live` can be read, if it is given."""
         RecorderState.__init__(self)
         self.missing = runtime.native.MISSING
         self.twin_of = twin_of
@@ -78,6 +83,8 @@ class Recorder(CallEvents):
         self.last_import = None
         self.traceback = ""
         self.input_tensors: dict[int, Any] = {}
+        self.twin_code: types.CodeType | None = None
+        self.exit_offset: int | None = None
         self.ambient = runtime.native.Ambient()
         self.rng = torch.default_generator.get_state()
         self.roots = [root(i, name) for i, (name, _) in enumerate(roots)]
@@ -86,6 +93,11 @@ class Recorder(CallEvents):
             if index == function:  # its code is the entry's; what it closes over is guarded
                 self.known[id(value)] = (value, source)
                 self.prepare(value)
+                continue
+            if live is not None and index not in live:
+                continue
+            if value is runtime.native.UNBOUND:
+                self.guards.add(source, "UNBOUND")
                 continue
             self.track(value, source)
             if index in starred:
@@ -108,6 +120,7 @@ class Recorder(CallEvents):
         """The recording is over before its end; the run itself goes on."""
         if self.voided is None:
             self.location = user_location()
+            self.exit_offset = self._offset_in_root()
             if kind == "recorder_error" and isinstance(detail, Void):
                 # Without its traceback, whose frames would keep the program's objects alive.
                 self.voided = Void(detail.kind, detail.detail)
@@ -124,6 +137,16 @@ class Recorder(CallEvents):
                     self.traceback = "".join(traceback.format_exception(detail))
         return None
 
+    def _offset_in_root(self) -> int | None:
+        """At which byte of the root's twin the run is."""
+        found = None
+        frame: types.FrameType | None = sys._getframe(2)
+        while frame is not None and self.twin_code is not None:
+            if frame.f_code is self.twin_code:
+                found = frame.f_lasti  # the outermost: the root may call itself
+            frame = frame.f_back
+        return found
+
     def checkpoint(self) -> Answer:
         """Some thousand events have passed: is this recording still worth its time?"""
         if not self.operations:
@@ -134,19 +157,31 @@ class Recorder(CallEvents):
 
     def finish(self, result: Any, failed: bool, unseen_operations: int) -> BaseException | None:
         """The recorded run returned `result`, or raised. What is returned is raised instead."""
-        graph = template = None
         if self.voided is None and failed:
             self.voided = Void("raised")
+        recording = self.conclude(
+            lambda describer: describer.describe(result, self.effects), unseen_operations
+        )
+        try:
+            return self.on_done(recording)
+        finally:
+            self.release()
+
+    def conclude(
+        self, describe: Callable[[Describer], Template], unseen_operations: int
+    ) -> Recording:
+        """What was recorded; `describe` makes the template."""
+        graph = template = None
         if self.voided is None:
             try:
                 self._check_ambient()
-                template = Describer(self).describe(result, self.effects)
+                template = describe(Describer(self))
                 graph = self._graph(template)
                 self._guard_identities()
                 self._guard_aliasing()
             except Void as why:
                 self.voided = Void(why.kind, why.detail)  # without its traceback: see void_event
-        recording = Recording(
+        return Recording(
             graph,
             self.guards if self.voided is None else None,
             [source for _, source, _ in self.inputs],
@@ -158,19 +193,19 @@ class Recorder(CallEvents):
             time.perf_counter() - self.started,
             self.traceback,
             not self.operations and not unseen_operations,
+            self.exit_offset,
         )
-        try:
-            return self.on_done(recording)
-        finally:
-            # Nothing of the user's is held any longer.
-            self.known.clear()
-            self.fresh.clear()
-            self.cells.clear()
-            self.effects.clear()
-            self.prepared.clear()
-            self.output_tensors.clear()
-            self.input_tensors.clear()
-            self.handlers = ()
+
+    def release(self) -> None:
+        """Nothing of the user's is held any longer."""
+        self.known.clear()
+        self.fresh.clear()
+        self.cells.clear()
+        self.effects.clear()
+        self.prepared.clear()
+        self.output_tensors.clear()
+        self.input_tensors.clear()
+        self.handlers = ()
 
     def _check_ambient(self) -> None:
         if not self.ambient.matches():

@@ -103,6 +103,14 @@ class Describer:
             self.template.effects.append((effect.kind, effect.target, operands))
         return self.template
 
+    def describe_parts(self, parts: list[Any], effects: list[Effect]) -> Template:
+        """As `describe` for a tuple of these parts; a `Source` is loaded as it is."""
+        specs = [self._load(p) if type(p) is Source else self.spec(p) for p in parts]
+        self.describe((), effects)
+        number = len(self._made)
+        self.template.result = ("make", number, ("sequence", tuple, specs))
+        return self.template
+
     def spec(self, value: Any) -> Spec:
         kind = type(value)
         if kind in PLAIN_TENSORS:

@@ -37,7 +37,7 @@ class TwinFactory:
         except KeyError:
             twin = self._codes[code_key(code)] = self._build(code)
             if twin is not None:
-                _mark(twin)
+                mark_twin(twin)
             return twin
 
     def function(self, f: types.FunctionType) -> types.FunctionType | None:
@@ -64,12 +64,12 @@ class TwinFactory:
         return twin
 
 
-def _mark(code: types.CodeType) -> None:
+def mark_twin(code: types.CodeType) -> None:
     """Tells the shim about a twin and the twins of its comprehensions."""
     runtime.native.mark_twin(code)
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType) and constant.co_name in _NESTED_TWINS:
-            _mark(constant)
+            mark_twin(constant)
 
 
 _NESTED_TWINS = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"})

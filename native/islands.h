@@ -1,0 +1,14 @@
+// Nodes: the places in the middle of a function where compiled code may take over.
+#pragma once
+
+#include "native.h"
+
+namespace accel {
+
+// A tuple (new) of the calling Python frame's locals (UNBOUND where there is none) and of
+// the `depth` lowest slots of its operand stack; NULL with a Python error set.
+PyObject* calling_frame_values(Py_ssize_t depth);
+
+int init_islands(PyObject* module);
+
+}  // namespace accel

@@ -1,0 +1,314 @@
+"""Where control and stack go in a code object, seen without running it.
+
+In: a function's code. Out: per instruction its successors, its operand stack (what put each
+slot there, as far as anybody asks), and, for a stretch between two points, which locals it may
+read or write and how deep it reaches into the stack.
+Invariant: "may" errs on the safe side; an instruction that control cannot reach has no stack.
+
+Stacks are those of a capture twin: the trampoline that stands for a NULL lies below the
+callable. CPython 3.13 has the NULL above it; `islands` knows.
+"""
+
+from __future__ import annotations
+
+import dis
+import types
+from collections.abc import Collection, Iterator
+from typing import NamedTuple
+
+from accel.rewriter.layout import (
+    OPMAP,
+    VERSION,
+    RewriteError,
+    decode,
+    read_exceptions,
+)
+
+
+class Slot(NamedTuple):
+    """A slot of the operand stack: what kind of thing, and the instruction that put it there."""
+
+    kind: str  # "value", "null", "iterator", "exit" (of a with block), "exception"
+    origin: int
+
+
+VALUE = Slot("value", -1)
+Stack = tuple[Slot, ...]
+
+OPNAME: dict[int, str] = {op: name for name, op in OPMAP.items()}
+ENDS = frozenset("RETURN_VALUE RETURN_CONST RAISE_VARARGS RERAISE INTERPRETER_EXIT".split())
+ALWAYS_JUMPS = frozenset("JUMP_FORWARD JUMP_BACKWARD JUMP_BACKWARD_NO_INTERRUPT".split())
+# Instructions that leave nothing in the place of what they take.
+_ONLY_TAKE = frozenset(
+    """POP_TOP STORE_FAST STORE_DEREF STORE_GLOBAL STORE_ATTR STORE_SUBSCR STORE_SLICE STORE_NAME
+    DELETE_ATTR DELETE_SUBSCR LIST_APPEND SET_ADD MAP_ADD LIST_EXTEND SET_UPDATE DICT_UPDATE
+    DICT_MERGE POP_EXCEPT END_FOR RETURN_VALUE RAISE_VARARGS RERAISE STORE_FAST_STORE_FAST
+    STORE_FAST_LOAD_FAST""".split()
+)
+# Instructions that touch no slot that was there.
+_ONLY_GIVE = frozenset(
+    """LOAD_FAST LOAD_FAST_CHECK LOAD_FAST_AND_CLEAR LOAD_FAST_LOAD_FAST LOAD_CONST LOAD_DEREF
+    LOAD_CLOSURE LOAD_CLASSDEREF LOAD_NAME LOAD_BUILD_CLASS LOAD_ASSERTION_ERROR LOAD_LOCALS NOP
+    RESUME MAKE_CELL COPY_FREE_VARS DELETE_FAST DELETE_DEREF DELETE_GLOBAL DELETE_NAME KW_NAMES
+    PRECALL EXTENDED_ARG CACHE SETUP_ANNOTATIONS""".split()
+) | ALWAYS_JUMPS
+# Slots below the top that an instruction looks at without taking them; {} is its argument.
+_LOOKS_AT = {
+    "LIST_APPEND": lambda arg: arg + 1, "SET_ADD": lambda arg: arg + 1,
+    "MAP_ADD": lambda arg: arg + 2, "LIST_EXTEND": lambda arg: arg + 1,
+    "SET_UPDATE": lambda arg: arg + 1, "DICT_UPDATE": lambda arg: arg + 1,
+    "DICT_MERGE": lambda arg: arg + 4, "COPY": lambda arg: arg, "SWAP": lambda arg: arg,
+    "MATCH_KEYS": lambda arg: 2, "MATCH_CLASS": lambda arg: 3, "CHECK_EXC_MATCH": lambda arg: 2,
+    "CHECK_EG_MATCH": lambda arg: 2, "WITH_EXCEPT_START": lambda arg: 4, "FOR_ITER": lambda arg: 1,
+    "RERAISE": lambda arg: arg + 1, "SEND": lambda arg: 2, "MATCH_MAPPING": lambda arg: 1,
+    "MATCH_SEQUENCE": lambda arg: 1, "GET_LEN": lambda arg: 1, "IMPORT_FROM": lambda arg: 1,
+}  # fmt: skip
+_READS_LOCAL = frozenset(
+    """LOAD_FAST LOAD_FAST_CHECK LOAD_FAST_AND_CLEAR DELETE_FAST LOAD_CLOSURE LOAD_DEREF
+    DELETE_DEREF LOAD_CLASSDEREF LOAD_FROM_DICT_OR_DEREF""".split()
+)
+_WRITES_LOCAL = frozenset("STORE_FAST DELETE_FAST LOAD_FAST_AND_CLEAR MAKE_CELL".split())
+_LOADS_METHOD_BIT = VERSION >= (3, 12)  # LOAD_ATTR may load a method
+
+
+class Handler(NamedTuple):
+    """A range of instructions, the handler of its exceptions, and what it is entered with."""
+
+    start: int
+    end: int
+    target: int
+    depth: int
+    has_lasti: bool
+
+
+class Stretch(NamedTuple):
+    """What lies between a point and the stops, on any path."""
+
+    instructions: frozenset[int]
+    reads: frozenset[int]  # locals that may be read before they are written
+    writes: frozenset[int]
+    untouched: int  # so many slots at the bottom of the stack are neither read nor replaced
+
+
+def reads_of(name: str, arg: int) -> tuple[int, ...]:
+    """Indices of the fast locals that the instruction reads."""
+    if name in _READS_LOCAL:
+        return (arg,)
+    if name == "LOAD_FAST_LOAD_FAST":
+        return (arg >> 4, arg & 15)
+    return (arg & 15,) if name == "STORE_FAST_LOAD_FAST" else ()
+
+
+def writes_of(name: str, arg: int) -> tuple[int, ...]:
+    """Indices of the fast locals that the instruction binds or unbinds."""
+    if name in _WRITES_LOCAL:
+        return (arg,)
+    if name == "STORE_FAST_STORE_FAST":
+        return (arg >> 4, arg & 15)
+    return (arg >> 4,) if name == "STORE_FAST_LOAD_FAST" else ()
+
+
+class Flow:
+    """One code object's instructions, edges and stacks. Errors: RewriteError."""
+
+    def __init__(self, code: types.CodeType) -> None:
+        self.code = code
+        instructions = decode(code.co_code)
+        self.instructions = instructions
+        self.args = instructions.args
+        self.names = [OPNAME.get(op, "") for op in instructions.ops]
+        self.ops = instructions.ops
+        self.jumps = instructions.jump_targets()
+        index_of = {unit: i for i, unit in enumerate(instructions.starts)}
+        self.index_of = index_of
+        self.handlers = [
+            Handler(index_of[s], index_of[e], index_of[t], packed >> 1, bool(packed & 1))
+            for s, e, t, packed in read_exceptions(code.co_exceptiontable)
+        ]
+        self.entered = set(self.jumps.values()) | {h.target for h in self.handlers}
+        self.stacks: list[Stack | None] = [None] * len(self.names)
+        self._fill_stacks()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    # --------------------------------------------------------------- edges
+
+    def next(self, i: int) -> list[int]:
+        """Where control may go from instruction i, exceptions apart."""
+        name = self.names[i]
+        if name in ENDS:
+            return []
+        after = [] if name in ALWAYS_JUMPS else [i + 1]
+        return after + ([self.jumps[i]] if i in self.jumps else [])
+
+    def caught_by(self, i: int) -> Handler | None:
+        """The innermost handler of exceptions at instruction i (later entries are inner)."""
+        found = None
+        for handler in self.handlers:
+            if handler.start <= i < handler.end:
+                found = handler
+        return found
+
+    def edges(self, i: int) -> list[int]:
+        handler = self.caught_by(i)
+        return self.next(i) + ([handler.target] if handler is not None else [])
+
+    # --------------------------------------------------------------- stacks
+
+    def stack(self, i: int) -> Stack:
+        """The stack before instruction i. Errors: RewriteError where control never comes."""
+        stack = self.stacks[i]
+        if stack is None:
+            raise RewriteError(f"{self.code.co_qualname}: instruction {i} is never reached")
+        return stack
+
+    def is_pending(self, i: int) -> bool:
+        """Whether some call's callable lies on the stack, waiting for its arguments."""
+        return any(slot.kind == "null" for slot in self.stack(i))
+
+    def _fill_stacks(self) -> None:
+        todo: list[tuple[int, Stack]] = [(0, ())]
+        while todo:
+            i, stack = todo.pop()
+            known = self.stacks[i]
+            if known is not None:
+                if len(known) != len(stack):
+                    raise RewriteError(f"{self.code.co_qualname}: two stack depths at {i}")
+                if known == stack:
+                    continue
+                merged = tuple(
+                    a if a == b else VALUE for a, b in zip(known, stack, strict=True)
+                )
+                if merged == known:
+                    continue
+                stack = merged
+            self.stacks[i] = stack
+            for target, after in self._after(i, stack):
+                todo.append((target, after))
+            handler = self.caught_by(i)
+            if handler is not None:
+                entered = stack[: handler.depth] + (VALUE,) * (1 + handler.has_lasti)
+                todo.append((handler.target, entered))
+
+    def _after(self, i: int, stack: Stack) -> Iterator[tuple[int, Stack]]:
+        for target in self.next(i):
+            jumps = i in self.jumps and target == self.jumps[i]
+            yield target, self._pushed(i, stack, jumps)
+
+    def _pushed(self, i: int, stack: Stack, jumps: bool) -> Stack:
+        """The stack behind instruction i."""
+        name, arg = self.names[i], self.args[i]
+        special = self._special(i, name, arg, stack)
+        if special is not None:
+            return special
+        counted = arg if self.ops[i] >= dis.HAVE_ARGUMENT else None
+        effect = dis.stack_effect(self.ops[i], counted, jump=jumps)
+        depth = len(stack) + effect
+        if depth < 0:
+            raise RewriteError(f"{self.code.co_qualname}: the stack runs out at {i}")
+        new = list(stack[:depth]) + [VALUE] * max(effect, 0)
+        replaced = len(stack) - 1 if effect >= 0 else depth - 1
+        takes = name not in _ONLY_GIVE and name not in _ONLY_TAKE and name != "FOR_ITER"
+        if takes and replaced >= 0 and not name.startswith("POP_JUMP"):
+            new[replaced] = VALUE
+        return tuple(new)
+
+    def _special(self, i: int, name: str, arg: int, stack: Stack) -> Stack | None:
+        null = Slot("null", i)
+        if name in ("PRECALL", "KW_NAMES"):
+            return stack
+        if name == "PUSH_NULL":
+            return (*stack[:-1], null, stack[-1]) if VERSION >= (3, 13) else (*stack, null)
+        if name == "LOAD_GLOBAL":
+            return (*stack, null, VALUE) if arg & 1 else (*stack, VALUE)
+        if name == "LOAD_METHOD" or (name == "LOAD_ATTR" and _LOADS_METHOD_BIT and arg & 1):
+            return (*stack[:-1], null, VALUE)
+        if name == "LOAD_SUPER_ATTR":
+            return (*stack[:-3], null, VALUE) if arg & 1 else (*stack[:-3], VALUE)
+        base = self.call_base(i, len(stack))
+        if base is not None:
+            return (*stack[:base], VALUE)
+        if name == "SWAP":
+            swapped = list(stack)
+            swapped[-1], swapped[-arg] = swapped[-arg], swapped[-1]
+            return tuple(swapped)
+        if name == "COPY":
+            return (*stack, stack[-arg] if stack[-arg].kind != "null" else VALUE)
+        if name == "GET_ITER":
+            return (*stack[:-1], Slot("iterator", i))
+        if name == "BEFORE_WITH":
+            return (*stack[:-1], Slot("exit", i), VALUE)
+        if name == "PUSH_EXC_INFO":
+            return (*stack[:-1], Slot("exception", i), stack[-1])
+        return None
+
+    def call_base(self, i: int, depth: int) -> int | None:
+        """Where the slots of a call instruction begin; None for other instructions."""
+        name, arg = self.names[i], self.args[i]
+        if name == "CALL":
+            return depth - arg - 2
+        if name == "CALL_KW":
+            return depth - arg - 3
+        if name == "CALL_FUNCTION_EX":
+            return depth - 3 - (arg & 1)
+        return None
+
+    # ------------------------------------------------------------- stretches
+
+    def stretch(self, start: int, stops: Collection[int]) -> Stretch:
+        """What may run from instruction `start` until control comes to one of `stops`."""
+        seen: set[int] = set()
+        todo = [start]
+        while todo:
+            i = todo.pop()
+            if i in seen or i in stops:
+                continue
+            seen.add(i)
+            todo += self.edges(i)
+        writes = {w for i in seen for w in writes_of(self.names[i], self.args[i])}
+        lowest = [len(self.stack(start)), *(self._touched(i) for i in seen)]
+        reached = {t for i in seen for t in self.edges(i)}
+        lowest += [len(self.stack(t)) for t in reached]
+        lowest += [h.depth for h in self.handlers if any(h.start <= i < h.end for i in seen)]
+        return Stretch(
+            frozenset(seen), self._live(start, seen), frozenset(writes), max(min(lowest), 0)
+        )
+
+    def _touched(self, i: int) -> int:
+        """The lowest slot that instruction i reads or replaces."""
+        name, arg, depth = self.names[i], self.args[i], len(self.stack(i))
+        if name in _LOOKS_AT:
+            return depth - _LOOKS_AT[name](arg)
+        if name in _ONLY_GIVE or name in ENDS or (name == "LOAD_GLOBAL"):
+            return depth
+        base = self.call_base(i, depth)
+        if base is not None:
+            return base
+        after = min((len(s) for _, s in self._after(i, self.stack(i))), default=depth)
+        return min(depth, after) - 1
+
+    def _live(self, start: int, region: set[int]) -> frozenset[int]:
+        """Locals that may be read before being written, from `start` on inside `region`."""
+        live: dict[int, frozenset[int]] = dict.fromkeys(region, frozenset())
+        before: dict[int, list[int]] = {}
+        for i in region:
+            for target in self.edges(i):
+                if target in region:
+                    before.setdefault(target, []).append(i)
+        todo = set(region)
+        while todo:
+            i = todo.pop()
+            name, arg = self.names[i], self.args[i]
+            behind = [live[t] for t in self.next(i) if t in region]
+            handler = self.caught_by(i)
+            caught = live.get(handler.target, frozenset()) if handler is not None else frozenset()
+            flowing = frozenset().union(*behind) if behind else frozenset()
+            now = (flowing - set(writes_of(name, arg))) | caught | set(reads_of(name, arg))
+            if now != live[i]:
+                live[i] = now
+                todo.update(before.get(i, ()))
+        return live.get(start, frozenset())
+
+
+__all__ = ["VALUE", "Flow", "Handler", "Slot", "Stack", "Stretch"]

@@ -1,0 +1,452 @@
+"""Islands: code that may be entered and left in the middle of a function.
+
+In: a function's code and the instructions that can only run as Python (*exits*). Out:
+`plan_islands` says where compiled stretches may begin (*nodes*) and where Python must go on
+(*landings*); `resumable` gives the function's own code with a question at each node,
+
+    r = __accel_node__(index)
+    if r is not __accel_run_body__: drop the stack, jump to the pad that r names
+
+and, at its end, one pad a landing, which pushes the stack that r brings and jumps there. The
+locals have been written into the frame by then. One frame runs everything: tracebacks, handlers,
+cells and `sys._getframe` are those of the plain function.
+Invariant: a frame that is only ever answered "run the body" does what the original does; a pad
+raises nothing, and what is jumped to runs under its own handlers.
+
+A loop or with block that contains an exit is entered, advanced and left by Python, so an
+iterator or a context manager never has to be made again.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from accel.rewriter.flow import ALWAYS_JUMPS, ENDS, Flow, Stretch
+from accel.rewriter.layout import (
+    OPMAP,
+    VERSION,
+    RewriteError,
+    append_lines,
+    assemble,
+    move_exceptions,
+    move_lines,
+)
+
+NODE_CALLEE = "__accel_node__"
+_SENTINEL = "__accel_run_body__"
+# The pad that returns. Landings count from 0.
+RETURN_PAD = -1
+
+_MAX_LANDINGS = 48
+_MAX_NODES = 64
+# Instructions that only fetch what a call takes: they may run as Python with it.
+_FETCHES = frozenset(
+    """LOAD_FAST LOAD_FAST_CHECK LOAD_FAST_LOAD_FAST LOAD_CONST LOAD_GLOBAL LOAD_DEREF PUSH_NULL
+    LOAD_METHOD LOAD_ATTR LOAD_SUPER_ATTR PRECALL KW_NAMES""".split()
+)
+# Instructions between an exit and its node that do nothing worth compiling.
+_TAIL = frozenset("POP_TOP STORE_FAST END_FOR NOP STORE_GLOBAL STORE_DEREF".split())
+# Instructions that may stand for a torch operation, or lead to one.
+_WORKS = frozenset(
+    """CALL CALL_KW CALL_FUNCTION_EX BINARY_OP BINARY_SUBSCR BINARY_SLICE COMPARE_OP UNARY_NEGATIVE
+    UNARY_INVERT UNARY_NOT STORE_SUBSCR STORE_SLICE DELETE_SUBSCR LOAD_ATTR STORE_ATTR
+    CONTAINS_OP CALL_INTRINSIC_1""".split()
+)
+# Names whose use means that a function looks at its own locals.
+_LOOKS_AT_LOCALS = frozenset("locals vars eval exec dir".split())
+
+_JUMP_IF_FALSE = OPMAP.get("POP_JUMP_IF_FALSE", OPMAP.get("POP_JUMP_FORWARD_IF_FALSE", 0))
+_JUMP_IF_TRUE = OPMAP.get("POP_JUMP_IF_TRUE", OPMAP.get("POP_JUMP_FORWARD_IF_TRUE", 0))
+_CALL_OPS = [OPMAP[name] for name in ("PRECALL", "CALL") if name in OPMAP]
+
+
+class Node(NamedTuple):
+    """Where a compiled stretch may begin."""
+
+    at: int  # the instruction
+    depth: int  # slots on the stack
+    line: int
+    context: tuple[int, ...]  # the exceptions that are being handled, by their origin
+    stretch: Stretch
+    reads: frozenset[int]  # locals that a recording has to know
+
+
+class Landing(NamedTuple):
+    """Where Python goes on."""
+
+    at: int
+    depth: int
+    line: int
+    context: tuple[int, ...]
+    nulls: tuple[int, ...]  # slots that hold no value, from the bottom
+
+
+class Islands(NamedTuple):
+    """The plan of one function."""
+
+    flow: Flow
+    exits: frozenset[int]
+    nodes: tuple[Node, ...]
+    landings: tuple[Landing, ...]
+    statements: tuple[int, ...]  # beginnings of lines with nothing half done: for discovery
+
+
+def refusal(code: types.CodeType) -> str:
+    """Why this function can have no islands; "" when it can."""
+    if code.co_cellvars:
+        return "variables that inner functions share"
+    if _LOOKS_AT_LOCALS & set(code.co_names):
+        return "it looks at its own locals"
+    return ""
+
+
+def plan_islands(code: types.CodeType, exits: Iterable[int]) -> Islands:
+    """Nodes and landings for these exits, indices of instructions.
+
+    Errors: RewriteError, when the function can have none.
+    """
+    why = refusal(code)
+    if why:
+        raise RewriteError(f"{code.co_qualname}: {why}")
+    return _Planner(Flow(code)).plan(exits)
+
+
+class _Planner:
+    def __init__(self, flow: Flow) -> None:
+        self.flow = flow
+        self.lines = _lines_of(flow)
+
+    def plan(self, exits: Iterable[int]) -> Islands:
+        flow = self.flow
+        all_exits = self._with_enclosing(exits)
+        landed = {i: self._landing_of(i) for i in all_exits}
+        landings = sorted(set(landed.values()))
+        starts = {self._body()}
+        for i in all_exits:
+            starts.update(self._behind(i))
+        nodes = [self._node(i, landings) for i in sorted(starts - set(landings))]
+        nodes = [node for node in nodes if self._is_worth_it(node)]
+        if len(nodes) > _MAX_NODES or len(landings) > _MAX_LANDINGS:
+            raise RewriteError(f"{flow.code.co_qualname}: too many exits")
+        return Islands(
+            flow,
+            frozenset(all_exits),
+            tuple(nodes),
+            tuple(self._landing(i) for i in landings),
+            tuple(self._statements(set(landings) | {node.at for node in nodes})),
+        )
+
+    # ---------------------------------------------------------- exits
+
+    def _with_enclosing(self, exits: Iterable[int]) -> set[int]:
+        """The exits, and what enters, advances and leaves the blocks around them."""
+        found: set[int] = set()
+        todo = list(exits)
+        while todo:
+            i = todo.pop()
+            if i in found or self.flow.stacks[i] is None:
+                continue
+            found.add(i)
+            for slot in self.flow.stack(i):
+                if slot.kind in ("iterator", "exit"):
+                    todo.append(slot.origin)
+                if slot.kind in ("iterator", "exit", "exception"):
+                    todo += self._users(slot.origin, slot.kind)
+            handler = self.flow.caught_by(i)
+            if handler is not None and self.flow.names[handler.target] == "PUSH_EXC_INFO":
+                todo += self._users(handler.target, "exception")
+        return found
+
+    def _users(self, origin: int, kind: str) -> list[int]:
+        """The instructions that work on the slot that `origin` has put on the stack."""
+        flow, users = self.flow, []
+        for i, name in enumerate(flow.names):
+            stack = flow.stacks[i]
+            if not stack:
+                continue
+            if name == {"iterator": "FOR_ITER", "exception": "POP_EXCEPT"}.get(kind):
+                slot = stack[-1]
+            elif kind == "exit" and (base := flow.call_base(i, len(stack))) is not None:
+                slot = stack[base]
+            else:
+                continue
+            if slot.kind == kind and slot.origin == origin:
+                users.append(i)
+        return users
+
+    def _landing_of(self, i: int) -> int:
+        """Where Python goes on for exit i: before what only fetches its operands."""
+        flow = self.flow
+        name = flow.names[i]
+        if name in ("FOR_ITER", "POP_EXCEPT"):
+            return i
+        if name in ("GET_ITER", "BEFORE_WITH"):
+            wanted = len(flow.stack(i)) - 1
+            start = i
+            while self._is_straight(start) and len(flow.stack(start)) != wanted:
+                start -= 1
+            if len(flow.stack(start)) == wanted:
+                return start
+        start = i
+        while self._is_straight(start) and flow.names[start - 1] in _FETCHES:
+            start -= 1
+        return start
+
+    def _is_straight(self, i: int) -> bool:
+        """Whether instruction i follows the one before it and nothing else."""
+        if i == 0 or i in self.flow.entered or self.flow.stacks[i - 1] is None:
+            return False
+        before = self.flow.names[i - 1]
+        return before not in ENDS and i - 1 not in self.flow.jumps and before != "RESUME"
+
+    # ---------------------------------------------------------- nodes
+
+    def _body(self) -> int:
+        return self.flow.names.index("RESUME") + 1
+
+    def _behind(self, i: int) -> list[int]:
+        """Where compiled code may begin again behind exit i."""
+        found = []
+        for start in self.flow.next(i):
+            at = self._settled(start)
+            if at is not None:
+                found.append(at)
+        return found
+
+    def _settled(self, at: int) -> int | None:
+        """The first place from `at` on with no call half made and nothing left to store."""
+        flow = self.flow
+        for _ in range(64):
+            name = flow.names[at]
+            if name in ENDS or flow.stacks[at] is None:
+                return None
+            if name in ALWAYS_JUMPS:
+                at = flow.jumps[at]
+            elif flow.is_pending(at) and at not in flow.jumps:
+                at += 1
+            elif name in _TAIL or self._is_taken_together(at):
+                at += 1
+            else:
+                return None if flow.is_pending(at) else at
+        return None
+
+    def _is_taken_together(self, at: int) -> bool:
+        """Whether the interpreter takes this instruction with the one before it."""
+        return at > 0 and self.flow.names[at - 1] in ("PRECALL", "KW_NAMES", "END_FOR")
+
+    def _node(self, at: int, landings: list[int]) -> Node:
+        flow = self.flow
+        stretch = flow.stretch(at, frozenset(landings))
+        reads = set(stretch.reads)
+        if "super" in flow.code.co_names:
+            reads.add(0)  # what super() without arguments takes
+        return Node(
+            at, len(flow.stack(at)), self.lines[at], self._context(at), stretch, frozenset(reads)
+        )
+
+    def _is_worth_it(self, node: Node) -> bool:
+        return any(self.flow.names[i] in _WORKS for i in node.stretch.instructions)
+
+    def _landing(self, at: int) -> Landing:
+        stack = self.flow.stack(at)
+        nulls = tuple(k for k, slot in enumerate(stack) if slot.kind == "null")
+        return Landing(at, len(stack), self.lines[at], self._context(at), nulls)
+
+    def _context(self, at: int) -> tuple[int, ...]:
+        return tuple(s.origin for s in self.flow.stack(at) if s.kind == "exception")
+
+    def _statements(self, taken: set[int]) -> list[int]:
+        flow, found = self.flow, []
+        body = self._body()
+        for i in range(body, len(flow)):
+            begins = self.lines[i] != self.lines[i - 1] or i in flow.entered
+            plain = flow.names[i] not in ("PUSH_EXC_INFO", "END_FOR", "POP_EXCEPT", "RERAISE")
+            together = self._is_taken_together(i) or flow.names[i] == "CALL"
+            if begins and plain and not together and i not in taken and flow.stacks[i] is not None:
+                if not flow.is_pending(i):
+                    found.append(i)
+        return found
+
+
+def _lines_of(flow: Flow) -> list[int]:
+    lines = [0] * len(flow)
+    for start, end, line in flow.code.co_lines():
+        for unit in range(start // 2, end // 2):
+            i = flow.index_of.get(unit)
+            if i is not None:
+                lines[i] = line or 0
+    return lines
+
+
+# ----------------------------------------------------------------- resumable code
+
+
+class _Builder:
+    """Instructions of resumable code under construction."""
+
+    def __init__(self, islands: Islands, code: types.CodeType, index_of: Callable[[int], int]):
+        self.islands = islands
+        self.code = code
+        self.index_of = index_of
+        self.ops: list[int] = []
+        self.args: list[int] = []
+        self.jumps: dict[int, int] = {}
+        self.groups: list[int] = []
+        self.consts = list(code.co_consts)
+        self.names = list(code.co_names)
+
+    def emit(self, name: str, arg: int = 0) -> None:
+        self.ops.append(OPMAP[name])
+        self.args.append(arg)
+
+    def jump(self, op: int, group: int) -> None:
+        self.jumps[len(self.ops)] = group
+        self.ops.append(op)
+        self.args.append(0)
+
+    def group(self) -> int:
+        self.groups.append(len(self.ops))
+        return len(self.groups) - 1
+
+    def constant(self, value: object) -> None:
+        self.consts.append(value)
+        self.emit("LOAD_CONST", len(self.consts) - 1)
+
+    def name(self, name: str) -> int:
+        if name not in self.names:
+            self.names.append(name)
+        return self.names.index(name)
+
+    def ask(self, number: int, tail: int) -> None:
+        """The question at a node. The stack behind it is the one before it."""
+        self.emit("LOAD_GLOBAL", self.name(NODE_CALLEE) << 1 | 1)
+        self.constant(self.index_of(number))
+        for op in _CALL_OPS:
+            self.ops.append(op)
+            self.args.append(1)
+        self.emit("COPY", 1)
+        self.emit("LOAD_GLOBAL", self.name(_SENTINEL) << 1)
+        self.emit("IS_OP", 0)
+        self.jump(_JUMP_IF_FALSE, tail)
+        self.emit("POP_TOP")
+
+    def pad(self, landing: Landing) -> None:
+        """[values as nested pairs] -> the landing's stack, and there."""
+        slots = _real_slots(landing)
+        left = slots.count(True)
+        if not left:
+            self.emit("POP_TOP")
+            for _ in slots:
+                self.emit("PUSH_NULL")
+        for is_value in slots if left or not slots else ():
+            if is_value and left > 1:
+                self.emit("UNPACK_SEQUENCE", 2)  # [value, the rest]
+                left -= 1
+            elif is_value:
+                left = 0
+            else:
+                self.emit("PUSH_NULL")
+                if left:
+                    self.emit("SWAP", 2)
+        self.jump(OPMAP["JUMP_BACKWARD_NO_INTERRUPT"], landing.at)
+
+
+def _real_slots(landing: Landing) -> list[bool]:
+    """For each slot from the bottom, as the interpreter has them: whether it holds a value."""
+    slots = [k not in landing.nulls for k in range(landing.depth)]
+    if VERSION >= (3, 13):  # the NULL lies above its callable
+        for k in landing.nulls:
+            slots[k], slots[k + 1] = slots[k + 1], slots[k]
+    return slots
+
+
+def resumable(
+    islands: Islands, code: types.CodeType, index_of: Callable[[int], int]
+) -> types.CodeType:
+    """`code` (the planned one, or the same with other constants) with its nodes and pads;
+    `index_of(k)` is the dispatch index of node number k.
+
+    Errors: RewriteError.
+    """
+    flow = islands.flow
+    b = _Builder(islands, code, index_of)
+    count = len(flow)
+    numbers = {node.at: k for k, node in enumerate(islands.nodes)}
+    tail_of = {k: count + k for k in range(len(islands.nodes))}
+    for i in range(count):
+        b.group()
+        if i in numbers:
+            b.ask(numbers[i], tail_of[numbers[i]])
+        if i in flow.jumps:
+            b.jump(flow.ops[i], flow.jumps[i])
+        else:
+            b.ops.append(flow.ops[i])
+            b.args.append(flow.args[i])
+    _emit_tails(b, islands)
+    b.groups.append(len(b.ops))
+    new_code, starts = assemble(b.ops, b.args, b.jumps, b.groups)
+    unit_of = _unit_map(flow.instructions.starts, starts)
+    body_units = unit_of[-1]
+    deepest = max((len(s) for s in flow.stacks if s is not None), default=0)
+    return code.replace(
+        co_code=new_code,
+        co_consts=tuple(b.consts),
+        co_names=tuple(b.names),
+        co_linetable=append_lines(
+            move_lines(code.co_linetable, unit_of), len(new_code) // 2 - body_units
+        ),
+        co_exceptiontable=move_exceptions(code.co_exceptiontable, unit_of),
+        co_stacksize=max(code.co_stacksize, deepest) + 6,
+    )
+
+
+def _emit_tails(b: _Builder, islands: Islands) -> None:
+    """Behind the body: what drops each node's stack, the choice of a pad, the pads."""
+    count, nodes = len(islands.flow), islands.nodes
+    choice = count + len(nodes)
+    first_pad = choice + 1
+    for node in nodes:  # [stack of the node, (pad, values)]
+        b.group()
+        for _ in range(node.depth):
+            b.emit("SWAP", 2)
+            b.emit("POP_TOP")
+        b.jump(OPMAP["JUMP_FORWARD"], choice)
+    b.group()
+    b.emit("UNPACK_SEQUENCE", 2)  # [values, number of the pad]
+    for k in range(len(islands.landings)):
+        b.emit("COPY", 1)
+        b.constant(k)
+        b.emit("IS_OP", 0)
+        b.jump(_JUMP_IF_TRUE, first_pad + k)
+    b.emit("POP_TOP")
+    b.emit("RETURN_VALUE")
+    for landing in islands.landings:
+        b.group()
+        b.emit("POP_TOP")
+        b.pad(landing)
+
+
+def _unit_map(old: list[int], new: list[int]) -> list[int]:
+    """Old unit -> new unit, for the body; units inside an instruction go to its end."""
+    unit_of = [0] * (old[-1] + 1)
+    before = 0
+    for k, start in enumerate(old):
+        for unit in range(before, start):
+            unit_of[unit] = new[k]
+        unit_of[start] = new[k]
+        before = start + 1
+    return unit_of
+
+
+__all__ = [
+    "NODE_CALLEE",
+    "RETURN_PAD",
+    "Islands",
+    "Landing",
+    "Node",
+    "plan_islands",
+    "refusal",
+    "resumable",
+]

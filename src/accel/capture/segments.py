@@ -1,0 +1,248 @@
+"""Segments: one recorded run of a root that Python has to interrupt, stretch by stretch.
+
+In: the root's nodes and landings, and the events of a twin that announces them. Out: for every
+stretch between a node and the landing (or return) that followed it a `Segment`: a recording whose
+result is what the stretch did to the frame; and where else the run met something that only
+Python can do.
+Invariant: between two stretches nothing is recorded and nothing is remembered; a new one knows the
+frame's locals and stack as roots only, and guards what it reads of them.
+"""
+
+from __future__ import annotations
+
+import time
+import types
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from accel import runtime
+from accel.capture.recorder import Recorder, Recording
+from accel.capture.results import Describer, Template
+from accel.capture.steps import Void
+
+RETURNS = -1  # number of the landing that is the function's return
+
+# What cannot be recorded but can be done by Python, between two stretches.
+EXITS = frozenset(
+    """class_or_module_store closure_store container container_write delete finaliser global_store
+    import no_twin opaque_attribute opaque_call opaque_operation operand read_after_write
+    unknown_function tensor_attribute tensor_attribute_store tensor_method tensor_subclass
+    text_of_object unbound_slot unknown_tensor unknown_value value_from_tensor""".split()
+)
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """What a recording has to know of the stretches that begin at a node."""
+
+    number: int
+    depth: int  # slots on the stack
+    reads: frozenset[int]  # locals that may be read before they are written
+    writes: frozenset[int]
+    untouched: int  # slots at the bottom of the stack that a stretch leaves alone
+    context: tuple[int, ...]  # the exceptions that are being handled
+
+
+@dataclass(frozen=True)
+class LandingFacts:
+    """What a recording has to know of a landing."""
+
+    number: int
+    depth: int
+    nulls: frozenset[int]  # slots that hold no value
+    context: tuple[int, ...]
+
+
+@dataclass
+class Segment:
+    """One recorded stretch. The recording's template gives a tuple: the locals `written`, then
+    the stack's values."""
+
+    node: int
+    landing: int
+    recording: Recording
+    written: tuple[int, ...] = ()
+    unset: tuple[int, ...] = ()
+
+    @property
+    def native_landing(self) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+        return self.landing, self.written, self.unset
+
+
+class SegmentRecorder(Recorder):
+    """The recorder of one stretch; its roots are the frame's locals, its stack, the function."""
+
+    def __init__(
+        self,
+        node: NodeFacts,
+        names: tuple[str, ...],
+        values: tuple[Any, ...],
+        function: types.FunctionType,
+        twin_of: Callable[[types.FunctionType], types.FunctionType | None],
+    ) -> None:
+        stack = [f"<stack {k}>" for k in range(node.depth)]
+        roots = list(zip([*names, *stack], values, strict=True))
+        touched = range(len(names) + node.untouched, len(values))
+        super().__init__(
+            [*roots, (function.__name__, function)],
+            twin_of,
+            lambda _recording: None,
+            function=len(values),
+            live=node.reads | frozenset(touched),
+        )
+        self.node = node
+        self.first = values
+        self.local_count = len(names)
+
+    def close(
+        self, landing: LandingFacts | None, values: tuple[Any, ...], unseen_operations: int
+    ) -> Segment:
+        """The stretch ends at `landing` with these locals and slots; at a return (None)
+        `values` is the result alone."""
+        number = RETURNS if landing is None else landing.number
+        written: list[int] = []
+        unset: list[int] = []
+
+        def describe(describer: Describer) -> Template:
+            if self.node.context != (landing.context if landing is not None else ()):
+                raise Void("opaque_call", "a stretch that enters or leaves an except block")
+            if landing is None:
+                return describer.describe_parts(list(values), self.effects)
+            for i in sorted(self.node.writes):
+                if values[i] is runtime.native.UNBOUND:
+                    unset.append(i)
+                elif i not in self.node.reads or values[i] is not self.first[i]:
+                    written.append(i)
+            parts = [values[i] for i in written]
+            for k in range(landing.depth):
+                if k < self.node.untouched:
+                    parts.append(self.roots[self.local_count + k])
+                elif k not in landing.nulls:
+                    parts.append(values[self.local_count + k])
+            return describer.describe_parts(parts, self.effects)
+
+        if unseen_operations and self.voided is None:
+            self.voided = Void("escaped_operation", "between two landings")
+        recording = self.conclude(describe, unseen_operations)
+        self.release()
+        return Segment(self.node.number, number, recording, tuple(written), tuple(unset))
+
+
+@dataclass
+class Discovery:
+    """Something that only Python can do, met where no landing was known."""
+
+    offset: int  # in the twin's code
+    void: Void
+    location: str
+
+
+@dataclass
+class SegmentRun:
+    """The recorder, for native code, of one run of a root with islands.
+
+    `wanted(node, values)` says whether a stretch from this node is to be recorded; nodes from
+    `len(nodes)` on are only there to find more exits. `on_done` is told when the run is over.
+    """
+
+    nodes: list[NodeFacts]
+    landings: list[LandingFacts]
+    names: tuple[str, ...]
+    function: types.FunctionType
+    twin_code: types.CodeType
+    twin_of: Callable[[types.FunctionType], types.FunctionType | None]
+    wanted: Callable[[int, tuple[Any, ...]], bool]
+    on_done: Callable[[SegmentRun], BaseException | None]
+    segments: list[Segment] = field(default_factory=list)
+    voided: list[Segment] = field(default_factory=list)
+    found: list[Discovery] = field(default_factory=list)
+    failed: bool = False
+    error: BaseException | None = None
+    started: float = field(default_factory=time.perf_counter)
+    seconds: float = 0.0
+    current: SegmentRecorder | None = None
+
+    @property
+    def handlers(self) -> tuple[Callable[..., Any], ...]:
+        """What native code asks before the first node: nothing but the end."""
+        return tuple(
+            self.finish if name == "finish" else _nothing for name in runtime.native.HANDLER_NAMES
+        )
+
+    def at_node(self, number: int, values: tuple[Any, ...], _unseen: int) -> Any:
+        """The handlers of the stretch that begins here, or None."""
+        try:
+            self._discard()
+            if not self.wanted(number, values):
+                return None
+            node = self._node(number, len(values))
+            self.current = SegmentRecorder(
+                node, self.names, values, self.function, self.twin_of
+            )
+            self.current.twin_code = self.twin_code
+            return tuple(
+                self.finish if name == "finish" else handler
+                for name, handler in zip(
+                    runtime.native.HANDLER_NAMES, self.current.handlers, strict=True
+                )
+            )
+        except Void:
+            self.current = None
+            return None
+        except Exception as error:
+            self.error, self.current = error, None
+            return None
+
+    def _node(self, number: int, count: int) -> NodeFacts:
+        if number < len(self.nodes):
+            return self.nodes[number]
+        depth = count - len(self.names)
+        everything = frozenset(range(len(self.names)))
+        return NodeFacts(number, depth, everything, everything, 0, ())
+
+    def at_landing(self, number: int, values: tuple[Any, ...], unseen: int) -> None:
+        self._close(self.landings[number], values, unseen)
+
+    def finish(self, result: Any, failed: bool, unseen: int) -> BaseException | None:
+        """The run is over."""
+        self.failed = failed
+        if failed or (self.current is not None and self.current.voided is not None):
+            self._discard()
+        else:
+            self._close(None, (result,), unseen)
+        self.seconds = time.perf_counter() - self.started
+        return self.on_done(self)
+
+    def _close(self, landing: LandingFacts | None, values: tuple[Any, ...], unseen: int) -> None:
+        recorder, self.current = self.current, None
+        if recorder is None:
+            return
+        try:
+            segment = recorder.close(landing, values, unseen)
+        except Exception as error:
+            self.error = error
+            recorder.release()
+            return
+        if segment.node < len(self.nodes):
+            kept = self.segments if segment.recording.void is None else self.voided
+            kept.append(segment)
+
+    def _discard(self) -> None:
+        """The stretch that was being recorded is void; why may be an exit not known so far."""
+        recorder, self.current = self.current, None
+        if recorder is None:
+            return
+        void = recorder.voided
+        if void is not None and void.kind in EXITS and recorder.exit_offset is not None:
+            self.found.append(Discovery(recorder.exit_offset, void, recorder.location))
+        if void is not None and void.kind == "recorder_error":
+            self.error = void
+        recorder.release()
+
+
+def _nothing(*_arguments: Any) -> None:
+    return None
+
+
+__all__ = ["EXITS", "RETURNS", "LandingFacts", "NodeFacts", "Segment", "SegmentRun"]

@@ -1,0 +1,271 @@
+"""Split roots: functions that run compiled between the places that only Python can run.
+
+In: a root whose recording met such a place (an *exit*). Out: plans of its islands, recorded runs
+of it stretch by stretch, its nodes as roots of their own, and its functions with resumable code.
+Invariant: a function is given resumable code only when its nodes exist; a plan that changes gets
+new nodes, since pads are numbered by plan.
+"""
+
+from __future__ import annotations
+
+import types
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from accel import log, runtime
+from accel.capture import segments
+from accel.capture.recorder import Recording
+from accel.capture.segments import LandingFacts, NodeFacts, Segment, SegmentRun
+from accel.errors import reason_text
+from accel.rewriter import islands, prologue, twin
+from accel.roots import Root
+
+MAX_PLANS = 12  # times a root's exits are found anew
+MAX_RUNS = 24  # recorded runs of one root
+MAX_FAILURES = 4  # stretches from one node that could not be used
+MAX_VISITS = 2  # stretches from one node in one run
+MAX_SEGMENTS = 48  # of one run
+
+
+@dataclass
+class Split:
+    """What is known of a split root."""
+
+    exits: set[int] = field(default_factory=set)  # instructions of the original code
+    reasons: dict[int, str] = field(default_factory=dict)  # exit -> why, with file and line
+    plan: islands.Islands | None = None
+    nodes: list[Root] = field(default_factory=list)
+    points: dict[int, list[tuple[str, tuple[int, ...]]]] = field(default_factory=dict)
+    twin_code: types.CodeType | None = None
+    functions: weakref.WeakSet[types.FunctionType] = field(default_factory=weakref.WeakSet)
+    plans: int = 0
+    runs: int = 0
+    wanted: bool = True  # its next call is to be recorded
+    settled: bool = False  # the last run met no unknown exit
+    failures: Counter[int] = field(default_factory=Counter)
+
+
+class Splitter:
+    """The part of the driver that deals with split roots."""
+
+    def __init__(
+        self,
+        twin_of: Callable[[types.FunctionType], types.FunctionType | None],
+        mark_twin: Callable[[types.CodeType], None],
+        compile_segment: Callable[[Root, int, Recording], None],
+    ) -> None:
+        self._twin_of = twin_of
+        self._mark_twin = mark_twin
+        self._compile = compile_segment
+
+    # ------------------------------------------------------------- plans
+
+    def offer(self, root: Root, recording: Recording) -> bool:
+        """A plain recording met something that only Python can do: can the root be split there?"""
+        void, offset = recording.void, recording.exit_offset
+        if void is None or void.kind not in segments.EXITS or offset is None or root.code is None:
+            return False
+        try:
+            found = twin.instruction_of(root.code, {}, offset)
+            split = root.split or Split()
+            split.reasons[found] = f"{reason_text(void.kind, void.detail)} ({recording.location})"
+            self._plan(root, split, {found})
+        except twin.RewriteError as error:
+            log.artifact("exits", "%s is not split: %s", root.name, error)
+            return False
+        root.split = split
+        return bool(split.nodes)
+
+    def _plan(self, root: Root, split: Split, found: set[int]) -> None:
+        code = root.code
+        assert code is not None
+        split.exits |= found
+        plan = islands.plan_islands(code, split.exits)
+        points: dict[int, list[tuple[str, tuple[int, ...]]]] = {}
+        for k, landing in enumerate(plan.landings):
+            points.setdefault(landing.at, []).append(("land", (k, landing.depth)))
+        for k, node in enumerate(plan.nodes):
+            points.setdefault(node.at, []).append(("node", (k, node.depth)))
+        for k, at in enumerate(plan.statements):
+            depth = len(plan.flow.stack(at))
+            points.setdefault(at, []).append(("node", (len(plan.nodes) + k, depth)))
+        twin_code = twin.bind_twin(
+            twin.build_twin_with(code, points), runtime.native.TRAMPOLINES
+        )
+        self._mark_twin(twin_code)
+        self._retire(split)
+        split.plan, split.points, split.twin_code = plan, points, twin_code
+        split.plans += 1
+        split.settled = False
+        split.failures.clear()
+        split.nodes = [self._node_root(root, node) for node in plan.nodes]
+
+    def _node_root(self, root: Root, node: islands.Node) -> Root:
+        reference = weakref.ref(root)
+
+        def on_call(entry: Any, _roots: tuple[Any, ...]) -> None:
+            """A node that no variant served: the root's next call may record one."""
+            owner = reference()
+            if owner is not None and owner.split is not None:
+                if owner.split.runs < MAX_RUNS and not any(n.pending for n in owner.split.nodes):
+                    owner.split.wanted = True
+                    owner.entry.threshold = 1
+                entry.threshold = min(2 * entry.threshold, 4096)
+
+        entry = runtime.native.Entry(f"{root.name}:{node.line}", on_call)
+        entry.stack_depth = node.depth
+        entry.threshold = 2
+        assert root.code is not None
+        return Root(
+            f"{root.name}:{node.line}",
+            "node",
+            f"{root.code.co_filename}:{node.line}",
+            entry,
+            backend=root.backend,
+        )
+
+    def _retire(self, split: Split) -> None:
+        for node in split.nodes:
+            node.state = "disabled"
+            node.variants.clear()
+            node.entry.variants = ()
+            node.entry.state = "off"
+
+    # -------------------------------------------------------------- runs
+
+    def recorder(self, root: Root, function: types.FunctionType) -> tuple[SegmentRun, Any] | None:
+        """What records the call that is about to be made, and the function to call."""
+        split = root.split
+        assert split is not None and split.plan is not None and split.twin_code is not None
+        code = root.code
+        assert code is not None
+        visits: Counter[int] = Counter()
+        checks: dict[int, list[Any]] = {}
+        split.functions.add(function)
+        split.runs += 1
+        split.wanted = False
+        names = (*code.co_varnames, *(f"<cell {n}>" for n in code.co_freevars))
+
+        def wanted(number: int, values: tuple[Any, ...]) -> bool:
+            visits[number] += 1
+            if visits[number] > MAX_VISITS or len(run.segments) >= MAX_SEGMENTS:
+                return False
+            if number >= len(split.nodes):
+                return not split.settled
+            node = split.nodes[number]
+            if split.failures[number] >= MAX_FAILURES or node.state in ("full", "blacklisted"):
+                return False
+            if number not in checks:
+                checks[number] = [v.program for v in node.variants]
+            known = [*checks[number], *(_program(s) for s in run.segments if s.node == number)]
+            return all(p.check((*values, function)) != -1 for p in known)
+
+        def _program(segment: Segment) -> Any:
+            guards = segment.recording.guards
+            assert guards is not None
+            count = len(names) + split.plan.nodes[segment.node].depth + 1  # type: ignore[union-attr]
+            return runtime.native.GuardProgram(guards.lower(count, []).instructions, count)
+
+        run = SegmentRun(
+            [_node_facts(k, node) for k, node in enumerate(split.plan.nodes)],
+            [_landing_facts(k, landing) for k, landing in enumerate(split.plan.landings)],
+            names,
+            function,
+            split.twin_code,
+            self._twin_of,
+            wanted,
+            lambda run: self._over(root, split, run),
+        )
+        twin_function = types.FunctionType(
+            split.twin_code,
+            function.__globals__,
+            function.__name__,
+            function.__defaults__,
+            function.__closure__,
+        )
+        twin_function.__kwdefaults__ = function.__kwdefaults__
+        twin_function.__qualname__ = function.__qualname__
+        twin_function.__module__ = function.__module__
+        return run, twin_function
+
+    def _over(self, root: Root, split: Split, run: SegmentRun) -> None:
+        """A recorded run has ended; called with dispatch paused."""
+        root.is_recording = False
+        try:
+            self._take(root, split, run)
+        except Exception as error:
+            log.internal_error("driver", error)
+            self._retire(split)
+            split.wanted = False
+
+    def _take(self, root: Root, split: Split, run: SegmentRun) -> None:
+        if root.split is not split:
+            return  # reset meanwhile
+        if run.error is not None:
+            raise run.error
+        code = root.code
+        assert code is not None and split.plan is not None
+        found: set[int] = set()
+        for discovery in run.found:
+            at = twin.instruction_of(code, split.points, discovery.offset)
+            if at not in split.exits:
+                why = reason_text(discovery.void.kind, discovery.void.detail)
+                split.reasons[at] = f"{why} ({discovery.location})"
+                found.add(at)
+        if found and split.plans < MAX_PLANS:
+            self._plan(root, split, found)
+            split.wanted = True
+            root.entry.threshold = 1
+            return
+        split.settled = not run.failed
+        for segment in run.voided:
+            split.failures[segment.node] += 1
+            void = segment.recording.void
+            assert void is not None
+            log.artifact(
+                "exits", "%s: %s %s", split.nodes[segment.node].name, void.kind, void.detail
+            )
+        for segment in run.segments:
+            node = split.nodes[segment.node]
+            segment.recording.landing = segment.native_landing
+            count = len(run.names) + split.plan.nodes[segment.node].depth + 1
+            self._compile(node, count, segment.recording)
+        if run.segments:
+            self.rewrite(root, split)
+
+    def rewrite(self, root: Root, split: Split) -> None:
+        """Gives the root's functions resumable code."""
+        assert split.plan is not None
+        for function in list(split.functions):
+            under = prologue.under_prologue(function.__code__)
+            body = islands.resumable(
+                split.plan, under, lambda k: int(split.nodes[k].entry.index)
+            )
+            function.__code__ = prologue.insert_prologue(under, root.entry.index, body=body)
+
+    def restore(self, root: Root) -> None:
+        """Takes the resumable code away again."""
+        split, root.split = root.split, None
+        if split is None:
+            return
+        self._retire(split)
+        for function in list(split.functions):
+            under = prologue.under_prologue(function.__code__)
+            if under is not function.__code__:
+                function.__code__ = prologue.insert_prologue(under, root.entry.index)
+
+
+def _node_facts(number: int, node: islands.Node) -> NodeFacts:
+    return NodeFacts(
+        number, node.depth, node.reads, node.stretch.writes, node.stretch.untouched, node.context
+    )
+
+
+def _landing_facts(number: int, landing: islands.Landing) -> LandingFacts:
+    return LandingFacts(number, landing.depth, frozenset(landing.nulls), landing.context)
+
+
+__all__ = ["Split", "Splitter"]
