@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dis
 import types
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 from accel.rewriter.layout import (
@@ -28,7 +28,9 @@ from accel.rewriter.layout import (
 class Slot(NamedTuple):
     """A slot of the operand stack: what kind of thing, and the instruction that put it there."""
 
-    kind: str  # "value", "null", "iterator", "exit" (of a with block), "exception"
+    # "value", "local" (just loaded), "null", "iterator", "exit" (of a with block), "exception",
+    # "function" (just made), "saved" (a local, perhaps unbound, around a comprehension)
+    kind: str
     origin: int
 
 
@@ -46,14 +48,17 @@ _ONLY_TAKE = frozenset(
     STORE_FAST_LOAD_FAST""".split()
 )
 # Instructions that touch no slot that was there.
-_ONLY_GIVE = frozenset(
-    """LOAD_FAST LOAD_FAST_CHECK LOAD_FAST_AND_CLEAR LOAD_FAST_LOAD_FAST LOAD_CONST LOAD_DEREF
+_ONLY_GIVE = (
+    frozenset(
+        """LOAD_FAST LOAD_FAST_CHECK LOAD_FAST_AND_CLEAR LOAD_FAST_LOAD_FAST LOAD_CONST LOAD_DEREF
     LOAD_CLOSURE LOAD_CLASSDEREF LOAD_NAME LOAD_BUILD_CLASS LOAD_ASSERTION_ERROR LOAD_LOCALS NOP
     RESUME MAKE_CELL COPY_FREE_VARS DELETE_FAST DELETE_DEREF DELETE_GLOBAL DELETE_NAME KW_NAMES
     PRECALL EXTENDED_ARG CACHE SETUP_ANNOTATIONS""".split()
-) | ALWAYS_JUMPS
+    )
+    | ALWAYS_JUMPS
+)
 # Slots below the top that an instruction looks at without taking them; {} is its argument.
-_LOOKS_AT = {
+_LOOKS_AT: dict[str, Callable[[int], int]] = {
     "LIST_APPEND": lambda arg: arg + 1, "SET_ADD": lambda arg: arg + 1,
     "MAP_ADD": lambda arg: arg + 2, "LIST_EXTEND": lambda arg: arg + 1,
     "SET_UPDATE": lambda arg: arg + 1, "DICT_UPDATE": lambda arg: arg + 1,
@@ -63,6 +68,7 @@ _LOOKS_AT = {
     "RERAISE": lambda arg: arg + 1, "SEND": lambda arg: 2, "MATCH_MAPPING": lambda arg: 1,
     "MATCH_SEQUENCE": lambda arg: 1, "GET_LEN": lambda arg: 1, "IMPORT_FROM": lambda arg: 1,
 }  # fmt: skip
+_COPIED = frozenset(("iterator", "exit", "exception"))  # kinds that a copy keeps
 _READS_LOCAL = frozenset(
     """LOAD_FAST LOAD_FAST_CHECK LOAD_FAST_AND_CLEAR DELETE_FAST LOAD_CLOSURE LOAD_DEREF
     DELETE_DEREF LOAD_CLASSDEREF LOAD_FROM_DICT_OR_DEREF""".split()
@@ -88,6 +94,7 @@ class Stretch(NamedTuple):
     reads: frozenset[int]  # locals that may be read before they are written
     writes: frozenset[int]
     untouched: int  # so many slots at the bottom of the stack are neither read nor replaced
+    carried: frozenset[int]  # loads of locals that only wait on the stack for what comes later
 
 
 def reads_of(name: str, arg: int) -> tuple[int, ...]:
@@ -177,9 +184,7 @@ class Flow:
                     raise RewriteError(f"{self.code.co_qualname}: two stack depths at {i}")
                 if known == stack:
                     continue
-                merged = tuple(
-                    a if a == b else VALUE for a, b in zip(known, stack, strict=True)
-                )
+                merged = tuple(a if a == b else VALUE for a, b in zip(known, stack, strict=True))
                 if merged == known:
                     continue
                 stack = merged
@@ -220,6 +225,10 @@ class Flow:
             return stack
         if name == "PUSH_NULL":
             return (*stack[:-1], null, stack[-1]) if VERSION >= (3, 13) else (*stack, null)
+        if name in ("LOAD_FAST", "LOAD_FAST_CHECK"):
+            return (*stack, Slot("local", i))
+        if name == "LOAD_FAST_AND_CLEAR":
+            return (*stack, Slot("saved", i))
         if name == "LOAD_GLOBAL":
             return (*stack, null, VALUE) if arg & 1 else (*stack, VALUE)
         if name == "LOAD_METHOD" or (name == "LOAD_ATTR" and _LOADS_METHOD_BIT and arg & 1):
@@ -234,13 +243,18 @@ class Flow:
             swapped[-1], swapped[-arg] = swapped[-arg], swapped[-1]
             return tuple(swapped)
         if name == "COPY":
-            return (*stack, stack[-arg] if stack[-arg].kind != "null" else VALUE)
+            return (*stack, stack[-arg] if stack[-arg].kind in _COPIED else VALUE)
         if name == "GET_ITER":
             return (*stack[:-1], Slot("iterator", i))
         if name == "BEFORE_WITH":
             return (*stack[:-1], Slot("exit", i), VALUE)
         if name == "PUSH_EXC_INFO":
             return (*stack[:-1], Slot("exception", i), stack[-1])
+        if name == "MAKE_FUNCTION":
+            depth = len(stack) + dis.stack_effect(self.ops[i], arg)
+            return (*stack[: depth - 1], Slot("function", i))
+        if name == "SET_FUNCTION_ATTRIBUTE":
+            return (*stack[:-2], stack[-1])
         return None
 
     def call_base(self, i: int, depth: int) -> int | None:
@@ -271,9 +285,33 @@ class Flow:
         reached = {t for i in seen for t in self.edges(i)}
         lowest += [len(self.stack(t)) for t in reached]
         lowest += [h.depth for h in self.handlers if any(h.start <= i < h.end for i in seen)]
+        carried = self._carried(seen, writes)
         return Stretch(
-            frozenset(seen), self._live(start, seen), frozenset(writes), max(min(lowest), 0)
+            frozenset(seen),
+            self._live(start, seen, carried),
+            frozenset(writes),
+            max(min(lowest), 0),
+            carried,
         )
+
+    def _carried(self, region: set[int], writes: set[int]) -> frozenset[int]:
+        """Loads in `region`, of locals that it does not write, whose value nothing in it uses."""
+        loads = {
+            i
+            for i in region
+            if self.names[i] in ("LOAD_FAST", "LOAD_FAST_CHECK") and self.args[i] not in writes
+        }
+        for i in region:
+            touched = self._touched(i)
+            for slot in self.stack(i)[max(touched, 0) :]:
+                loads.discard(slot.origin)
+            # Where stacks meet, a slot may have lost its name.
+            for target in self.next(i):
+                mine = self._pushed(i, self.stack(i), target == self.jumps.get(i))
+                for slot, there in zip(mine, self.stack(target), strict=True):
+                    if slot != there:
+                        loads.discard(slot.origin)
+        return frozenset(loads)
 
     def _touched(self, i: int) -> int:
         """The lowest slot that instruction i reads or replaces."""
@@ -288,8 +326,9 @@ class Flow:
         after = min((len(s) for _, s in self._after(i, self.stack(i))), default=depth)
         return min(depth, after) - 1
 
-    def _live(self, start: int, region: set[int]) -> frozenset[int]:
-        """Locals that may be read before being written, from `start` on inside `region`."""
+    def _live(self, start: int, region: set[int], unread: Collection[int]) -> frozenset[int]:
+        """Locals that may be read before being written, from `start` on inside `region`, other
+        than by the instructions `unread`."""
         live: dict[int, frozenset[int]] = dict.fromkeys(region, frozenset())
         before: dict[int, list[int]] = {}
         for i in region:
@@ -304,7 +343,8 @@ class Flow:
             handler = self.caught_by(i)
             caught = live.get(handler.target, frozenset()) if handler is not None else frozenset()
             flowing = frozenset().union(*behind) if behind else frozenset()
-            now = (flowing - set(writes_of(name, arg))) | caught | set(reads_of(name, arg))
+            reads = () if i in unread else reads_of(name, arg)
+            now = (flowing - set(writes_of(name, arg))) | caught | set(reads)
             if now != live[i]:
                 live[i] = now
                 todo.update(before.get(i, ()))

@@ -36,10 +36,8 @@ from accel.rewriter.layout import (
 
 NODE_CALLEE = "__accel_node__"
 _SENTINEL = "__accel_run_body__"
-# The pad that returns. Landings count from 0.
-RETURN_PAD = -1
 
-_MAX_LANDINGS = 48
+_MAX_LANDINGS = 64
 _MAX_NODES = 64
 # Instructions that only fetch what a call takes: they may run as Python with it.
 _FETCHES = frozenset(
@@ -54,6 +52,7 @@ _WORKS = frozenset(
     UNARY_INVERT UNARY_NOT STORE_SUBSCR STORE_SLICE DELETE_SUBSCR LOAD_ATTR STORE_ATTR
     CONTAINS_OP CALL_INTRINSIC_1""".split()
 )
+_RETURNS = frozenset(("RETURN_VALUE", "RETURN_CONST"))
 # Names whose use means that a function looks at its own locals.
 _LOOKS_AT_LOCALS = frozenset("locals vars eval exec dir".split())
 
@@ -81,6 +80,8 @@ class Landing(NamedTuple):
     line: int
     context: tuple[int, ...]
     nulls: tuple[int, ...]  # slots that hold no value, from the bottom
+    loads: tuple[tuple[int, int, int], ...]  # slots of locals: slot, loading instruction, local
+    returns: bool  # nothing but the return is left to do
 
 
 class Islands(NamedTuple):
@@ -122,7 +123,12 @@ class _Planner:
         flow = self.flow
         all_exits = self._with_enclosing(exits)
         landed = {i: self._landing_of(i) for i in all_exits}
-        landings = sorted(set(landed.values()))
+        returns = {
+            i
+            for i, name in enumerate(flow.names)
+            if name in _RETURNS and flow.stacks[i] is not None
+        }
+        landings = sorted({*landed.values(), *returns})
         starts = {self._body()}
         for i in all_exits:
             starts.update(self._behind(i))
@@ -192,7 +198,26 @@ class _Planner:
         start = i
         while self._is_straight(start) and flow.names[start - 1] in _FETCHES:
             start -= 1
-        return start
+        return self._before_what_is_made(start)
+
+    def _before_what_is_made(self, start: int) -> int:
+        """No function or iterator made for one call can be made again: before those."""
+        flow = self.flow
+        made = [
+            slot.origin
+            for slot in flow.stack(start)
+            if slot.kind == "function"
+            or (slot.kind == "iterator" and not self._users(slot.origin, "iterator"))
+        ]
+        if not made:
+            return start
+        wanted = min(k for k, slot in enumerate(flow.stack(start)) if slot.origin in made)
+        at = min(made)
+        while self._is_straight(at) and len(flow.stack(at)) > wanted:
+            at -= 1
+        if len(flow.stack(at)) != wanted:
+            raise RewriteError(f"{flow.code.co_qualname}: an exit inside a comprehension")
+        return at
 
     def _is_straight(self, i: int) -> bool:
         """Whether instruction i follows the one before it and nothing else."""
@@ -224,9 +249,11 @@ class _Planner:
                 return None
             if name in ALWAYS_JUMPS:
                 at = flow.jumps[at]
-            elif flow.is_pending(at) and at not in flow.jumps:
-                at += 1
-            elif name in _TAIL or self._is_taken_together(at):
+            elif (
+                (flow.is_pending(at) and at not in flow.jumps)
+                or name in _TAIL
+                or self._is_taken_together(at)
+            ):
                 at += 1
             else:
                 return None if flow.is_pending(at) else at
@@ -251,8 +278,16 @@ class _Planner:
 
     def _landing(self, at: int) -> Landing:
         stack = self.flow.stack(at)
+        if any(slot.kind == "saved" for slot in stack):
+            raise RewriteError(f"{self.flow.code.co_qualname}: an exit inside a comprehension")
         nulls = tuple(k for k, slot in enumerate(stack) if slot.kind == "null")
-        return Landing(at, len(stack), self.lines[at], self._context(at), nulls)
+        loads = tuple(
+            (k, slot.origin, self.flow.args[slot.origin])
+            for k, slot in enumerate(stack)
+            if slot.kind == "local"
+        )
+        returns = self.flow.names[at] in _RETURNS
+        return Landing(at, len(stack), self.lines[at], self._context(at), nulls, loads, returns)
 
     def _context(self, at: int) -> tuple[int, ...]:
         return tuple(s.origin for s in self.flow.stack(at) if s.kind == "exception")
@@ -415,13 +450,11 @@ def _emit_tails(b: _Builder, islands: Islands) -> None:
         b.jump(OPMAP["JUMP_FORWARD"], choice)
     b.group()
     b.emit("UNPACK_SEQUENCE", 2)  # [values, number of the pad]
-    for k in range(len(islands.landings)):
+    for k in range(1, len(islands.landings)):  # the first pad follows
         b.emit("COPY", 1)
         b.constant(k)
         b.emit("IS_OP", 0)
         b.jump(_JUMP_IF_TRUE, first_pad + k)
-    b.emit("POP_TOP")
-    b.emit("RETURN_VALUE")
     for landing in islands.landings:
         b.group()
         b.emit("POP_TOP")
@@ -442,10 +475,10 @@ def _unit_map(old: list[int], new: list[int]) -> list[int]:
 
 __all__ = [
     "NODE_CALLEE",
-    "RETURN_PAD",
     "Islands",
     "Landing",
     "Node",
+    "RewriteError",
     "plan_islands",
     "refusal",
     "resumable",

@@ -26,7 +26,7 @@ import torch
 
 from accel import errors, log, optimizers, other_tracers, runtime, teardown, trial
 from accel.capture.recorder import Recorder, Recording
-from accel.capture.twins import CodeKey, TwinFactory, code_key, mark_twin
+from accel.capture.twins import CodeKey, TwinFactory, code_key
 from accel.capture.values import class_lookup
 from accel.compile import gradients
 from accel.compile.service import CompiledSegment, CompileService
@@ -59,7 +59,9 @@ class Driver:
         self._code_index: dict[CodeKey, int] = {}
         self._code_cache = CodeCache(Path(config.cache_dir) / "code")
         self.twins = TwinFactory(self._build_twin)
-        self.splitter = Splitter(self.twins.function, mark_twin, self._compile)
+        self.splitter = Splitter(
+            self.twins.function, self._compile, lambda: self.counters.add("graph_breaks")
+        )
         self.progress = Progress(config)
         self._closed = False
         self._module_call: types.CodeType | None = None
@@ -370,10 +372,10 @@ class Driver:
             root.backoff = min(2 * root.backoff, self.limits.max_backoff_calls)
             root.entry.threshold = root.backoff
             return None
-        self.counters.add("graph_breaks")
         if not root.variants and self.splitter.offer(root, recording):
             root.state, root.entry.threshold = "split", 1
             return None
+        self.counters.add("graph_breaks")
         self._give_up(root, void.kind, void.detail, recording.location)
         if root.kind == "module":
             self._arm_forward(root)
@@ -688,16 +690,24 @@ class Driver:
     def read_counters(self) -> dict[str, float]:
         values = self.counters.snapshot()
         compiled = eager = ops_compiled = ops_eager = failed = deopts = backwards = 0
+        served = split = 0
         for root in self.roots.values():
             hits = root.hits
             compiled += hits
             backwards += sum(v.native.gradient.runs for v in root.variants if v.native.gradient)
             ops_compiled += sum(v.native.hits * v.operations for v in root.variants)
             ops_compiled += root.retired_hits * root.ops_per_call
+            if root.split is not None:
+                split_hits, split_ops, split_missed, split_calls, failures = root.split.totals(root)
+                served += split_hits
+                ops_compiled += split_ops
+                ops_eager += split_missed
+                split += split_calls
+                deopts += failures
             if root.state == "plain" or (not root.recordings and root.state == "cold"):
                 continue  # without torch operations, part of another root's calls, or called once
             calls = root.entry.calls - self._base_calls.get(root.entry.index, 0)
-            misses = max(calls - hits, 0)
+            misses = max(calls - hits - (split_calls if root.split is not None else 0), 0)
             eager += misses
             ops_eager += misses * root.ops_per_call
             failed += sum(v.native.misspeculations for v in root.variants)
@@ -706,6 +716,8 @@ class Driver:
             backwards_compiled=backwards,
             calls_compiled=compiled,
             calls_eager=eager,
+            calls_split=split,
+            segments_served=served,
             ops_compiled=ops_compiled,
             ops_eager=ops_eager,
             speculations_failed=failed,

@@ -37,6 +37,7 @@ class RootReport:
     history: list[str] = field(default_factory=list)
     calls: int = 0
     hits: int = 0
+    breaks: list[str] = field(default_factory=list)
 
     @staticmethod
     def of(root: Root) -> RootReport:
@@ -44,7 +45,11 @@ class RootReport:
         report.calls = root.entry.calls
         report.history = list(root.history)
         report.hits = root.hits
-        for installed in root.variants:
+        parts = [root]
+        if root.split is not None:
+            report.breaks = list(root.split.reasons.values())
+            parts += root.split.nodes
+        for installed in [v for part in parts for v in part.variants]:
             graph = installed.recording.graph
             if graph is not None:
                 report.graphs.append(graph_text(graph, installed.recording.inputs))
@@ -63,6 +68,8 @@ class RootReport:
             where = f" at {short_place(self.reason_location)}" if self.reason_location else ""
             hint = hint_for(self.reason)
             lines.append(f"  graph break{where}: {self.reason}" + (f"; {hint}" if hint else ""))
+        for text in self.breaks[1:]:
+            lines.append(f"  graph break: {text}")
         earlier = Counter(text for text in self.history if not text.startswith(self.reason or "\0"))
         for text, times in earlier.items():
             lines.append(f"  earlier: {text}" + (f", {times} times" if times > 1 else ""))
@@ -105,7 +112,7 @@ def summary(driver: Any) -> Summary:
             hits,
             max(root.entry.calls - hits, 0),
             hint=hint_for(root.reason),
-            is_break=root.state == "blacklisted",
+            is_break=root.state in ("blacklisted", "split"),
         )
         lines.append(line)
     lines.sort(key=lambda r: -(r.calls_compiled + r.calls_eager))
@@ -247,7 +254,9 @@ class Explanation:
 
     @property
     def graph_break_count(self) -> int:
-        return sum(r.state == "blacklisted" for r in self.roots)
+        return sum(
+            len(r.breaks) if r.breaks else r.state in ("blacklisted", "split") for r in self.roots
+        )
 
     def __str__(self) -> str:
         head = (

@@ -19,6 +19,7 @@ from accel import log, runtime
 from accel.capture import segments
 from accel.capture.recorder import Recording
 from accel.capture.segments import LandingFacts, NodeFacts, Segment, SegmentRun
+from accel.capture.twins import mark_twin
 from accel.errors import reason_text
 from accel.rewriter import islands, prologue, twin
 from accel.roots import Root
@@ -46,6 +47,21 @@ class Split:
     wanted: bool = True  # its next call is to be recorded
     settled: bool = False  # the last run met no unknown exit
     failures: Counter[int] = field(default_factory=Counter)
+    calls_before: int = -1  # calls of the root when its functions got resumable code
+    retired: list[int] = field(default_factory=lambda: [0, 0, 0, 0])  # totals of former nodes
+
+    def totals(self, root: Root) -> tuple[int, int, int, int, int]:
+        """Segments that were served, their operations, the operations of those that were not,
+        calls that resumable code ran, replays that were thrown away."""
+        hits, ops, missed, failures = self.retired
+        for node in self.nodes:
+            hits += node.hits
+            ops += sum(v.native.hits * v.operations for v in node.variants)
+            most = max((v.operations for v in node.variants), default=0)
+            missed += max(node.entry.calls - node.hits, 0) * most
+            failures += sum(v.native.errors + v.native.misspeculations for v in node.variants)
+        calls = root.entry.calls - self.calls_before if self.calls_before >= 0 else 0
+        return hits, ops, missed, calls, failures
 
 
 class Splitter:
@@ -54,12 +70,12 @@ class Splitter:
     def __init__(
         self,
         twin_of: Callable[[types.FunctionType], types.FunctionType | None],
-        mark_twin: Callable[[types.CodeType], None],
         compile_segment: Callable[[Root, int, Recording], None],
+        count_break: Callable[[], None],
     ) -> None:
         self._twin_of = twin_of
-        self._mark_twin = mark_twin
         self._compile = compile_segment
+        self._count_break = count_break
 
     # ------------------------------------------------------------- plans
 
@@ -83,6 +99,8 @@ class Splitter:
         code = root.code
         assert code is not None
         split.exits |= found
+        for _ in found:
+            self._count_break()
         plan = islands.plan_islands(code, split.exits)
         points: dict[int, list[tuple[str, tuple[int, ...]]]] = {}
         for k, landing in enumerate(plan.landings):
@@ -92,11 +110,9 @@ class Splitter:
         for k, at in enumerate(plan.statements):
             depth = len(plan.flow.stack(at))
             points.setdefault(at, []).append(("node", (len(plan.nodes) + k, depth)))
-        twin_code = twin.bind_twin(
-            twin.build_twin_with(code, points), runtime.native.TRAMPOLINES
-        )
-        self._mark_twin(twin_code)
-        self._retire(split)
+        twin_code = twin.bind_twin(twin.build_twin_with(code, points), runtime.native.TRAMPOLINES)
+        mark_twin(twin_code)
+        self._retire(root, split)
         split.plan, split.points, split.twin_code = plan, points, twin_code
         split.plans += 1
         split.settled = False
@@ -113,7 +129,7 @@ class Splitter:
                 if owner.split.runs < MAX_RUNS and not any(n.pending for n in owner.split.nodes):
                     owner.split.wanted = True
                     owner.entry.threshold = 1
-                entry.threshold = min(2 * entry.threshold, 4096)
+                entry.threshold = min(2 * max(entry.threshold, 1), 4096)
 
         entry = runtime.native.Entry(f"{root.name}:{node.line}", on_call)
         entry.stack_depth = node.depth
@@ -127,16 +143,21 @@ class Splitter:
             backend=root.backend,
         )
 
-    def _retire(self, split: Split) -> None:
+    def _retire(self, root: Root, split: Split) -> None:
+        hits, ops, missed, _, failures = split.totals(root)
+        split.retired = [hits, ops, missed, failures]
         for node in split.nodes:
             node.state = "disabled"
             node.variants.clear()
+            node.retired_hits = 0
             node.entry.variants = ()
             node.entry.state = "off"
 
     # -------------------------------------------------------------- runs
 
-    def recorder(self, root: Root, function: types.FunctionType) -> tuple[SegmentRun, Any] | None:
+    def recorder(
+        self, root: Root, function: types.FunctionType
+    ) -> tuple[SegmentRun, types.FunctionType]:
         """What records the call that is about to be made, and the function to call."""
         split = root.split
         assert split is not None and split.plan is not None and split.twin_code is not None
@@ -198,7 +219,7 @@ class Splitter:
             self._take(root, split, run)
         except Exception as error:
             log.internal_error("driver", error)
-            self._retire(split)
+            self._retire(root, split)
             split.wanted = False
 
     def _take(self, root: Root, split: Split, run: SegmentRun) -> None:
@@ -222,9 +243,13 @@ class Splitter:
             return
         split.settled = not run.failed
         for segment in run.voided:
-            split.failures[segment.node] += 1
             void = segment.recording.void
             assert void is not None
+            split.failures[segment.node] += 2 if void.kind == "no_operations" else 1
+            if split.failures[segment.node] >= MAX_FAILURES:
+                entry = split.nodes[segment.node].entry
+                entry.state = "armed" if split.nodes[segment.node].variants else "off"
+                entry.threshold = 0  # never asks again
             log.artifact(
                 "exits", "%s: %s %s", split.nodes[segment.node].name, void.kind, void.detail
             )
@@ -239,11 +264,11 @@ class Splitter:
     def rewrite(self, root: Root, split: Split) -> None:
         """Gives the root's functions resumable code."""
         assert split.plan is not None
+        if split.calls_before < 0:
+            split.calls_before = root.entry.calls
         for function in list(split.functions):
             under = prologue.under_prologue(function.__code__)
-            body = islands.resumable(
-                split.plan, under, lambda k: int(split.nodes[k].entry.index)
-            )
+            body = islands.resumable(split.plan, under, lambda k: int(split.nodes[k].entry.index))
             function.__code__ = prologue.insert_prologue(under, root.entry.index, body=body)
 
     def restore(self, root: Root) -> None:
@@ -251,7 +276,7 @@ class Splitter:
         split, root.split = root.split, None
         if split is None:
             return
-        self._retire(split)
+        self._retire(root, split)
         for function in list(split.functions):
             under = prologue.under_prologue(function.__code__)
             if under is not function.__code__:
@@ -259,13 +284,23 @@ class Splitter:
 
 
 def _node_facts(number: int, node: islands.Node) -> NodeFacts:
+    stretch = node.stretch
     return NodeFacts(
-        number, node.depth, node.reads, node.stretch.writes, node.stretch.untouched, node.context
+        number,
+        node.depth,
+        node.reads,
+        stretch.writes,
+        stretch.untouched,
+        node.context,
+        stretch.carried,
     )
 
 
 def _landing_facts(number: int, landing: islands.Landing) -> LandingFacts:
-    return LandingFacts(number, landing.depth, frozenset(landing.nulls), landing.context)
+    nulls = frozenset(landing.nulls)
+    return LandingFacts(
+        number, landing.depth, nulls, landing.context, landing.loads, landing.returns
+    )
 
 
 __all__ = ["Split", "Splitter"]

@@ -216,6 +216,26 @@ class Session:
             self.complaints.append(f"call {len(self.calls)} was served by stale compiled code")
         return result
 
+    def split(
+        self, function: Callable[..., Any], *args: Any, segments: int = 2, calls: int = 5
+    ) -> Any:
+        """Some calls, then three; in one of them at least so many compiled segments must run."""
+        for _ in range(calls):
+            self._call(function, args, {})
+        served = 0
+        for _ in range(3):  # one or two of them may be recorded, for the sake of a rarer path
+            before = int(self._engine.counters().get("segments_served", 0))
+            result = self._call(function, args, {})
+            after = int(self._engine.counters().get("segments_served", 0))
+            served = max(served, after - before)
+        if not self._is_truth and served < segments:
+            reasons = "; ".join(self._engine.reasons()) or "no reason given"
+            self.complaints.append(
+                f"call {len(self.calls)} ran {served} compiled segments, not {segments}: "
+                f"{reasons}; counters {self._engine.counters()}"
+            )
+        return result
+
     def warm(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Two calls, then one that must be served compiled."""
         self._call(function, args, kwargs)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import builtins
 import collections
+import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,13 @@ import torch
 
 from accel.capture.state import Effect, RecorderState
 from accel.capture.steps import Void
-from accel.capture.values import PLAIN_TENSORS, is_constant, is_python_class, is_static
+from accel.capture.values import (
+    BUILTIN_CONTAINERS,
+    PLAIN_TENSORS,
+    is_constant,
+    is_python_class,
+    is_static,
+)
 from accel.sources import Source
 
 Spec = tuple[Any, ...]
@@ -36,6 +43,9 @@ _MAPPINGS: dict[type, Callable[[], Any]] = {
     dict: dict,
     collections.OrderedDict: collections.OrderedDict,
 }
+
+# Methods bound to an object.
+_METHODS = (types.MethodType, types.BuiltinFunctionType)
 
 # Effects: how each is done again. (target, operands)
 EFFECTS: dict[str, Callable[..., Any]] = {
@@ -120,6 +130,10 @@ class Describer:
         known = self.state.source_of(value)
         if known is not None:
             return self._load(known)
+        if kind in _METHODS and not isinstance(
+            value.__self__, (type, types.ModuleType, type(None))
+        ):
+            return self._method(value, kind)
         if is_static(value):
             raise Void("result", f"a {kind.__name__} made in the trace")
         if id(value) in self._made:
@@ -132,6 +146,15 @@ class Describer:
         number = self._made[id(value)] = len(self._made)
         self._keep.append(value)
         return ("make", number, body)
+
+    def _method(self, value: Any, kind: type) -> Spec:
+        """A bound method, of a Python function or of a builtin container."""
+        owner = value.__self__
+        if kind is types.MethodType:
+            return ("method", self.spec(value.__func__), self.spec(owner))
+        if type(owner) not in BUILTIN_CONTAINERS:
+            raise Void("result", f"a method of a {type(owner).__name__}")
+        return ("builtin_method", value.__name__, self.spec(owner))
 
     def _load(self, source: Source) -> Spec:
         if source.kind == "constant":
@@ -275,6 +298,16 @@ def _fill(value: Any, attrs: list[tuple[str, Builder]], where: Any) -> Any:
     return value
 
 
+def _bound_method(spec: Spec, slot_of: Any) -> Builder:
+    function, owner = _compile(spec[1], slot_of), _compile(spec[2], slot_of)
+    return lambda *where: types.MethodType(function(*where), owner(*where))
+
+
+def _builtin_method(spec: Spec, slot_of: Any) -> Builder:
+    name, owner = spec[1], _compile(spec[2], slot_of)
+    return lambda *where: getattr(owner(*where), name)
+
+
 def _tuple_instance(spec: Spec, slot_of: Any) -> Builder:
     kind, parts = spec[1], [_compile(p, slot_of) for p in spec[2]]
     attrs = [(n, _compile(p, slot_of)) for n, p in spec[3]]
@@ -313,4 +346,6 @@ _COMPILERS: dict[str, Callable[[Spec, Any], Builder]] = {
     "tuple_instance": _tuple_instance,
     "dict_instance": _dict_instance,
     "instance": _instance,
+    "method": _bound_method,
+    "builtin_method": _builtin_method,
 }

@@ -20,8 +20,8 @@ from accel import runtime
 from accel.capture.recorder import Recorder, Recording
 from accel.capture.results import Describer, Template
 from accel.capture.steps import Void
-
-RETURNS = -1  # number of the landing that is the function's return
+from accel.capture.values import class_lookup, is_python_class
+from accel.sources import Source
 
 # What cannot be recorded but can be done by Python, between two stretches.
 EXITS = frozenset(
@@ -42,6 +42,7 @@ class NodeFacts:
     writes: frozenset[int]
     untouched: int  # slots at the bottom of the stack that a stretch leaves alone
     context: tuple[int, ...]  # the exceptions that are being handled
+    carried: frozenset[int] = frozenset()  # loads that no stretch uses
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class LandingFacts:
     depth: int
     nulls: frozenset[int]  # slots that hold no value
     context: tuple[int, ...]
+    loads: tuple[tuple[int, int, int], ...] = ()  # slots of locals: slot, load, local
+    returns: bool = False  # the function's return: its locals are as good as gone
 
 
 @dataclass
@@ -81,43 +84,50 @@ class SegmentRecorder(Recorder):
         function: types.FunctionType,
         twin_of: Callable[[types.FunctionType], types.FunctionType | None],
     ) -> None:
+        if any(map(_has_finaliser, values)):
+            raise Void("finaliser", "in a local variable")
         stack = [f"<stack {k}>" for k in range(node.depth)]
         roots = list(zip([*names, *stack], values, strict=True))
         touched = range(len(names) + node.untouched, len(values))
-        super().__init__(
-            [*roots, (function.__name__, function)],
-            twin_of,
-            lambda _recording: None,
-            function=len(values),
-            live=node.reads | frozenset(touched),
-        )
+        try:
+            super().__init__(
+                [*roots, (function.__name__, function)],
+                twin_of,
+                lambda _recording: None,
+                function=len(values),
+                live=node.reads | frozenset(touched),
+            )
+        except Void:
+            self.release()
+            raise
         self.node = node
         self.first = values
         self.local_count = len(names)
 
     def close(
-        self, landing: LandingFacts | None, values: tuple[Any, ...], unseen_operations: int
+        self, landing: LandingFacts, values: tuple[Any, ...], unseen_operations: int
     ) -> Segment:
-        """The stretch ends at `landing` with these locals and slots; at a return (None)
-        `values` is the result alone."""
-        number = RETURNS if landing is None else landing.number
+        """The stretch ends at `landing` with these locals and slots."""
         written: list[int] = []
         unset: list[int] = []
 
         def describe(describer: Describer) -> Template:
-            if self.node.context != (landing.context if landing is not None else ()):
+            if self.node.context != landing.context:
                 raise Void("opaque_call", "a stretch that enters or leaves an except block")
-            if landing is None:
-                return describer.describe_parts(list(values), self.effects)
             for i in sorted(self.node.writes):
                 if values[i] is runtime.native.UNBOUND:
                     unset.append(i)
+                elif landing.returns:
+                    continue
                 elif i not in self.node.reads or values[i] is not self.first[i]:
                     written.append(i)
             parts = [values[i] for i in written]
+            loaded = {k: i for k, load, i in landing.loads if load in self.node.carried}
             for k in range(landing.depth):
                 if k < self.node.untouched:
                     parts.append(self.roots[self.local_count + k])
+                elif k in loaded:
+                    parts.append(self._carried(loaded[k]))
                 elif k not in landing.nulls:
                     parts.append(values[self.local_count + k])
             return describer.describe_parts(parts, self.effects)
@@ -126,7 +136,20 @@ class SegmentRecorder(Recorder):
             self.voided = Void("escaped_operation", "between two landings")
         recording = self.conclude(describe, unseen_operations)
         self.release()
-        return Segment(self.node.number, number, recording, tuple(written), tuple(unset))
+        written_locals, unset_locals = tuple(written), tuple(unset)
+        return Segment(self.node.number, landing.number, recording, written_locals, unset_locals)
+
+    def _carried(self, local: int) -> Source:
+        """A local that only waits on the stack: bound it must be, what it is does not count."""
+        source = self.roots[local]
+        value = self.first[local]
+        if local not in self.node.reads and value is not runtime.native.UNBOUND:
+            self.guards.add(source, "TYPE_IS", type(value))
+        return source
+
+    def release(self) -> None:
+        super().release()
+        self.first = ()
 
 
 @dataclass
@@ -177,9 +200,7 @@ class SegmentRun:
             if not self.wanted(number, values):
                 return None
             node = self._node(number, len(values))
-            self.current = SegmentRecorder(
-                node, self.names, values, self.function, self.twin_of
-            )
+            self.current = SegmentRecorder(node, self.names, values, self.function, self.twin_of)
             self.current.twin_code = self.twin_code
             return tuple(
                 self.finish if name == "finish" else handler
@@ -207,14 +228,16 @@ class SegmentRun:
     def finish(self, result: Any, failed: bool, unseen: int) -> BaseException | None:
         """The run is over."""
         self.failed = failed
-        if failed or (self.current is not None and self.current.voided is not None):
-            self._discard()
-        else:
-            self._close(None, (result,), unseen)
+        self._discard()
         self.seconds = time.perf_counter() - self.started
-        return self.on_done(self)
+        try:
+            return self.on_done(self)
+        finally:
+            self.segments.clear()
+            self.voided.clear()
+            del self.wanted, self.on_done
 
-    def _close(self, landing: LandingFacts | None, values: tuple[Any, ...], unseen: int) -> None:
+    def _close(self, landing: LandingFacts, values: tuple[Any, ...], unseen: int) -> None:
         recorder, self.current = self.current, None
         if recorder is None:
             return
@@ -241,8 +264,18 @@ class SegmentRun:
         recorder.release()
 
 
+def _has_finaliser(value: Any, depth: int = 1) -> bool:
+    """Whether the death of this value would run code: recording keeps it alive for too long."""
+    kind = type(value)
+    if kind in (list, tuple, set) and depth:
+        return any(_has_finaliser(v, depth - 1) for v in value)
+    if kind is dict and depth:
+        return any(_has_finaliser(v, depth - 1) for v in value.values())
+    return is_python_class(kind) and class_lookup(kind, "__del__") is not None
+
+
 def _nothing(*_arguments: Any) -> None:
     return None
 
 
-__all__ = ["EXITS", "RETURNS", "LandingFacts", "NodeFacts", "Segment", "SegmentRun"]
+__all__ = ["EXITS", "LandingFacts", "NodeFacts", "Segment", "SegmentRun"]

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import builtins
-import contextlib
-import glob
-import os
+import ctypes
 import sys
 import types
 
 import pytest
-import snippets
 from plain_trampolines import TRAMPOLINES
 
 from accel.rewriter import flow, islands, prologue, twin, verify
@@ -58,8 +54,7 @@ def c_for(a, b):
         total = total + i * b
         opaque(total)
         total += 1
-    else:
-        total = -total
+    total = -total
     return total
 
 
@@ -173,8 +168,7 @@ def exits_of(code):
     """The calls that load `opaque` or a Manager by name just before."""
     seen = flow.Flow(code)
     found = set()
-    for i, name in enumerate(seen.names):
-        stack = seen.stacks[i]
+    for i, stack in enumerate(seen.stacks):
         if stack is None or (base := seen.call_base(i, len(stack))) is None:
             continue
         origin = stack[base].origin
@@ -186,17 +180,6 @@ def exits_of(code):
             found.add(i)
     assert found
     return found
-
-
-class FakeNative:
-    """Answers at nodes by running the stretch in another frame: a twin that starts at the node
-    and stops at the next landing. It is the model of what native code does."""
-
-    def __init__(self, f, plan):
-        self.plan = plan
-        self.landed = 0
-        self.returned = 0
-        self.f = f
 
 
 def outcome(f, arguments):
@@ -230,3 +213,132 @@ def test_unanswered_nodes_change_nothing(f, arguments):
     assert outcome(new, arguments) == outcome(f, arguments)
     assert 1000 in asked
     assert plan.nodes and plan.landings
+
+
+@pytest.mark.parametrize("f", PROGRAMS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("arguments", ARGUMENTS)
+def test_twin_that_announces_nodes_and_landings(f, arguments):
+    plan = islands.plan_islands(f.__code__, exits_of(f.__code__))
+    points = {at: [("land", (k, depth))] for k, (at, depth, *_) in enumerate(plan.landings)}
+    for k, node in enumerate(plan.nodes):
+        points.setdefault(node.at, []).append(("node", (k, node.depth)))
+    code = twin.build_twin_with(f.__code__, points)
+    verify.check_code(code)
+    told = []
+    table = {
+        **TRAMPOLINES,
+        "land": lambda k, depth: told.append(("land", k)),
+        "node": lambda k, depth: told.append(("node", k)),
+    }
+    new = types.FunctionType(twin.bind_twin(code, table), f.__globals__, f.__name__)
+    expected = outcome(f, arguments)
+    got = outcome(new, arguments)
+    assert got[:2] == expected[:2]
+    assert {kind for kind, _ in told} == {"land", "node"}
+
+
+def bind(frame, **values):
+    """Writes locals of a running frame, as native code does."""
+    frame.f_locals.update(values)
+    if sys.version_info < (3, 13):
+        ctypes.pythonapi.PyFrame_LocalsToFast(ctypes.py_object(frame), ctypes.c_int(0))
+
+
+def answered(f, answers):
+    """`f` with resumable code; `answers(number of the node, frame, plan)` is a pad's number and
+    values, or None."""
+    plan = islands.plan_islands(f.__code__, exits_of(f.__code__))
+
+    def answer(index):
+        given = answers(index - 1000, sys._getframe(1), plan)
+        return sentinel if given is None else given
+
+    new, sentinel = install(f, plan, answer)
+    return new
+
+
+def landing_with(plan, name):
+    """The first landing at an instruction of this name."""
+    names = plan.flow.names
+    return next(k for k, landing in enumerate(plan.landings) if names[landing.at] == name)
+
+
+def test_landing_before_the_exit():
+    def answers(number, frame, plan):
+        if number:
+            return None
+        bind(frame, c=40)
+        return (0, None)
+
+    LOG.clear()
+    assert answered(c_straight, answers)(1, 2) == 40 * 2 + 40 - 1
+    first = c_straight.__code__.co_firstlineno
+    assert list(LOG) == [(40, first + 2, "c_straight"), (120, first + 4, "c_straight")]
+
+
+def test_landing_inside_a_loop_brings_its_iterator():
+    asked = []
+
+    def answers(number, frame, plan):
+        asked.append(number)
+        if len(asked) > 1:
+            return None
+        bind(frame, total=100, i=0)
+        return (landing_with(plan, "FOR_ITER"), iter([2, 3]))
+
+    LOG.clear()
+    assert answered(c_for, answers)(9, 10) == -(100 + 20 + 1 + 30 + 1)
+    assert [value for value, *_ in LOG] == [120, 151]
+
+
+def test_landing_with_half_made_calls():
+    def answers(number, frame, plan):
+        if number:
+            return None
+        assert plan.landings[0].nulls
+        return (0, (77, max))  # the callable below its first argument
+
+    LOG.clear()
+    assert answered(c_nested_call, answers)(1, 2) == [78, 79, 1]
+
+
+def test_errors_are_handled_where_the_landing_is():
+    def answers(number, frame, plan):
+        if number:
+            return None
+        bind(frame, x=3)
+        return (0, None)  # before opaque(x), inside the try block
+
+    LOG.clear()
+    assert answered(c_try, answers)(4, 5) == (4 - 1) * 2 + 6
+
+
+def test_originals_are_kept():
+    plan = islands.plan_islands(c_for.__code__, exits_of(c_for.__code__))
+    body = islands.resumable(plan, c_for.__code__, lambda k: k)
+    code = prologue.insert_prologue(c_for.__code__, 7, body=body)
+    verify.check_code(code)
+    assert prologue.original_code(code) is c_for.__code__
+    assert prologue.under_prologue(code) is c_for.__code__
+
+
+def test_refusals():
+    def shares(a):
+        return [lambda: a]
+
+    def looks(a):
+        return locals()
+
+    assert islands.refusal(shares.__code__) and islands.refusal(looks.__code__)
+    assert not islands.refusal(c_for.__code__)
+    with pytest.raises(islands.RewriteError):
+        islands.plan_islands(shares.__code__, [1])
+
+
+def test_what_a_stretch_reads_and_writes():
+    plan = islands.plan_islands(c_for.__code__, exits_of(c_for.__code__))
+    names = c_for.__code__.co_varnames
+    body = next(n for n in plan.nodes if n.depth == 1)
+    assert {names[i] for i in body.reads} == {"b", "i", "total"}
+    assert body.stretch.untouched == 1  # the iterator
+    assert "total" in {names[i] for i in body.stretch.writes}

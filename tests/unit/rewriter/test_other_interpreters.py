@@ -57,7 +57,11 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("name", "python"), sorted(interpreters().items()))
 def test_rewriter_under(name: str, python: str, libraries: Path) -> None:
-    files = [str(HERE / "test_opcodes.py"), str(HERE / "test_twin.py")]
+    files = [
+        str(HERE / "test_opcodes.py"),
+        str(HERE / "test_twin.py"),
+        str(HERE / "test_islands.py"),
+    ]
     ran = subprocess.run(
         [python, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull,
          "--rootdir", str(HERE), *files],
