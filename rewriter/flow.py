@@ -324,7 +324,8 @@ class Flow:
         if base is not None:
             return base
         after = min((len(s) for _, s in self._after(i, self.stack(i))), default=depth)
-        return min(depth, after) - 1
+        takes_only = name in _ONLY_TAKE or name.startswith("POP_JUMP")
+        return min(depth, after) - (0 if takes_only else 1)
 
     def _live(self, start: int, region: set[int], unread: Collection[int]) -> frozenset[int]:
         """Locals that may be read before being written, from `start` on inside `region`, other

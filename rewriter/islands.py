@@ -155,7 +155,9 @@ class _Planner:
             if i in found or self.flow.stacks[i] is None:
                 continue
             found.add(i)
-            for slot in self.flow.stack(i):
+            # What a stretch finds on its stack it may pass on, but never use unseen.
+            behind = [s for at in self._behind(i) for s in self.flow.stack(at)]
+            for slot in {*self.flow.stack(i), *behind}:
                 if slot.kind in ("iterator", "exit"):
                     todo.append(slot.origin)
                 if slot.kind in ("iterator", "exit", "exception"):
@@ -174,6 +176,8 @@ class _Planner:
                 continue
             if name == {"iterator": "FOR_ITER", "exception": "POP_EXCEPT"}.get(kind):
                 slot = stack[-1]
+            elif kind == "exit" and name == "WITH_EXCEPT_START":
+                slot = stack[-4]
             elif kind == "exit" and (base := flow.call_base(i, len(stack))) is not None:
                 slot = stack[base]
             else:
@@ -186,7 +190,7 @@ class _Planner:
         """Where Python goes on for exit i: before what only fetches its operands."""
         flow = self.flow
         name = flow.names[i]
-        if name in ("FOR_ITER", "POP_EXCEPT"):
+        if name in ("FOR_ITER", "POP_EXCEPT", "WITH_EXCEPT_START"):
             return i
         if name in ("GET_ITER", "BEFORE_WITH"):
             wanted = len(flow.stack(i)) - 1

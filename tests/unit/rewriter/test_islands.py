@@ -322,6 +322,27 @@ def test_originals_are_kept():
     assert prologue.under_prologue(code) is c_for.__code__
 
 
+def test_what_python_entered_python_leaves():
+    """An exit that enters a with block makes exits of what leaves it, and so for loops."""
+
+    def f(a):
+        with Manager() as m:
+            a = a + m
+            for _ in range(a):
+                a = a * 2
+            a = a + 1
+        return a
+
+    seen = flow.Flow(f.__code__)
+    enters = seen.names.index("BEFORE_WITH")
+    plan = islands.plan_islands(f.__code__, [enters])
+    left = {i for i in plan.exits if seen.names[i] in ("CALL", "WITH_EXCEPT_START")}
+    assert {seen.names[i] for i in left} == {"CALL", "WITH_EXCEPT_START"}
+    assert seen.names.index("FOR_ITER") not in plan.exits
+    plan = islands.plan_islands(f.__code__, [seen.names.index("GET_ITER")])
+    assert seen.names.index("FOR_ITER") in plan.exits and enters in plan.exits
+
+
 def test_refusals():
     def shares(a):
         return [lambda: a]
