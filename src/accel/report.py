@@ -137,10 +137,16 @@ def headline(summary: Summary) -> str:
     if not c["recordings"]:
         return "accel: nothing was compiled; no function or module with torch operations got hot"
     judged = len(summary.roots)
+    split = ""
+    if c["calls_split"]:
+        split = (
+            f"       {c['calls_split']:,} more ran compiled between their graph breaks, "
+            f"{_count(c['segments_served'], 'segment')} in all\n"
+        )
     return (
         f"accel: {c['calls_compiled']:,} of {calls:,} calls of {_count(judged, 'root')} ran "
         f"compiled ({summary.share_of_calls:.0%}), with {summary.share_of_ops:.0%} of their torch "
-        f"operations\n"
+        f"operations\n{split}"
         f"       {_count(c['segments'], 'segment')}, {_count(c['variants'], 'variant')}, "
         f"{_count(c['recompiles'], 'recompile')}, {_count(c['graph_breaks'], 'graph break')}, "
         f"{_count(c['deopts'], 'deopt')}; recording took {seconds['seconds_recording']:.2f} s, "
