@@ -79,6 +79,12 @@ inline PyObject* calling_function(PyThreadState* thread) {
   return frame ? frame_function(frame) : nullptr;
 }
 
+// Whether fast local number `index` is a cell of the code's own (source: pycore_code.h).
+inline bool is_own_cell(PyCodeObject* code, size_t index) {
+  constexpr char OWN_CELL = 0x40;  // CO_FAST_CELL
+  return PyBytes_AS_STRING(code->co_localspluskinds)[index] & OWN_CELL;
+}
+
 // A running frame's locals, cells included, and behind them its operand stack. While a C
 // function called from its bytecode runs, the stack below that call's own slots is in memory
 // (the interpreter keeps no slot in a register: ceval.c, 3.11 to 3.13).

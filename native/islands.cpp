@@ -92,14 +92,19 @@ PyObject* land(_PyInterpreterFrame* frame, PyObject* served) {
   PyObject** locals = frame_locals(frame);
   std::vector<PyObject*> replaced;
   replaced.reserve(written.size() + unset.size());
+  PyCodeObject* code = frame_code(frame);
+  auto assign = [&](size_t index, PyObject* value) {  // steals value, which may be NULL
+    PyObject** place = &locals[index];
+    if (is_own_cell(code, index)) {
+      place = &reinterpret_cast<PyCellObject*>(locals[index])->ob_ref;
+    }
+    replaced.push_back(*place);
+    *place = value;
+  };
   for (size_t k = 0; k < written.size(); k++) {
-    replaced.push_back(locals[written[k]]);
-    locals[written[k]] = Py_NewRef(PyTuple_GET_ITEM(values, static_cast<Py_ssize_t>(k)));
+    assign(written[k], Py_NewRef(PyTuple_GET_ITEM(values, static_cast<Py_ssize_t>(k))));
   }
-  for (size_t index : unset) {
-    replaced.push_back(locals[index]);
-    locals[index] = nullptr;
-  }
+  for (size_t index : unset) assign(index, nullptr);
   for (PyObject* old : replaced) Py_XDECREF(old);
   return answer;
 }

@@ -73,7 +73,11 @@ _READS_LOCAL = frozenset(
     """LOAD_FAST LOAD_FAST_CHECK LOAD_FAST_AND_CLEAR DELETE_FAST LOAD_CLOSURE LOAD_DEREF
     DELETE_DEREF LOAD_CLASSDEREF LOAD_FROM_DICT_OR_DEREF""".split()
 )
-_WRITES_LOCAL = frozenset("STORE_FAST DELETE_FAST LOAD_FAST_AND_CLEAR MAKE_CELL".split())
+_WRITES_LOCAL = frozenset(
+    """STORE_FAST DELETE_FAST LOAD_FAST_AND_CLEAR MAKE_CELL STORE_DEREF DELETE_DEREF""".split()
+)
+# 3.13 keeps LOAD_CLOSURE for its compiler only.
+_LOADS_CELL = frozenset(("LOAD_CLOSURE",) if "LOAD_CLOSURE" in OPMAP else ("LOAD_FAST",))
 _LOADS_METHOD_BIT = VERSION >= (3, 12)  # LOAD_ATTR may load a method
 
 
@@ -95,6 +99,22 @@ class Stretch(NamedTuple):
     writes: frozenset[int]
     untouched: int  # so many slots at the bottom of the stack are neither read nor replaced
     carried: frozenset[int]  # loads of locals that only wait on the stack for what comes later
+
+
+def own_cells(code: types.CodeType) -> tuple[int, ...]:
+    """Indices, among the fast locals, of the variables that inner functions share."""
+    names = code.co_varnames
+    added = [name for name in code.co_cellvars if name not in names]
+    return tuple(
+        names.index(name) if name in names else len(names) + added.index(name)
+        for name in code.co_cellvars
+    )
+
+
+def local_names(code: types.CodeType) -> tuple[str, ...]:
+    """The names of all fast locals: locals, own cells, free variables."""
+    added = [name for name in code.co_cellvars if name not in code.co_varnames]
+    return (*code.co_varnames, *added, *code.co_freevars)
 
 
 def reads_of(name: str, arg: int) -> tuple[int, ...]:
@@ -268,6 +288,30 @@ class Flow:
             return depth - 3 - (arg & 1)
         return None
 
+    # --------------------------------------------------------------- cells
+
+    def shared_cells(self, start: int) -> frozenset[int]:
+        """The function's own cells that some inner function may hold at instruction `start`."""
+        own = set(own_cells(self.code))
+        holders = [i for i, name in enumerate(self.names) if name in _LOADS_CELL]
+        found = set()
+        for i in holders:
+            if self.args[i] in own and self.args[i] not in found and self._reaches(i, start):
+                found.add(self.args[i])
+        return frozenset(found)
+
+    def _reaches(self, i: int, goal: int) -> bool:
+        seen: set[int] = set()
+        todo = self.edges(i)
+        while todo:
+            at = todo.pop()
+            if at == goal:
+                return True
+            if at not in seen:
+                seen.add(at)
+                todo += self.edges(at)
+        return False
+
     # ------------------------------------------------------------- stretches
 
     def stretch(self, start: int, stops: Collection[int]) -> Stretch:
@@ -299,7 +343,9 @@ class Flow:
         loads = {
             i
             for i in region
-            if self.names[i] in ("LOAD_FAST", "LOAD_FAST_CHECK") and self.args[i] not in writes
+            if self.names[i] in ("LOAD_FAST", "LOAD_FAST_CHECK")
+            and self.args[i] not in writes
+            and self.args[i] not in own_cells(self.code)
         }
         for i in region:
             touched = self._touched(i)
@@ -352,4 +398,4 @@ class Flow:
         return live.get(start, frozenset())
 
 
-__all__ = ["VALUE", "Flow", "Handler", "Slot", "Stack", "Stretch"]
+__all__ = ["VALUE", "Flow", "Handler", "Slot", "Stack", "Stretch", "local_names", "own_cells"]

@@ -23,7 +23,7 @@ import types
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from accel.rewriter.flow import ALWAYS_JUMPS, ENDS, Flow, Stretch
+from accel.rewriter.flow import ALWAYS_JUMPS, ENDS, Flow, Stretch, own_cells
 from accel.rewriter.layout import (
     OPMAP,
     VERSION,
@@ -70,6 +70,7 @@ class Node(NamedTuple):
     context: tuple[int, ...]  # the exceptions that are being handled, by their origin
     stretch: Stretch
     reads: frozenset[int]  # locals that a recording has to know
+    cells: frozenset[int]  # which of all locals are cells of the function's own
 
 
 class Landing(NamedTuple):
@@ -96,8 +97,6 @@ class Islands(NamedTuple):
 
 def refusal(code: types.CodeType) -> str:
     """Why this function can have no islands; "" when it can."""
-    if code.co_cellvars:
-        return "variables that inner functions share"
     if _LOOKS_AT_LOCALS & set(code.co_names):
         return "it looks at its own locals"
     return ""
@@ -273,8 +272,15 @@ class _Planner:
         reads = set(stretch.reads)
         if "super" in flow.code.co_names:
             reads.add(0)  # what super() without arguments takes
+        reads |= flow.shared_cells(at)  # inner functions may read them unseen
         return Node(
-            at, len(flow.stack(at)), self.lines[at], self._context(at), stretch, frozenset(reads)
+            at,
+            len(flow.stack(at)),
+            self.lines[at],
+            self._context(at),
+            stretch,
+            frozenset(reads),
+            frozenset(own_cells(flow.code)),
         )
 
     def _is_worth_it(self, node: Node) -> bool:

@@ -39,7 +39,7 @@ class Emitter:
 
     __slots__ = (
         "_indices", "added", "args", "cells", "consts", "free_start", "jump", "names", "ops",
-        "previous", "previous_arg",
+        "previous", "previous_arg", "watches_cells",
     )  # fmt: skip
 
     def __init__(
@@ -59,6 +59,7 @@ class Emitter:
         # The instruction before; -1 if this one can be jumped to.
         self.previous = -1
         self.previous_arg = 0
+        self.watches_cells = False  # the function's own cells are announced too
         self.jump = -1  # index of the emitted jump that goes where the original went
         self._indices: dict[tuple[type, object], int] = {}
 
@@ -165,7 +166,7 @@ def _load_deref(e: Emitter, op: int, arg: int) -> None:
 
 
 def _store_deref(e: Emitter, op: int, arg: int) -> None:
-    if e.free_name(arg) is not None:
+    if e.free_name(arg) is not None or e.watches_cells:
         e.trampoline("store_deref")
         e.emit(_SWAP, 2)
         e.emit(_LOAD_CELL, arg)
@@ -174,7 +175,7 @@ def _store_deref(e: Emitter, op: int, arg: int) -> None:
 
 
 def _delete_deref(e: Emitter, op: int, arg: int) -> None:
-    if e.free_name(arg) is not None:
+    if e.free_name(arg) is not None or e.watches_cells:
         e.trampoline("delete_deref")
         e.emit(_LOAD_CELL, arg)
         e.call(0)

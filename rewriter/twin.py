@@ -87,7 +87,8 @@ Points = Mapping[int, Sequence[tuple[str, tuple[int, ...]]]]
 
 
 def build_twin_with(code: types.CodeType, points: Points) -> types.CodeType:
-    """A twin that also calls a trampoline at each of `points`. Errors: as `build_twin`."""
+    """A twin that also calls a trampoline at each of `points`, and announces what is stored in
+    the function's own cells. Errors: as `build_twin`."""
     return assemble_twin(code, _instrument(code, points)[0])
 
 
@@ -112,6 +113,7 @@ def _instrument(code: types.CodeType, points: Points) -> tuple[TwinParts, list[i
         )
     free_start = len(set(code.co_varnames) | set(code.co_cellvars))
     e = Emitter(code.co_consts, code.co_names, code.co_freevars, free_start)
+    e.watches_cells = bool(points)
     groups: list[int] = []
     jumps: dict[int, int] = {}
     new_ops, new_args, rows, keep = e.ops, e.args, ROWS, KEEP

@@ -22,6 +22,7 @@ from accel.capture.segments import LandingFacts, NodeFacts, Segment, SegmentRun
 from accel.capture.twins import mark_twin
 from accel.errors import reason_text
 from accel.rewriter import islands, prologue, twin
+from accel.rewriter.flow import local_names
 from accel.roots import Root
 
 MAX_PLANS = 12  # times a root's exits are found anew
@@ -168,7 +169,7 @@ class Splitter:
         split.functions.add(function)
         split.runs += 1
         split.wanted = False
-        names = (*code.co_varnames, *(f"<cell {n}>" for n in code.co_freevars))
+        names = local_names(code)
 
         def wanted(number: int, values: tuple[Any, ...]) -> bool:
             visits[number] += 1
@@ -293,6 +294,7 @@ def _node_facts(number: int, node: islands.Node) -> NodeFacts:
         stretch.untouched,
         node.context,
         stretch.carried,
+        node.cells,
     )
 
 

@@ -122,6 +122,32 @@ STRUCTURES = {
             x = torch.cos(x) + 1
         return x + y
         """,
+    "comprehensions": """
+        x = torch.tanh(x) + 1
+        parts = [x * k for k in range(3)]
+        {exit}
+        parts = [torch.sin(x) + p for p in parts]
+        total = sum(parts, start=x)
+        {exit}
+        return torch.cos(total) * 2, [p + x for p in parts]
+        """,
+    "closures": """
+        scale = 2.0
+        kept = []
+        def add(v):
+            nonlocal scale
+            scale = scale + 1.0
+            kept.append(v * scale)
+            return kept[-1] + x
+        x = torch.tanh(x) + 1
+        y = add(x)
+        {exit}
+        x = torch.sin(x) * scale
+        y = add(y) + scale
+        scale = 0.5
+        {exit}
+        return torch.cos(add(y)) * scale + x, scale, kept
+        """,
     "inlined call": """
         x = torch.tanh(x) + 1
         x = helper(x, w, outer)

@@ -19,7 +19,7 @@ from typing import Any
 from accel import runtime
 from accel.capture.recorder import Recorder, Recording
 from accel.capture.results import Describer, Template
-from accel.capture.steps import Void
+from accel.capture.steps import Answer, Void
 from accel.capture.values import class_lookup, is_python_class
 from accel.sources import Source
 
@@ -43,6 +43,7 @@ class NodeFacts:
     untouched: int  # slots at the bottom of the stack that a stretch leaves alone
     context: tuple[int, ...]  # the exceptions that are being handled
     carried: frozenset[int] = frozenset()  # loads that no stretch uses
+    cells: frozenset[int] = frozenset()  # locals that inner functions share
 
 
 @dataclass(frozen=True)
@@ -89,19 +90,22 @@ class SegmentRecorder(Recorder):
         stack = [f"<stack {k}>" for k in range(node.depth)]
         roots = list(zip([*names, *stack], values, strict=True))
         touched = range(len(names) + node.untouched, len(values))
+        self.node = node
+        self.own_cells: set[int] = set()
         try:
             super().__init__(
                 [*roots, (function.__name__, function)],
                 twin_of,
                 lambda _recording: None,
                 function=len(values),
-                live=node.reads | frozenset(touched),
+                live=(node.reads | frozenset(touched)) - node.cells,
             )
+            for i in sorted(node.cells):
+                self._track_cell(i, values[i], i in node.reads)
         except Void:
             self.release()
             raise
-        self.node = node
-        self.first = values
+        self.first = tuple(self._contents(i, v) for i, v in enumerate(values))
         self.local_count = len(names)
 
     def close(
@@ -114,14 +118,16 @@ class SegmentRecorder(Recorder):
         def describe(describer: Describer) -> Template:
             if self.node.context != landing.context:
                 raise Void("opaque_call", "a stretch that enters or leaves an except block")
-            for i in sorted(self.node.writes):
-                if values[i] is runtime.native.UNBOUND:
+            now = [self._contents(i, v) for i, v in enumerate(values)]
+            # Inner functions may have written the cells that they share.
+            for i in sorted(self.node.writes | (self.node.cells & self.node.reads)):
+                if now[i] is runtime.native.UNBOUND:
                     unset.append(i)
-                elif landing.returns:
+                elif landing.returns and i not in self.node.cells:
                     continue
-                elif i not in self.node.reads or values[i] is not self.first[i]:
+                elif i not in self.node.reads or now[i] is not self.first[i]:
                     written.append(i)
-            parts = [values[i] for i in written]
+            parts = [now[i] for i in written]
             loaded = {k: i for k, load, i in landing.loads if load in self.node.carried}
             for k in range(landing.depth):
                 if k < self.node.untouched:
@@ -138,6 +144,37 @@ class SegmentRecorder(Recorder):
         self.release()
         written_locals, unset_locals = tuple(written), tuple(unset)
         return Segment(self.node.number, landing.number, recording, written_locals, unset_locals)
+
+    def _contents(self, index: int, value: Any) -> Any:
+        """The value of local number `index`, whose slot holds `value`."""
+        if index not in self.node.cells or value is runtime.native.UNBOUND:
+            return value
+        try:
+            return value.cell_contents
+        except ValueError:
+            return runtime.native.UNBOUND
+
+    def _track_cell(self, index: int, cell: Any, is_read: bool) -> None:
+        contents = self.roots[index].child("cell")
+        value = self._contents(index, cell)
+        if is_read:
+            if value is runtime.native.UNBOUND:
+                raise Void("unbound_slot", str(contents))
+            self.track(value, contents)
+        self.own_cells.add(id(cell))
+        self.cells[id(cell)] = (cell, contents)
+
+    def store_deref(self, value: Any, cell: Any) -> Answer:
+        if id(cell) not in self.own_cells:
+            return super().store_deref(value, cell)
+        self.cells.pop(id(cell), None)  # what is in it is the stretch's own from now on
+        return None
+
+    def delete_deref(self, cell: Any) -> Answer:
+        if id(cell) not in self.own_cells:
+            return super().delete_deref(cell)
+        self.cells.pop(id(cell), None)
+        return None
 
     def _carried(self, local: int) -> Source:
         """A local that only waits on the stack: bound it must be, what it is does not count."""
