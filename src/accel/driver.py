@@ -60,7 +60,10 @@ class Driver:
         self._code_cache = CodeCache(Path(config.cache_dir) / "code")
         self.twins = TwinFactory(self._build_twin)
         self.splitter = Splitter(
-            self.twins.function, self._compile, lambda: self.counters.add("graph_breaks")
+            self.twins.function,
+            self._compile,
+            self._poll,
+            lambda: self.counters.add("graph_breaks"),
         )
         self.progress = Progress(config)
         self._closed = False
@@ -180,6 +183,15 @@ class Driver:
             log.internal_error("driver", error)
             return None
 
+    def _poll(self) -> None:
+        """Takes up what was compiled meanwhile."""
+        try:
+            self.service.poll()
+        except Exception as error:
+            if self.config.strict:
+                raise
+            log.internal_error("driver", error)
+
     def _decide_module(self, entry: Any, roots: tuple[Any, ...]) -> Any:
         module, args, kwargs = roots
         root = self._module_root(entry, module)
@@ -229,9 +241,11 @@ class Driver:
             entry.threshold = 1  # look for the finished compilation at the next call
             return False
         if root.split is not None:
-            entry.threshold = self.limits.max_backoff_calls
-            return bool(root.split.wanted)
-        if not root.forced and self._defers(root):
+            compiling = any(node.pending for node in root.split.nodes)
+            entry.threshold = 1 if compiling else self.limits.max_backoff_calls
+            if compiling or not root.split.wanted:
+                return False
+        elif not root.forced and self._defers(root):
             entry.threshold = 1
             return False
         if not root.turn.acquire(blocking=False):  # another thread was faster
@@ -303,10 +317,14 @@ class Driver:
         starred: tuple[int, ...],
     ) -> Any:
         if root.split is not None:
+            try:
+                run, run_twin = self.splitter.recorder(root, function)
+            except BaseException:
+                root.turn.release()
+                raise
             self.counters.add("recordings")
             root.recordings += 1
-            root.is_recording = True
-            return (*self.splitter.recorder(root, function), args, kwargs)
+            return (run, run_twin, args, kwargs)
         twin_function = self.twins.function(function)
         if twin_function is None:
             root.turn.release()

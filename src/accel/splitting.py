@@ -72,10 +72,12 @@ class Splitter:
         self,
         twin_of: Callable[[types.FunctionType], types.FunctionType | None],
         compile_segment: Callable[[Root, int, Recording], None],
+        poll: Callable[[], None],
         count_break: Callable[[], None],
     ) -> None:
         self._twin_of = twin_of
         self._compile = compile_segment
+        self._poll = poll
         self._count_break = count_break
 
     # ------------------------------------------------------------- plans
@@ -127,7 +129,10 @@ class Splitter:
             """A node that no variant served: the root's next call may record one."""
             owner = reference()
             if owner is not None and owner.split is not None:
-                if owner.split.runs < MAX_RUNS and not any(n.pending for n in owner.split.nodes):
+                if any(node.pending for node in owner.split.nodes):
+                    self._poll()
+                    return
+                if owner.split.runs < MAX_RUNS:
                     owner.split.wanted = True
                     owner.entry.threshold = 1
                 entry.threshold = min(2 * max(entry.threshold, 1), 4096)
@@ -215,13 +220,14 @@ class Splitter:
 
     def _over(self, root: Root, split: Split, run: SegmentRun) -> None:
         """A recorded run has ended; called with dispatch paused."""
-        root.is_recording = False
         try:
             self._take(root, split, run)
         except Exception as error:
             log.internal_error("driver", error)
             self._retire(root, split)
             split.wanted = False
+        finally:
+            root.turn.release()
 
     def _take(self, root: Root, split: Split, run: SegmentRun) -> None:
         if root.split is not split:
@@ -261,6 +267,7 @@ class Splitter:
             self._compile(node, count, segment.recording)
         if run.segments:
             self.rewrite(root, split)
+            root.entry.threshold = 1  # while they are being compiled
 
     def rewrite(self, root: Root, split: Split) -> None:
         """Gives the root's functions resumable code."""
