@@ -448,3 +448,48 @@ def _(s: Session) -> None:
         model.eval()
         for _ in range(3):
             s.call(model, x)
+
+
+@program(PROGRAMS, "an inner function of this call, or of another one", expect=ANY)
+def _(s: Session) -> None:
+    kept = []
+
+    def f(x, which):
+        scale = float(which + 2)
+
+        def grow(v):
+            return v * scale
+
+        kept.append(grow)
+        inner = kept[which]
+        x = torch.tanh(x) + 1
+        print([which])
+        x = inner(x) + 1
+        scale = scale + 1.0
+        return torch.sin(inner(x)) * 2
+
+    f = s.root(f)
+    x = torch.linspace(-1, 1, 5)
+    for _ in range(6):
+        s.call(f, x, -1)
+    for which in (0, -1, 1, -1, 0):
+        s.call(f, x, which)
+
+
+@program(PROGRAMS, "a generator and a lambda that hold a local variable", expect=ANY)
+def _(s: Session) -> None:
+    def f(x, n):
+        total = sum(x.sum().item() > k for k in range(n))
+        y = torch.tanh(x) + total
+        double = lambda: y * n  # noqa: E731
+        print([total])
+        z = double() + 1
+        y = torch.cos(z)
+        print([n])
+        return double() + y
+
+    f = s.root(f)
+    x = torch.linspace(0, 1, 5)
+    s.split(f, x, 2)
+    s.call(f, x * 3, 3)
+    s.call(f, x, 2)

@@ -232,3 +232,27 @@ def _read_by_c(
 
 for _name, _read, _change in READS_BY_C:
     program(PROGRAMS, f"read by C code: {_name}", expect=ANY)(_read_by_c(_read, _change))
+
+
+@program(PROGRAMS, "functions that share a cell, and such that do not")
+def _(s: Session) -> None:
+    def make(scale):
+        def g(x):
+            return x * scale
+
+        def h(x):
+            return x + scale
+
+        return g, h
+
+    def f(g, h, x):
+        return g(x) + h(x)
+
+    f = s.root(f)
+    x = torch.ones(3)
+    (g1, h1), (g2, h2) = make(1.0), make(5.0)
+    s.warm(f, g1, h1, x)
+    s.call(f, g1, h2, x)
+    s.call(f, g2, h1, x)
+    s.call(f, g2, h2, x)
+    s.hit(f, g1, h1, x)

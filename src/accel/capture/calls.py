@@ -39,6 +39,7 @@ from accel.capture.values import (
     is_python_class,
     is_static,
 )
+from accel.sources import Source
 from accel.trace import Operation, Ref
 
 _C_CALLABLES = (
@@ -133,8 +134,7 @@ class CallEvents(OperatorEvents):
             self.guards.add(source.child("globals"), "IS", f.__globals__)
         if f.__closure__:
             for i, cell in enumerate(f.__closure__):
-                contents = source.child("closure", i).child("cell")
-                self.cells.setdefault(id(cell), (cell, contents))
+                self.note_cell(cell, source.child("closure", i))
         if f.__defaults__:
             defaults = source.child("defaults")
             self.guards.add(defaults, "IS", f.__defaults__)
@@ -145,6 +145,15 @@ class CallEvents(OperatorEvents):
             defaults = source.child("kwdefaults")
             for name, value in f.__kwdefaults__.items():
                 self.track(value, defaults.child("dict_item", name))
+
+    def note_cell(self, cell: Any, source: Source) -> None:
+        """A cell that an inlined function closes over is found at `source`."""
+        found = self.cells.get(id(cell))
+        if found is None:
+            self.cells[id(cell)] = (cell, source.child("cell"))
+        elif found[1].base is not source:  # shared, which a later call's need not be
+            assert found[1].base is not None
+            self.guards.add(source, "SAME", found[1].base)
 
     def _note_inner_codes(self, code: types.CodeType) -> None:
         """Functions with these codes may be made while recording."""

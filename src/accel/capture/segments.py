@@ -91,7 +91,7 @@ class SegmentRecorder(Recorder):
         roots = list(zip([*names, *stack], values, strict=True))
         touched = range(len(names) + node.untouched, len(values))
         self.node = node
-        self.own_cells: set[int] = set()
+        self.own_cells: dict[int, Source] = {}
         try:
             super().__init__(
                 [*roots, (function.__name__, function)],
@@ -161,8 +161,17 @@ class SegmentRecorder(Recorder):
             if value is runtime.native.UNBOUND:
                 raise Void("unbound_slot", str(contents))
             self.track(value, contents)
-        self.own_cells.add(id(cell))
+        self.own_cells[id(cell)] = self.roots[index]
         self.cells[id(cell)] = (cell, contents)
+
+    def note_cell(self, cell: Any, source: Source) -> None:
+        own = self.own_cells.get(id(cell))
+        if own is not None:
+            self.guards.add(source, "SAME", own)
+            return
+        for other in self.own_cells.values():  # they may be written
+            self.guards.add(source, "NOT_SAME", other)
+        super().note_cell(cell, source)
 
     def store_deref(self, value: Any, cell: Any) -> Answer:
         if id(cell) not in self.own_cells:
