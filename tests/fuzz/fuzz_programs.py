@@ -78,10 +78,16 @@ EFFECTS = (
     "s.buffer.add_(1)",
     "d = {{'x': {0}, 'n': {0}.dim()}}",
     "print('step', s.mode)",
+    # Only Python can run these: the function is split there.
+    "s.table['n'] = int(({0} > 0).sum().item())",
+    "s.items.extend([len(s.items) % 3])",
+    "zlib.crc32(b'opaque')",
+    "{0}.tolist() and zlib.crc32(b'more')",
 )
 
 PRELUDE = """
 import torch
+import zlib
 
 
 def helper(v, k=2.0):
