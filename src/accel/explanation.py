@@ -102,6 +102,7 @@ def summary(driver: Any) -> Summary:
         if root.state == "cold" and root.reason == reason_text("no_operations"):
             continue  # not worth a word
         hits = root.hits
+        split_calls = root.split.totals(root)[3] if root.split is not None else 0
         line = RootLine(
             root.name,
             root.location,
@@ -110,7 +111,7 @@ def summary(driver: Any) -> Summary:
             root.reason_location,
             len(root.variants),
             hits,
-            max(root.entry.calls - hits, 0),
+            max(root.entry.calls - hits - split_calls, 0),
             hint=hint_for(root.reason),
             is_break=root.state in ("blacklisted", "split"),
         )

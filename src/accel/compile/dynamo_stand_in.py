@@ -32,9 +32,17 @@ def _disable(f: Any = None, recursive: bool = True, **_: Any) -> Any:
 def _load_real() -> types.ModuleType:
     if isinstance(sys.modules.get(_NAME), _StandIn):
         del sys.modules[_NAME]
+        # A submodule whose import has brought us here: the package will want all of it.
+        for name, module in list(sys.modules.items()):
+            if name.startswith(f"{_NAME}.") and _is_being_imported(module):
+                del sys.modules[name]
     real = importlib.import_module(_NAME)
     sys.modules["torch"].__dict__["_dynamo"] = real
     return real
+
+
+def _is_being_imported(module: types.ModuleType) -> bool:
+    return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
 
 
 def install() -> None:
