@@ -42,6 +42,10 @@ if TYPE_CHECKING:
     )
 
 
+def graph_break() -> None:
+    """Does nothing; compiled code ends before it and begins anew behind it."""
+
+
 def __getattr__(name: str) -> Any:
     if name in _API:
         from accel import api
@@ -67,6 +71,7 @@ __all__ = [
     "disable",
     "enable",
     "explain",
+    "graph_break",
     "is_available",
     "optimize",
     "reset",

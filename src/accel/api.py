@@ -89,6 +89,10 @@ def _arm(
                 f"accel.optimize() takes a function, a method or an nn.Module, not {target!r}"
             )
         root = driver.root_of_function(function) if driver else None
+        if driver:
+            from accel.capture import left_to_python
+
+            left_to_python.functions.discard(function)
     if root is not None:
         if root.state == "disabled":
             root.state = "cold"
@@ -120,7 +124,9 @@ def enable(name: str | types.ModuleType) -> None:
 def disable(target: Any) -> Any:
     """Undoes `enable` or `optimize`; a function or module runs eagerly from now on.
 
-    A function or module is returned, so that this works as a decorator too.
+    A function is left to Python also where compiled code calls it: that code ends before the
+    call and begins anew behind it. A function or module is returned, so that this works as a
+    decorator too.
     """
     driver = _driver()
     if driver is not None:

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from accel import errors, log, optimizers, other_tracers, runtime, teardown, trial
+from accel.capture import left_to_python
 from accel.capture.recorder import Recorder, Recording
 from accel.capture.twins import CodeKey, TwinFactory, code_key
 from accel.capture.values import class_lookup
@@ -659,31 +660,38 @@ class Driver:
                 raise TypeError(f"accel.disable() takes a package, function or module: {target!r}")
             root = self.root_of_function(function)
             prologue.remove_prologue(function)
-        self.splitter.restore(root)
+            left_to_python.functions.add(function)
+            for other in self.roots.values():
+                if other.state != "disabled":
+                    self._forget(other)  # it may have been recorded as a part of these
+        self._forget(root)
         root.state = "disabled"
-        root.variants.clear()
-        root.entry.variants = ()
         root.entry.state = "off"
 
     def reset(self) -> None:
         """Forgets what was recorded; arms every root again."""
         self.service.idle(None)
         for root in self.roots.values():
-            if root.state == "disabled":
-                continue
-            root.variants.clear()
-            root.entry.variants = ()
-            root.state, root.reason, root.reason_location = "cold", "", ""
-            root.deferrals = root.transient_voids = root.plain_runs = root.recordings = 0
-            root.retired_hits = 0
-            self.splitter.restore(root)
-            root.eager_ns.clear()
-            root.backoff = 1
-            root.entry.threshold = 1 if root.forced else self.config.threshold
-            root.entry.disarm = False
-            root.entry.state = "count"
+            if root.state != "disabled":
+                self._forget(root)
+                root.retired_hits = root.recordings = 0
         self.counters.reset()
         self._base_calls = {index: root.entry.calls for index, root in self.roots.items()}
+
+    def _forget(self, root: Root) -> None:
+        """Makes a root as it was before its first call, but for its counts."""
+        self.service.idle(None)  # what is being compiled belongs to the past
+        root.retired_hits += sum(int(v.native.hits) for v in root.variants)
+        root.variants.clear()
+        root.entry.variants = ()
+        root.state, root.reason, root.reason_location = "cold", "", ""
+        root.deferrals = root.transient_voids = root.plain_runs = 0
+        self.splitter.restore(root)
+        root.eager_ns.clear()
+        root.backoff = 1
+        root.entry.threshold = 1 if root.forced else self.config.threshold
+        root.entry.disarm = False
+        root.entry.state = "count"
 
     def selects(self, name: str, path: str | None) -> bool:
         """Whether a module about to be imported gets prologues."""

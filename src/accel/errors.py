@@ -49,6 +49,7 @@ REASONS: dict[str, tuple[str, str]] = {
     "container": ("contents that cannot be guarded: {}", "use a list, tuple or dict"),
     "container_write": ("a container from outside is changed: {}", "return the change"),
     "derivatives": ("backward asked for what was not compiled: {}", "nothing: it runs eagerly"),
+    "disabled": ("{} is left to Python", "nothing: it was asked for"),
     "delete": ("something from outside is deleted: {}", "do it outside"),
     "escaped_operation": ("a torch operation ran unseen: {}", "call it from Python code"),
     "finaliser": ("an object with __del__ is made: {}", "make it outside"),

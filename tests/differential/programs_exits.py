@@ -11,6 +11,7 @@ import itertools
 import linecache
 import logging
 import os
+import sys
 import textwrap
 import types
 import zlib
@@ -20,6 +21,8 @@ from typing import Any
 import torch
 from harness import ANY, HERE, Program, Session, program
 from torch import nn
+
+import accel
 
 PROGRAMS: list[Program] = []
 
@@ -493,3 +496,57 @@ def _(s: Session) -> None:
     s.split(f, x, 2)
     s.call(f, x * 3, 3)
     s.call(f, x, 2)
+
+
+@program(PROGRAMS, "accel.graph_break between two halves")
+def _(s: Session) -> None:
+    def f(x):
+        x = torch.tanh(x) + 1
+        accel.graph_break()
+        return torch.sin(x) * 2
+
+    f = s.root(f)
+    x = torch.linspace(-1, 1, 5)
+    s.split(f, x)
+    s.call(f, x * 2)
+
+
+@program(PROGRAMS, "a disabled function runs as Python between two halves")
+def _(s: Session) -> None:
+    seen = []
+
+    def outside(x):
+        seen.append(sys._getframe(1).f_code.co_name)
+        return x * 2
+
+    accel.disable(outside)
+
+    def f(x):
+        x = torch.tanh(x) + 1
+        x = outside(x)
+        return torch.sin(x) * 2
+
+    f = s.root(f)
+    s.split(f, torch.linspace(-1, 1, 5))
+    s.call(f, torch.linspace(-1, 1, 5))
+
+
+@program(PROGRAMS, "disabled after it was recorded as a part, and optimized again", expect=ANY)
+def _(s: Session) -> None:
+    def part(x):
+        return x * 3 + 1
+
+    def f(x):
+        x = torch.tanh(x) + 1
+        x = part(x)
+        return torch.sin(x) * 2
+
+    f = s.root(f)
+    x = torch.linspace(-1, 1, 5)
+    for _ in range(4):
+        s.call(f, x)
+    accel.disable(part)
+    s.split(f, x)
+    accel.optimize(part)
+    for _ in range(3):
+        s.call(f, x)

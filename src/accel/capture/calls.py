@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from accel.capture import left_to_python
 from accel.capture.operators import _BINARY, BINARY_NAMES, OperatorEvents, _c_length, is_python_len
 from accel.capture.policy import METHODS, callable_rules, is_dynamo_mark, method_rule
 from accel.capture.polyfills import POLYFILLS
@@ -113,6 +114,8 @@ class CallEvents(OperatorEvents):
         name = _TENSOR_FUNCTIONS.get(id(f))
         if name is not None and args and type(args[0]) in PLAIN_TENSORS:
             return self._tensor_method(name, f, args, kwargs or {})
+        if f in left_to_python.functions:
+            raise Void("disabled", f.__qualname__)
         twin = self.twin_of(f)
         if twin is None:
             raise Void("no_twin", f.__qualname__)

@@ -25,7 +25,7 @@ from accel.sources import Source
 
 # What cannot be recorded but can be done by Python, between two stretches.
 EXITS = frozenset(
-    """class_or_module_store closure_store container container_write delete finaliser global_store
+    """class_or_module_store closure_store container container_write delete disabled finaliser global_store
     import no_twin opaque_attribute opaque_call opaque_operation operand read_after_write
     unknown_function tensor_attribute tensor_attribute_store tensor_method tensor_subclass
     text_of_object unbound_slot unknown_tensor unknown_value value_from_tensor""".split()
