@@ -35,6 +35,7 @@ class Planner:
             r for s in steps if isinstance(s, ExternNode) for r in s.results if r is not None
         }
         self.outputs = {v.buffer for v in self.graph.outputs}
+        self.needed = self._needed()
 
     def plan(self, kernels: dict[int, tuple[str, list[int], bool]]) -> dict[str, Any]:
         """The plan; `kernels` maps id(step) to (symbol, buffers, parallel)."""
@@ -58,6 +59,15 @@ class Planner:
         }
 
     # ------------------------------------------------------------ buffers
+
+    def _needed(self) -> set[int]:
+        """Buffers that something reads; an operation may leave its other results undefined."""
+        needed = set(self.outputs)
+        for step in [*self.steps, *self.commit]:
+            needed |= step.reads() if isinstance(step, Group) else reads(step)
+        needed.update(view.buffer for view, _ in self.graph.speculations)
+        needed.update(commit.value.buffer for commit in self.graph.commits)
+        return needed
 
     def _place(self) -> int:
         for index, buffer in enumerate(self.graph.inputs):
@@ -177,7 +187,7 @@ class Planner:
             "target": step.target,
             "args": [self._argument(a) for a in step.args],
             "kwargs": kwargs,
-            "results": [None if r is None else self.id_of(r) for r in step.results],
+            "results": [self.id_of(r) if r in self.needed else None for r in step.results],
         }
 
     def _argument(self, value: Any) -> dict[str, Any]:

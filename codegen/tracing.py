@@ -462,10 +462,10 @@ def _functional_form(func: Any) -> Any:
     name = schema.name.split("::")[1]
     is_out = any(a.is_out for a in schema.arguments)
     base = name if is_out else name.removesuffix("_")
-    packet = getattr(getattr(torch.ops, func.namespace), base, None)
     wanted = [str(a.type) for a in schema.arguments if not a.is_out]
-    if packet is not None:
-        for overload in packet.overloads():
+    for other_name in (base, f"{base}_functional"):  # aten::normal_functional
+        packet = getattr(getattr(torch.ops, func.namespace), other_name, None)
+        for overload in packet.overloads() if packet is not None else ():
             candidate = getattr(packet, overload)
             other = candidate._schema
             if not other.is_mutable and [str(a.type) for a in other.arguments] == wanted:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import dis
 from collections.abc import Callable
 
-from accel.rewriter.layout import OPMAP, VERSION
+from accel.rewriter.layout import OPMAP, VERSION, RewriteError
 
 # Constants that stand for trampolines until `bind_twin`; unmarshalled with the twin.
 MARKER = "\0accel:"
@@ -385,6 +385,20 @@ def _match(depth: int) -> Row:
     return row
 
 
+def _match_class(e: Emitter, op: int, arg: int) -> None:
+    """[subject, class, names]: tells of the class, then of the subject and what is read of it."""
+    names = e.consts[e.previous_arg] if e.previous == _LOAD_CONST else None
+    if type(names) is not tuple:
+        raise RewriteError("MATCH_CLASS without a constant of names before it")
+    e.emit(_SWAP, 2)
+    e.wrap("match", "class")
+    e.emit(_SWAP, 2)
+    e.emit(_SWAP, 3)
+    e.wrap("match", (arg, names))
+    e.emit(_SWAP, 3)
+    e.emit(op, arg)
+
+
 # ---------------------------------------------------------- calls, with, format
 
 
@@ -473,7 +487,7 @@ _EVERYWHERE: dict[str, Row] = {
     "LIST_EXTEND": _before("consume"),
     "LOAD_DEREF": _load_deref,
     "LOAD_GLOBAL": _load_global,
-    "MATCH_CLASS": _match(2),
+    "MATCH_CLASS": _match_class,
     "MATCH_KEYS": _match(1),
     "MATCH_MAPPING": _match(0),
     "MATCH_SEQUENCE": _match(0),

@@ -43,7 +43,7 @@ from accel.trace import SegmentGraph
 # Voids that say nothing about the root: another try costs only time.
 TRANSIENT = frozenset({"foreign_frame", "interrupted", "escaped_operation"})
 # Voids that hang on how the root was called: it is tried again, ever more rarely.
-PASSING = frozenset({"requires_grad", "ambient_changed", "raised", "tensor_kind"})
+PASSING = frozenset({"requires_grad", "ambient_changed", "raised", "tensor_kind", "first_use"})
 
 _NO_ROOT = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 

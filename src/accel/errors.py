@@ -53,6 +53,7 @@ REASONS: dict[str, tuple[str, str]] = {
     "delete": ("something from outside is deleted: {}", "do it outside"),
     "escaped_operation": ("a torch operation ran unseen: {}", "call it from Python code"),
     "finaliser": ("an object with __del__ is made: {}", "make it outside"),
+    "first_use": ("a value is computed once and kept: {}", "nothing: the call is tried again"),
     "foreign_frame": ("other code ran in between: {}", "nothing: the call is tried again"),
     "global_store": ("a global variable is written: {}", "return the value"),
     "import": ("an import that cannot be guarded: {}", "import at the top of the file"),

@@ -57,9 +57,12 @@ _GENERIC_GETATTRIBUTES = frozenset(
         BaseException,
         collections.OrderedDict,
         collections.deque,
+        types.SimpleNamespace,
     )
     if "__getattribute__" in c.__dict__
 )
+# Builtin types that name object's own attribute store again in their slots.
+_GENERIC_SETATTRS = frozenset((object.__setattr__, types.SimpleNamespace.__dict__["__setattr__"]))
 _TUPLE_GETTER = type(collections.namedtuple("_Pair", "first second").first)  # type: ignore[attr-defined]
 # Descriptors of C that make a bound method and read nothing.
 _BINDING = frozenset({functools._lru_cache_wrapper})
@@ -90,6 +93,9 @@ class AttributeEvents(RecorderState):
         if kind in BUILTIN_CONTAINERS or kind is super:
             if kind is super:
                 return (NATIVE, getattr, (obj, name), None, self._after_super, name)
+            if name == "__class__":
+                self.assume_static(kind)
+                return (kind,)
             self._check_c_data(obj, name)
             return None
         if kind in FUNCTION_TYPES or kind in TRANSIENT_TYPES:
@@ -439,8 +445,10 @@ class AttributeEvents(RecorderState):
             raise Void("unknown_value", f"store to attribute {name!r} of a {kind.__name__}")
         setter = class_lookup(kind, "__setattr__")
         self.guards.add_class_attribute(kind, "__setattr__", setter)
-        if setter is not object.__setattr__ or not known:
-            return None  # Python code, watched; or an object of our own
+        if not known or type(setter) is types.FunctionType:
+            return None  # an object of our own; or Python code, watched
+        if setter not in _GENERIC_SETATTRS:
+            raise Void("opaque_attribute", f"store to {name!r} of a {kind.__name__}")
         return self.raw_setattr(obj, name, value)
 
     def raw_setattr(self, obj: Any, name: str, value: Any) -> Answer:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import copy
 import functools
-import logging
 import types
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from accel.capture import left_to_python
-from accel.capture.operators import _BINARY, BINARY_NAMES, OperatorEvents, _c_length, is_python_len
+from accel.capture.library_calls import LibraryCalls, short_name
+from accel.capture.numpy_rules import array_type
+from accel.capture.operators import _BINARY, BINARY_NAMES, _c_length, is_python_len
 from accel.capture.policy import METHODS, callable_rules, is_dynamo_mark, method_rule
 from accel.capture.polyfills import POLYFILLS
 from accel.capture.state import user_location
@@ -31,9 +33,11 @@ from accel.capture.torch_calls import (
     is_graph_method,
 )
 from accel.capture.values import (
+    BOUND_C_METHOD,
     BUILTIN_CONTAINERS,
     BUILTIN_ITERATORS,
     CONSTANT_TYPES,
+    GETTER_TYPES,
     PLAIN_TENSORS,
     class_lookup,
     is_constant,
@@ -41,7 +45,7 @@ from accel.capture.values import (
     is_static,
 )
 from accel.sources import Source
-from accel.trace import Operation, Ref
+from accel.trace import Ref
 
 _C_CALLABLES = (
     types.BuiltinFunctionType,
@@ -49,6 +53,7 @@ _C_CALLABLES = (
     types.WrapperDescriptorType,
     types.MethodWrapperType,
     types.ClassMethodDescriptorType,
+    BOUND_C_METHOD,
 )
 _COMPARE_OPERATORS = {"lt": "<", "le": "<=", "eq": "==", "ne": "!=", "gt": ">", "ge": ">="}
 _LRU = type(functools.lru_cache(lambda: None))
@@ -58,17 +63,9 @@ _TENSOR_FUNCTIONS = {
 }
 _OBJECT_GETSTATE = getattr(object, "__getstate__", None)  # since CPython 3.11
 _MAX_LITERALS = 64  # of torch.tensor([...]): more would be data, not a constant
-_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
-def _short(f: Any) -> str:
-    module = getattr(f, "__module__", None) or getattr(
-        type(getattr(f, "__self__", None)), "__name__", ""
-    )
-    return f"{module}.{getattr(f, '__qualname__', type(f).__name__)}"
-
-
-class CallEvents(OperatorEvents):
+class CallEvents(LibraryCalls):
     """Handlers of calls."""
 
     twin_of: Callable[[types.FunctionType], types.FunctionType | None]
@@ -200,6 +197,10 @@ class CallEvents(OperatorEvents):
             return self._call_partial(f, args, kwargs)
         if kind is _LRU:
             return self._call_cached(f, args, kwargs or {})
+        if kind is weakref.ref:
+            return self._call_weakref(f)
+        if kind in GETTER_TYPES:
+            return self._call_getter(f, args, kwargs or {})
         target = _operator_name(f)
         if target is not None:
             return self.operation("call_function", target, f, args, kwargs or {})
@@ -210,7 +211,7 @@ class CallEvents(OperatorEvents):
             self.guards.add_class_attribute(kind, "__call__", method)
             self.assume_static(method)
             return self.call_python(method, (f, *args), kwargs)
-        raise Void("opaque_call", _short(f))
+        raise Void("opaque_call", short_name(f))
 
     def _call_partial(self, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Answer:
         source = self.source_of(f)
@@ -226,7 +227,9 @@ class CallEvents(OperatorEvents):
         """functools.lru_cache of constants: a memoised value is the same at every replay."""
         for value in (*args, *kwargs.values()):
             if not (is_constant(value) or is_static(value) or id(value) in self.known):
-                raise Void("opaque_call", f"cached {_short(f)} with arguments made in the trace")
+                raise Void(
+                    "opaque_call", f"cached {short_name(f)} with arguments made in the trace"
+                )
             if id(value) in self.known and not is_static(value):
                 source = self.known[id(value)][1]
                 self.guards.add(source, "IS", value)
@@ -278,7 +281,7 @@ class CallEvents(OperatorEvents):
         if type(f) in (types.MethodDescriptorType, types.WrapperDescriptorType):
             owner = f.__objclass__
             if not args:
-                raise Void("opaque_call", _short(f))
+                raise Void("opaque_call", short_name(f))
             receiver, rest = args[0], args[1:]
         else:
             owner, rest = type(receiver), args
@@ -291,7 +294,7 @@ class CallEvents(OperatorEvents):
         if issubclass(type(receiver), types.ModuleType) or receiver is None:
             if name in DATA_FUNCTIONS:
                 raise Void("value_from_tensor", f"torch.{name}()")
-            raise Void("opaque_call", _short(f))
+            raise Void("opaque_call", short_name(f))
         if type(receiver) in CONSTANT_TYPES:
             return self._apply("pure", f, args, kwargs)
         if issubclass(type(receiver), type) and type(f) is types.BuiltinFunctionType:
@@ -310,7 +313,7 @@ class CallEvents(OperatorEvents):
     def _tensor_method(
         self, name: str, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Answer:
-        if name in METADATA_METHODS:
+        if name in METADATA_METHODS or (name == "type" and len(args) == 1 and not kwargs):
             return None
         if name in TRUTH_METHODS or (name == "item" and args[0].dtype is torch.bool):
             return (self.speculate(args[0]),)
@@ -386,60 +389,18 @@ class CallEvents(OperatorEvents):
             return method(f, receiver, rest, kwargs)  # type: ignore[no-any-return]
         return getattr(self, f"_call_{rule}")(f, args, kwargs)  # type: ignore[no-any-return]
 
-    def _call_read(self, f: Any, args: Any, kwargs: Any) -> Answer:
-        receiver = getattr(f, "__self__", None)
-        for value in (receiver, *args, *kwargs.values()):
-            self._about_to_read(value)
-        if f is map or f is filter or f is functools.reduce:
-            self._check_callback(args[:1], args[1:])
-        return (NATIVE, f, args, kwargs or None, self.checked, _short(f))
-
-    def _about_to_read(self, value: Any) -> None:
-        kind = type(value)
-        if kind in PLAIN_TENSORS:
-            if self.table.get(value) is None and id(value) not in self.known:
-                raise Void("unknown_tensor", "argument of C code")
-            return
-        if issubclass(kind, torch.Tensor):
-            raise Void("tensor_subclass", kind.__name__)
-        if kind in CONSTANT_TYPES or is_static(value) or kind in BUILTIN_ITERATORS:
-            if kind in BUILTIN_ITERATORS and id(value) in self.known:
-                raise Void("container", f"a {kind.__name__} from outside")
-            return
-        if issubclass(kind, (list, tuple, dict, set, frozenset)) or kind in BUILTIN_CONTAINERS:
-            self.consume(value)
-
-    def _check_callback(self, callbacks: tuple[Any, ...], others: tuple[Any, ...]) -> None:
-        """C code calls a callback on each element: Python frames are watched, C code is not."""
-        for callback in callbacks:
-            kind = type(callback)
-            function = callback.__func__ if kind is types.MethodType else callback
-            if callback is None or type(function) is types.FunctionType:
-                continue
-            if kind not in (type, types.BuiltinFunctionType, types.MethodDescriptorType):
-                if is_python_class(kind) or kind is functools.partial:
-                    raise Void("opaque_call", f"a {kind.__name__} called by C code")
-                if issubclass(kind, type):
-                    continue  # a Python class, whose methods are watched
-                raise Void("opaque_call", f"a {kind.__name__} called by C code")
-            for value in others:
-                if type(value) not in BUILTIN_ITERATORS:
-                    self.consume_deeply(value)
-
     def _call_iterate(self, f: Any, args: Any, kwargs: Any) -> Answer:
         receiver = getattr(f, "__self__", args[0] if args else None)
         if id(receiver) in self.known:
             raise Void("container", f"a {type(receiver).__name__} from outside")
-        return (NATIVE, f, args, kwargs or None, self.checked, _short(f))
+        return (NATIVE, f, args, kwargs or None, self.checked, short_name(f))
 
     def _call_deep(self, f: Any, args: Any, kwargs: Any) -> Answer:
         receiver = getattr(f, "__self__", None)
-        if "key" in kwargs:
-            self._check_callback((kwargs["key"],), args)
         textual = f in (repr, ascii, format) or getattr(f, "__name__", "") == "__repr__"
         for value in (receiver, *args, *kwargs.values()):
             if type(value) in PLAIN_TENSORS:
-                raise Void("value_from_tensor", _short(f))
+                raise Void("value_from_tensor", short_name(f))
             if isinstance(value, types.ModuleType) or (callable(value) and is_static(value)):
                 continue
             if textual:
@@ -448,7 +409,7 @@ class CallEvents(OperatorEvents):
                 self._about_to_read(value)
             else:
                 self.consume_deeply(value)
-        return (NATIVE, f, args, kwargs or None, self.checked, _short(f))
+        return (NATIVE, f, args, kwargs or None, self.checked, short_name(f))
 
     def _call_pure(self, f: Any, args: Any, kwargs: Any) -> Answer:
         for value in (*args, *kwargs.values()):
@@ -456,7 +417,7 @@ class CallEvents(OperatorEvents):
                 if f in (abs, pow, divmod, round):
                     name = f"builtins.{f.__name__}"
                     return self.operation("call_function", name, f, args, kwargs)
-                raise Void("value_from_tensor", _short(f))
+                raise Void("value_from_tensor", short_name(f))
             if type(value) in CONSTANT_TYPES or is_constant(value) or is_static(value):
                 continue
             if type(value) in BUILTIN_CONTAINERS or type(value) in BUILTIN_ITERATORS:
@@ -468,17 +429,25 @@ class CallEvents(OperatorEvents):
                 self._text_of(value)
                 continue
             if id(value) not in self.known and id(value) not in self.fresh:
-                raise Void("unknown_value", f"argument of {_short(f)}")
+                raise Void("unknown_value", f"argument of {short_name(f)}")
             self.check_own_code(value)
-        return (NATIVE, f, args, kwargs or None, self.checked, _short(f))
+        return (NATIVE, f, args, kwargs or None, self.checked, short_name(f))
 
     def _call_pure_sequence(self, f: Any, args: Any, kwargs: Any) -> Answer:
         for value in (*args, *kwargs.values()):
             self.consume_deeply(value) if type(value) in BUILTIN_CONTAINERS else None
-        return (NATIVE, f, args, kwargs or None, self.checked, _short(f))
+        return (NATIVE, f, args, kwargs or None, self.checked, short_name(f))
 
     def _call_fold(self, f: Any, args: Any, kwargs: Any) -> Answer:
         return (FOLD, f, args, kwargs or None, self.adopt_constant, None)
+
+    def _call_as_tensor(self, f: Any, args: Any, kwargs: Any) -> Answer:
+        """torch.as_tensor: `to` for a tensor, torch.tensor for numbers."""
+        if args and type(args[0]) in PLAIN_TENSORS:
+            if not kwargs and len(args) == 1:
+                return (args[0],)
+            return self.operation("call_method", "to", torch.Tensor.to, args, kwargs)
+        return self._call_torch_tensor(f, args, kwargs)
 
     def _call_fold_frozen(self, f: Any, args: Any, kwargs: Any) -> Answer:
         return (FOLD, f, args, kwargs or None, self.adopt_frozen, None)
@@ -487,7 +456,7 @@ class CallEvents(OperatorEvents):
         return None
 
     def _call_opaque(self, f: Any, args: Any, kwargs: Any) -> Answer:
-        raise Void("opaque_call", _short(f))
+        raise Void("opaque_call", short_name(f))
 
     def _call_polyfill(self, f: Any, args: Any, kwargs: Any) -> Answer:
         polyfill: Any = POLYFILLS[id(f)]
@@ -568,20 +537,6 @@ class CallEvents(OperatorEvents):
             if not is_constant(value):
                 raise Void("opaque_call", "print() of more than constants")
         self.print_effect(args, kwargs)
-        return (FOLD, f, args, kwargs or None, None, None)
-
-    def _call_logging(self, f: Any, args: Any, kwargs: Any) -> Answer:
-        logger, level = args[0], _LEVELS[f.__name__]
-        if logging.Logger.isEnabledFor(logger, level):
-            raise Void("opaque_call", f"logging at level {f.__name__}")
-        self.guards.add(self.assume_static(logger), "CALL", _LevelDisabled(level))
-        return (FOLD, f, args, kwargs or None, None, None)
-
-    def _call_logger_level(self, f: Any, args: Any, kwargs: Any) -> Answer:
-        logger, level = args
-        if logging.Logger.isEnabledFor(logger, level):
-            raise Void("opaque_call", "logging")
-        self.guards.add(self.assume_static(logger), "CALL", _LevelDisabled(level))
         return (FOLD, f, args, kwargs or None, None, None)
 
     def _call_globals(self, f: Any, args: Any, kwargs: Any) -> Answer:
@@ -666,8 +621,12 @@ class CallEvents(OperatorEvents):
         """torch.tensor of scalars and lists of them: recorded as fulls, stacked."""
         if len(args) != 1 or not set(kwargs) <= {"dtype", "device"}:
             raise Void("opaque_call", "torch.tensor() with options")
-        self.consume_deeply(args[0])
-        leaves = _flatten(args[0])
+        if id(args[0]) in self.frozen:
+            is_array = type(args[0]) is array_type()
+            leaves = _flatten(args[0].tolist()) if is_array else None
+        else:
+            self.consume_deeply(args[0])
+            leaves = _flatten(args[0])
         if leaves is None or len(leaves) > _MAX_LITERALS:
             raise Void("opaque_call", "torch.tensor() of more than a few numbers")
         return (OPERATION, f, args, kwargs or None, self._after_torch_tensor, leaves)
@@ -676,11 +635,7 @@ class CallEvents(OperatorEvents):
         dtype = {"dtype": tensor.dtype, "device": tensor.device}
 
         def add(target: str, *operands: Any, **options: Any) -> Ref:
-            name = f"v{len(self.operations)}"
-            self.operations.append(
-                Operation(name, "call_function", target, operands, options, user_location())
-            )
-            return Ref(name)
+            return self.add_operation(target, operands, options)
 
         if tensor.dim() == 0:
             made = add("torch.full", (), leaves[0], **dtype)
@@ -741,6 +696,33 @@ class CallEvents(OperatorEvents):
         if self.source_of(obj) is None:
             return None
         raise Void("container_write", f"extend on {self.source_of(obj)}")
+
+    def _method_sort(self, f: Any, obj: Any, rest: Any, kwargs: Any) -> Answer:
+        if kwargs.get("key") is not None:
+            _, kwargs = self._watch_key((), kwargs)
+        else:
+            self.consume_deeply(obj)
+        return self._method_write(f, obj, rest, kwargs)
+
+    def _method_set_write(self, f: Any, obj: Any, rest: Any, kwargs: Any) -> Answer:
+        """set.add and set.discard; on a set from outside only where they change nothing."""
+        if id(obj) not in self.known:
+            for value in rest:
+                self.pin(value)
+        elif len(rest) == 1 and is_constant(rest[0]):
+            self.consume(obj)
+            if (rest[0] in obj) == (f.__name__ == "add"):
+                return (None,)
+        return self._method_write(f, obj, rest, kwargs)
+
+    def _method_compare_write(self, f: Any, obj: Any, rest: Any, kwargs: Any) -> Answer:
+        """A write that looks its place up by comparing: list.remove."""
+        for value in (obj, *rest):
+            self.consume_deeply(value)
+        return self._method_write(f, obj, rest, kwargs)
+
+    def _method_update_pairs(self, f: Any, obj: Any, rest: Any, kwargs: Any) -> Answer:
+        return self._method_write(f, obj, tuple(self._pairs(v) for v in rest), kwargs)
 
     def _method_write(self, f: Any, obj: Any, rest: Any, kwargs: Any) -> Answer:
         for value in (*rest, *kwargs.values()):
@@ -814,18 +796,13 @@ class CallEvents(OperatorEvents):
             return self._apply(rule, cls, rest, kwargs)
         return self._construct(cls, rest, kwargs)
 
-    def _call_args(self, f: Any, receiver: Any, rest: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The arguments that `f` itself takes: with the receiver if it is not bound."""
-        bound = type(f) in (types.BuiltinFunctionType, types.MethodWrapperType)
-        return rest if bound else (receiver, *rest)
-
     prepared: dict[int, types.FunctionType]
     context_sets: dict[int, list[Any]]
     inner_codes: set[types.CodeType]
 
 
 _METHOD_RULES = frozenset(
-    name.removeprefix("_method_") for name in vars(CallEvents) if name.startswith("_method_")
+    name.removeprefix("_method_") for name in dir(CallEvents) if name.startswith("_method_")
 )
 
 
@@ -841,16 +818,6 @@ class _StillHolds:
         if now is self.value:
             return True
         return type(now) is type(self.value) and is_constant(now) and bool(now == self.value)
-
-
-class _LevelDisabled:
-    """A deep guard: the logger still drops records of this level."""
-
-    def __init__(self, level: int) -> None:
-        self.level = level
-
-    def __call__(self, logger: Any) -> bool:
-        return not logger.isEnabledFor(self.level)
 
 
 def _flatten(value: Any) -> list[Any] | None:

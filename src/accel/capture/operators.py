@@ -6,8 +6,10 @@ Invariant: an operator of a user's class is left to CPython, whose frames are re
 
 from __future__ import annotations
 
+import collections
 import enum
 import operator
+import re
 import types
 from typing import Any
 
@@ -15,13 +17,16 @@ import torch
 
 from accel.capture.attributes import AttributeEvents
 from accel.capture.state import Effect
-from accel.capture.steps import NATIVE, Answer, Void
+from accel.capture.steps import FOLD, NATIVE, OPERATION, Answer, Void
 from accel.capture.values import (
     BUILTIN_CONTAINERS,
     BUILTIN_ITERATORS,
     CONSTANT_TYPES,
+    FOLDED_RESULTS,
+    NUMPY_SCALARS,
     PLAIN_TENSORS,
     class_lookup,
+    holds_numpy,
     is_constant,
     is_python_class,
     is_static,
@@ -49,6 +54,9 @@ _BINARY = [getattr(operator, name) for name in BINARY_NAMES]
 _COMPARE = {"<": "lt", "<=": "le", "==": "eq", "!=": "ne", ">": "gt", ">=": "ge"}
 _UNARY = {"-": "neg", "+": "pos", "~": "invert"}
 _IN_PLACE = 13
+# Operators in which a numpy scalar gives way to the tensor on its right.
+_NUMPY_YIELDS = frozenset({"add", "sub", "mul", "truediv", "pow"})
+_TENSOR_META = type(torch.Tensor)
 
 
 def _methods(name: str) -> tuple[str, ...]:
@@ -79,15 +87,81 @@ class OperatorEvents(AttributeEvents):
             if op >= _IN_PLACE and ta not in PLAIN_TENSORS:
                 op -= _IN_PLACE  # `n += tensor` with a number n makes a new tensor
             name = BINARY_NAMES[op]
+            if self._own_operator(a, b, name):
+                return (NATIVE, _BINARY[op], (a, b), None, self.checked, f"{name}()")
+            if ta in NUMPY_SCALARS and name not in _NUMPY_YIELDS:
+                raise Void("operand", f"a {ta.__name__} on the left of {name}")
             self._tensor_operands(_BINARY_METHODS[name], a, b)
+            if name == "floordiv" and ta not in PLAIN_TENSORS:
+                return (OPERATION, _BINARY[op], (a, b), None, self._after_number_divided, (a, b))
             return self.operation("call_function", f"_operator.{name}", _BINARY[op], (a, b), {})
+        if id(a) in self.frozen or id(b) in self.frozen:
+            return self._frozen_binary(a, b, op)
         self._operand(a, deeply=False)
         self._operand(b, deeply=False)
+        if BINARY_NAMES[op] == "ior" and issubclass(ta, dict):
+            for pair in b if issubclass(tb, (list, tuple)) else ():
+                self.consume(pair)
         if op >= _IN_PLACE and ta in BUILTIN_CONTAINERS and id(a) in self.known:
             raise Void("container_write", f"in-place {BINARY_NAMES[op]} on {self.source_of(a)}")
         if op in (6, 19) and ta is str:
             self._text_of(b)
         return (NATIVE, _BINARY[op], (a, b), None, self.checked, f"{BINARY_NAMES[op]}()")
+
+    def _after_number_divided(self, result: Any, operands: Any) -> Answer:
+        """`7 // tensor`: ATen divides tensors only, and the number takes the result's dtype."""
+        number, divisor = self.refs(operands[0]), operands[1]
+        dtype = result.dtype
+        limits = None if dtype.is_floating_point or dtype is torch.bool else torch.iinfo(dtype)
+        if limits is None or not limits.min <= number <= limits.max:
+            if not dtype.is_floating_point:
+                raise Void("operand", f"{number!r} as {dtype}")
+        options = {"dtype": dtype, "requires_grad": False}
+        made = self.add_operation("torch.full_like", (self.tensor_ref(divisor), number), options)
+        return self.after_operation(
+            result,
+            ("call_function", "_operator.floordiv", (made, self.tensor_ref(divisor)), {}),
+        )
+
+    def _own_operator(self, a: Any, b: Any, name: str) -> bool:
+        """A user's object that says itself, in Python, what an operator with a tensor is."""
+        left = type(b) in PLAIN_TENSORS
+        value = a if left else b
+        kind = type(value)
+        if kind in CONSTANT_TYPES or kind in PLAIN_TENSORS or not is_python_class(kind):
+            return False
+        if id(value) not in self.known and id(value) not in self.fresh:
+            return False
+        method = _BINARY_METHODS[name][0 if left else -1]
+        found = class_lookup(kind, method, self.missing)
+        self.guards.add_class_attribute(kind, method, found)
+        foreign = class_lookup(kind, "__torch_function__", self.missing)
+        self.guards.add_class_attribute(kind, "__torch_function__", foreign)
+        return type(found) is types.FunctionType and foreign is self.missing
+
+    def _frozen_binary(self, a: Any, b: Any, op: int) -> Answer:
+        """An operator of what a fold made, an array of constants."""
+        for value in (a, b):
+            if id(value) not in self.frozen and not is_constant(value):
+                raise Void("opaque_operation", f"operator on a {type(value).__name__}")
+        if op >= _IN_PLACE:
+            raise Void("opaque_operation", f"in-place {BINARY_NAMES[op]} on a {type(a).__name__}")
+        return (FOLD, _BINARY[op], (a, b), None, self.after_fold, _BINARY[op])
+
+    def after_fold(self, value: Any, f: Any) -> Answer:
+        """Post of a fold of constants: constants, or what nobody else holds and nothing changes."""
+        kind = type(value)
+        if kind in (list, tuple, dict):
+            for part in (*value.keys(), *value.values()) if kind is dict else value:
+                self.after_fold(part, f)
+        elif kind in NUMPY_SCALARS:
+            if not operator.eq(value - value, 0):  # a warning went with it, perhaps
+                raise Void("opaque_call", f"{f.__name__} gave {value!r}")
+        elif kind in FOLDED_RESULTS:
+            self.frozen[id(value)] = value
+        elif kind not in CONSTANT_TYPES and kind not in BUILTIN_ITERATORS:
+            raise Void("opaque_call", f"{f.__name__} gave a {kind.__name__}")
+        return None
 
     def compare(self, a: Any, b: Any, op: str) -> Answer:
         ta, tb = type(a), type(b)
@@ -97,6 +171,8 @@ class OperatorEvents(AttributeEvents):
             if a is None or b is None:
                 return (op == "!=",) if op in ("==", "!=") else None
             name = _COMPARE[op]
+            if ta in NUMPY_SCALARS:
+                raise Void("operand", f"a {ta.__name__} on the left of {op}")
             f = getattr(operator, name)
             self._tensor_operands(_COMPARE_METHODS[name], a, b)
             return self.operation("call_function", f"_operator.{name}", f, (a, b), {})
@@ -166,7 +242,10 @@ class OperatorEvents(AttributeEvents):
                 self.length(value)
             return None
         if kind in BUILTIN_CONTAINERS:
-            raise Void("container", f"truth of a {kind.__name__}")
+            self.consume(value)
+            return None
+        if kind is re.Match and id(value) in self.frozen:
+            return (True,)
         if id(value) in self.known or id(value) in self.fresh:
             for name in ("__bool__", "__len__"):
                 found = class_lookup(kind, name, self.missing)
@@ -194,6 +273,8 @@ class OperatorEvents(AttributeEvents):
 
     def contains(self, item: Any, container: Any) -> Answer:
         kind = type(container)
+        if self._by_identity(item, container):
+            return (NATIVE, operator.contains, (container, item), None, None, None)
         if kind in PLAIN_TENSORS or (type(item) in PLAIN_TENSORS and kind in BUILTIN_CONTAINERS):
             raise Void("value_from_tensor", "membership of tensors")
         source = self.source_of(container)
@@ -213,9 +294,34 @@ class OperatorEvents(AttributeEvents):
             self.check_own_code(container)
         return (NATIVE, operator.contains, (container, item), None, None, None)
 
+    def _by_identity(self, item: Any, container: Any) -> bool:
+        """Membership of tensors and modules in a set made in the trace: hashed and compared by
+        identity, so the identities of those from outside are guarded."""
+        if type(container) is not set or id(container) in self.known:
+            return False
+        if not all(self._has_identity(value) for value in (item, *container)):
+            return False
+        for value in (item, *container):
+            self.pin(value)
+        return True
+
+    def _has_identity(self, value: Any) -> bool:
+        kind = type(value)
+        if kind in PLAIN_TENSORS:
+            self.guards.add_class_attribute(kind, "__hash__", class_lookup(kind, "__hash__"))
+            return True
+        if not issubclass(kind, torch.nn.Module):
+            return False
+        for name in ("__hash__", "__eq__"):
+            found = class_lookup(kind, name)
+            self.guards.add_class_attribute(kind, name, found)
+            if found is not object.__dict__[name]:
+                return False
+        return id(value) in self.known or id(value) in self.fresh
+
     def _entry_known(self, table: Any, key: Any, source: Any) -> bool:
         """Guards presence or absence of one key of a known dict."""
-        if not (is_constant(key) or is_static(key)):
+        if not _is_key(key):
             self.consume(table)
             return False
         if (id(table), key) in self.written:
@@ -247,6 +353,11 @@ class OperatorEvents(AttributeEvents):
             return self._dict_item(obj, key)
         if issubclass(kind, (list, tuple)) and not _overrides(kind, "__getitem__", list, tuple):
             return self._sequence_item(obj, key)
+        if id(obj) in self.frozen and is_constant(key):
+            return (FOLD, operator.getitem, (obj, key), None, self.after_fold, operator.getitem)
+        if kind is collections.deque:
+            self.consume(obj)
+            return (NATIVE, operator.getitem, (obj, key), None, self.checked, "subscript")
         if kind in BUILTIN_CONTAINERS:
             raise Void("container", f"subscript of a {kind.__name__}")
         if id(obj) not in self.known and id(obj) not in self.fresh:
@@ -357,12 +468,46 @@ class OperatorEvents(AttributeEvents):
     def consume_event(self, obj: Any) -> Answer:
         return self.get_iter(obj)
 
-    def match(self, value: Any, _opname: str) -> Answer:
-        if type(value) in PLAIN_TENSORS:
-            raise Void("value_from_tensor", "match on a tensor")
-        if id(value) in self.known and type(value) in BUILTIN_CONTAINERS:
+    def match(self, value: Any, pattern: Any) -> Answer:
+        """One test of a `match` statement; see `_match_class` in rewriter/opcodes.py."""
+        if type(pattern) is tuple:
+            self._match_class(value, *pattern)
+        elif pattern == "class":
+            self.matched_class = value
+        elif type(value) in CONSTANT_TYPES or type(value) in PLAIN_TENSORS:
+            return None
+        elif issubclass(type(value), (list, tuple, dict)) or type(value) in BUILTIN_CONTAINERS:
+            if pattern == "MATCH_KEYS" and class_lookup(type(value), "get") is not dict.get:
+                raise Void("opaque_operation", f"match on the keys of a {type(value).__name__}")
             self.consume(value)
+        elif not is_static(value) and not (id(value) in self.known or id(value) in self.fresh):
+            raise Void("unknown_value", f"match on a {type(value).__name__}")
+        elif pattern == "MATCH_KEYS":
+            raise Void("opaque_operation", f"match on the keys of a {type(value).__name__}")
         return None
+
+    def _match_class(self, value: Any, positional: int, names: tuple[str, ...]) -> None:
+        """`case Class(...)`: an isinstance() and reads of attributes, done by one instruction."""
+        cls, self.matched_class = self.matched_class, None
+        if type(cls) is not type and type(cls) is not _TENSOR_META:
+            raise Void("opaque_operation", "match on a class with a metaclass")
+        kind = type(value)
+        if kind not in CONSTANT_TYPES and kind not in PLAIN_TENSORS:
+            self.check_value(value, "match")
+            self.guards.add_class_attribute(kind, "__class__", class_lookup(kind, "__class__"))
+            if class_lookup(kind, "__class__") is not object.__dict__["__class__"]:
+                raise Void("opaque_operation", f"match on a {kind.__name__}")
+        if not issubclass(kind, cls):
+            return
+        if positional:
+            fields = class_lookup(cls, "__match_args__", self.missing)
+            self.guards.add_class_attribute(cls, "__match_args__", fields)
+            if type(fields) is tuple:
+                names = (*fields[:positional], *names)
+        for name in names:
+            answer = self.attr(value, name)
+            if answer is not None and len(answer) != 1:
+                raise Void("opaque_operation", f"match on a computed attribute, {name!r}")
 
     # ----------------------------------------------------------------- text
 
@@ -373,6 +518,8 @@ class OperatorEvents(AttributeEvents):
     def _text_of(self, value: Any, depth: int = 0) -> None:
         """`value` is about to become text: no addresses, no tensor values, no unread state."""
         kind = type(value)
+        if kind in NUMPY_SCALARS:
+            raise Void("text_of_object", f"a {kind.__name__}")  # as numpy's options say
         if kind in CONSTANT_TYPES or issubclass(kind, (type, enum.Enum, types.ModuleType)):
             return
         if issubclass(kind, torch.Tensor):
@@ -463,9 +610,17 @@ class OperatorEvents(AttributeEvents):
     builtins: dict[str, Any]
     last_import: types.ModuleType | None
     missing: object
+    matched_class: Any = None
 
     def print_effect(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.effects.append(Effect("print", None, (args, kwargs)))
+
+
+def _is_key(key: Any) -> bool:
+    """True for what a guard may look up in a dict: constants, static objects, tuples of them."""
+    if type(key) is tuple and not is_constant(key):
+        return all(is_constant(part) or type(part) is type for part in key)
+    return (is_constant(key) or is_static(key)) and not holds_numpy(key)
 
 
 def is_python_len(kind: type) -> bool:

@@ -7,23 +7,31 @@ Rules for whoever adds a row:
    and reads you can state.
 2. `read`   the arguments' contents are read once, shallowly; the result holds only them.
    `deep`   the arguments are compared, printed or hashed in depth.
+   `read_pairs` the last argument is read as dict() reads it, the others shallowly;
+   `ordered` the first argument's elements, or what a key makes of them, are compared.
    `pure`   the result depends on constant arguments alone.
    `fold`   the result is fixed by the ambient guards or by identity guards.
    `write`  the first argument is changed.
    Other names are methods of CallEvents (`_call_<rule>`).
-3. A callback given to such code runs in frames that the shim redirects to twins.
+3. A callback given to such code runs in frames that the shim redirects to twins; where it is
+   no Python function, `capture/callbacks.py` puts one around it.
 """
 
 from __future__ import annotations
 
+import bisect
 import builtins
 import collections
 import functools
 import inspect
 import itertools
+import json
 import logging
 import math
 import operator
+import re
+import sys
+import threading
 import types
 import typing
 import warnings
@@ -32,6 +40,7 @@ from typing import Any
 
 import torch
 
+from accel.capture.numpy_rules import callable_rows, method_rows
 from accel.capture.torch_calls import METADATA_FUNCTIONS
 
 
@@ -40,8 +49,10 @@ def _names(rule: str, names: str) -> dict[str, str]:
 
 
 BUILTINS: dict[str, str] = {
-    **_names("read", "zip enumerate map filter reversed list tuple set frozenset dict iter next"),
-    **_names("deep", "repr ascii format min max sorted hash"),
+    **_names("read", "zip enumerate map filter reversed list tuple set frozenset iter next"),
+    **_names("deep", "repr ascii format hash"),
+    **_names("ordered", "min max sorted"),
+    "dict": "read_pairs",
     **_names("pure", "abs round divmod pow ord chr bin hex oct complex slice range bytes"),
     **_names("fold", "callable issubclass"),
     **_names("polyfill", "sum any all"),
@@ -70,13 +81,13 @@ METHODS: dict[type, dict[str, str]] = {
     dict: {
         **_names("read", "items keys values copy __iter__ __len__ __reversed__ __or__ __ror__"),
         **_names("deep", "__eq__ __ne__ __repr__"),
-        **_names("write", "pop popitem update clear __delitem__ __ior__"),
+        **_names("write", "pop popitem clear __delitem__"),
+        **_names("update_pairs", "update __ior__ __init__"),
         "get": "dict_get",
         "setdefault": "setdefault",
         "__getitem__": "subscr",
         "__contains__": "contains",
         "__setitem__": "setitem",
-        "__init__": "initialise",
         "fromkeys": "read",
     },
     list: {
@@ -84,7 +95,9 @@ METHODS: dict[type, dict[str, str]] = {
         **_names(
             "deep", "index count __eq__ __ne__ __lt__ __gt__ __le__ __ge__ __contains__ __repr__"
         ),
-        **_names("write", "insert remove pop clear sort reverse __delitem__ __iadd__ __imul__"),
+        **_names("write", "insert pop clear reverse __delitem__ __iadd__ __imul__"),
+        "sort": "sort",
+        "remove": "compare_write",
         "append": "append",
         "extend": "extend",
         "__getitem__": "subscr",
@@ -107,9 +120,10 @@ METHODS: dict[type, dict[str, str]] = {
         ),
         **_names(
             "write",
-            "add discard remove pop clear update intersection_update difference_update "
+            "remove pop clear update intersection_update difference_update "
             "symmetric_difference_update __ior__ __iand__ __isub__ __ixor__",
         ),
+        **_names("set_write", "add discard"),
         "__init__": "initialise",
     },
     frozenset: _names(
@@ -120,21 +134,25 @@ METHODS: dict[type, dict[str, str]] = {
     collections.OrderedDict: {
         **_names("read", "items keys values copy __iter__ __reversed__"),
         **_names("deep", "__eq__ __ne__"),
-        **_names("write", "pop popitem update clear move_to_end __delitem__"),
+        **_names("write", "pop popitem clear move_to_end __delitem__"),
+        **_names("update_pairs", "update __init__"),
         "setdefault": "setdefault",
         "__setitem__": "setitem",
-        "__init__": "initialise",
     },
     collections.deque: {
         **_names("read", "copy __iter__ __len__ __reversed__"),
         **_names(
             "write",
-            "append appendleft pop popleft extend extendleft clear rotate insert remove reverse",
+            "append appendleft pop popleft extend extendleft clear rotate insert reverse",
         ),
+        "remove": "compare_write",
         **_names("deep", "index count"),
         "__init__": "initialise",
     },
-    collections.defaultdict: {"__missing__": "write", "__init__": "initialise", "copy": "read"},
+    collections.defaultdict: {"__missing__": "write", "__init__": "update_pairs", "copy": "read"},
+    type({}.keys()): _names("read", "isdisjoint"),
+    type({}.items()): _names("deep", "isdisjoint"),
+    itertools.chain: {"from_iterable": "read"},
     types.MappingProxyType: _names("read", "items keys values get copy __iter__ __len__"),
     object: {
         "__setattr__": "object_setattr",
@@ -155,7 +173,15 @@ METHODS: dict[type, dict[str, str]] = {
         "__getattribute__": "getattr",
         "__subclasses__": "opaque",
     },
+    re.Pattern: _names(
+        "fold_frozen_method", "match search fullmatch findall split sub subn finditer"
+    ),
+    re.Match: _names(
+        "fold_frozen_method", "group groups groupdict start end span expand __getitem__"
+    ),
     torch.Size: _names("pure", "numel __getitem__ __len__ __iter__ __eq__ __ne__ count index"),
+    type(threading.RLock()): _names("first_use", "__enter__ acquire"),
+    **method_rows(),
     types.GeneratorType: _names("iterate", "send throw close __next__ __iter__"),
 }
 
@@ -166,13 +192,16 @@ PURE_TYPES: frozenset[type] = frozenset(
 
 # Constructors of C types.
 CONSTRUCTORS: dict[type, str] = {
-    collections.OrderedDict: "read",
+    collections.OrderedDict: "read_pairs",
     collections.deque: "read",
-    collections.defaultdict: "read",
+    collections.defaultdict: "read_pairs",
     types.MappingProxyType: "passes",
     functools.partial: "passes",
     types.MethodType: "passes",
-    types.SimpleNamespace: "opaque",
+    types.SimpleNamespace: "namespace",
+    operator.itemgetter: "getter_type",
+    operator.attrgetter: "getter_type",
+    operator.methodcaller: "getter_type",
     torch.Size: "pure_sequence",
     torch.device: "pure",
     torch.finfo: "fold_frozen",
@@ -207,6 +236,26 @@ FOLDED_PYTHON: dict[Callable[..., Any], str] = {
     torch.compiler.is_exporting: "fold",
     torch.compiler.is_dynamo_compiling: "fold",
     typing.cast: "passes",
+    torch.distributions.kl._dispatch_kl: "lookup",
+    **dict.fromkeys(
+        (
+            re.compile,
+            re.match,
+            re.search,
+            re.fullmatch,
+            re.findall,
+            re.split,
+            re.sub,
+            re.subn,
+            re.escape,
+            json.dumps,
+            json.loads,
+        ),
+        "fold_constants",
+    ),
+    sys.exc_info: "exc_info",
+    collections._count_elements: "polyfill",  # type: ignore[attr-defined]
+    **dict.fromkeys((bisect.bisect_left, bisect.bisect_right), "deep"),
     inspect.signature: "fold_frozen",
     torch.is_tensor: "fold",
     torch.overrides.is_tensor_like: "fold",
@@ -225,6 +274,9 @@ FOLDED_PYTHON: dict[Callable[..., Any], str] = {
     logging.Logger.info: "logging",
     logging.Logger.warning: "logging",
     logging.Logger.error: "logging",
+    logging.Logger.critical: "logging",
+    logging.Logger.log: "logging_at",
+    logging.getLogger: "get_logger",
     logging.Logger.isEnabledFor: "logger_level",
 }
 
@@ -241,7 +293,7 @@ def is_dynamo_mark(f: Any) -> bool:
 @functools.cache
 def callable_rules() -> dict[int, str]:
     """id -> rule of every C callable of the tables above (all live for good)."""
-    rules: dict[int, str] = {}
+    rules = callable_rows()
     for name, rule in BUILTINS.items():
         rules[id(getattr(builtins, name))] = rule
     for f, rule in FOLDED_PYTHON.items():
@@ -262,6 +314,7 @@ def callable_rules() -> dict[int, str]:
                 rules.setdefault(id(ambient), "fold")
     rules[id(torch._C._set_grad_enabled)] = "grad_mode"
     rules[id(torch.tensor)] = "torch_tensor"
+    rules[id(torch.as_tensor)] = "as_tensor"
     return rules
 
 

@@ -7,6 +7,7 @@ Invariant: same results, same order of calls on the arguments as CPython's C cod
 from __future__ import annotations
 
 import builtins
+import collections
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -33,8 +34,36 @@ def all_(iterable: Iterable[Any], /) -> bool:
     return True
 
 
+def get_items(obj: Any, key: Any, *keys: Any) -> Any:
+    """operator.itemgetter(key, *keys)(obj)"""
+    return (obj[key], *(obj[k] for k in keys)) if keys else obj[key]
+
+
+def get_attributes(obj: Any, path: str, *paths: str) -> Any:
+    """operator.attrgetter(path, *paths)(obj)"""
+    found = []
+    for dotted in (path, *paths):
+        value = obj
+        for name in dotted.split("."):
+            value = getattr(value, name)
+        found.append(value)
+    return tuple(found) if paths else found[0]
+
+
+def call_named(obj: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """operator.methodcaller(name, *args, **kwargs)(obj)"""
+    return getattr(obj, name)(*args, **kwargs)
+
+
+def count_elements(mapping: Any, iterable: Iterable[Any]) -> None:
+    """collections._count_elements, which Counter calls."""
+    for element in iterable:
+        mapping[element] = mapping.get(element, 0) + 1
+
+
 POLYFILLS: dict[int, Callable[..., Any]] = {
     id(builtins.sum): sum_,
     id(builtins.any): any_,
     id(builtins.all): all_,
+    id(collections._count_elements): count_elements,  # type: ignore[attr-defined]
 }

@@ -188,7 +188,7 @@ class Describer:
             return ("mapping", kind, items)
         if issubclass(kind, tuple) and kind.__module__ == "torch.return_types":
             return ("structseq", kind, [self.spec(v) for v in value])
-        if not is_python_class(kind):
+        if not is_python_class(kind) and kind is not types.SimpleNamespace:
             raise Void("result", f"a {kind.__name__}")
         if id(value) not in self.state.fresh and not (
             issubclass(kind, tuple) and not getattr(value, "__dict__", None)
@@ -198,12 +198,9 @@ class Describer:
 
     def _instance(self, value: Any, kind: type) -> Spec:
         """An object of a user's class: its builtin part and its instance dict."""
-        for base in kind.__mro__:
-            slots = base.__dict__.get("__slots__")
-            if slots and base is not kind.__mro__[-1] and list(slots) not in ([], ["__weakref__"]):
-                if issubclass(kind, tuple):
-                    continue
-                raise Void("result", f"a {kind.__name__} with __slots__")
+        slots = _slots(kind)
+        if slots and issubclass(kind, (tuple, dict)):
+            raise Void("result", f"a {kind.__name__} with __slots__")
         try:
             attributes = object.__getattribute__(value, "__dict__")
         except AttributeError:
@@ -218,7 +215,9 @@ class Describer:
             return ("dict_instance", kind, base, items, self._attributes(attributes))
         if issubclass(kind, (list, set, frozenset, int, float, str, bytes, BaseException)):
             raise Void("result", f"a {kind.__name__}")
-        return ("instance", kind, self._attributes(attributes))
+        held = [(slot, slot.__get__(value)) for slot in slots if _is_bound(slot, value)]
+        parts = [(slot, self.spec(v)) for slot, v in held]
+        return ("instance", kind, self._attributes(attributes), parts)
 
     def _attributes(self, attributes: dict[str, Any]) -> list[tuple[str, Spec]]:
         return [(name, self.spec(v)) for name, v in attributes.items()]
@@ -331,7 +330,35 @@ def _dict_instance(spec: Spec, slot_of: Any) -> Builder:
 def _instance(spec: Spec, slot_of: Any) -> Builder:
     kind = spec[1]
     attrs = [(n, _compile(p, slot_of)) for n, p in spec[2]]
-    return lambda *where: _fill(object.__new__(kind), attrs, where)
+    members = [(slot, _compile(p, slot_of)) for slot, p in spec[3]]
+
+    def instance(*where: Any) -> Any:
+        # Parts are built in the order in which they were described.
+        value = _fill(object.__new__(kind), attrs, where)
+        for slot, part in members:
+            slot.__set__(value, part(*where))
+        return value
+
+    return instance
+
+
+def _slots(kind: type) -> list[Any]:
+    """The descriptors of all `__slots__` of a class written in Python."""
+    return [
+        member
+        for base in kind.__mro__
+        if "__slots__" in base.__dict__
+        for member in base.__dict__.values()
+        if type(member) is types.MemberDescriptorType
+    ]
+
+
+def _is_bound(slot: Any, value: Any) -> bool:
+    try:
+        slot.__get__(value)
+    except AttributeError:
+        return False
+    return True
 
 
 _COMPILERS: dict[str, Callable[[Spec, Any], Builder]] = {

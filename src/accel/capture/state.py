@@ -24,8 +24,10 @@ from accel.capture.values import (
     BUILTIN_ITERATORS,
     CONSTANT_TYPES,
     FUNCTION_TYPES,
+    NUMPY_SCALARS,
     PLAIN_TENSORS,
     TRANSIENT_TYPES,
+    holds_numpy,
     is_constant,
     is_python_class,
     is_static,
@@ -71,6 +73,36 @@ class _KeyOrder:
 
     def __call__(self, value: Any) -> bool:
         return tuple(collections.OrderedDict.keys(value)) == self.keys
+
+
+def _exact(value: Any) -> Any:
+    """A constant in a form that is equal only for one of its type and bits."""
+    if type(value) is tuple:
+        return tuple(_exact(v) for v in value)
+    if type(value) is slice:
+        return slice, _exact(value.start), _exact(value.stop), _exact(value.step)
+    return type(value), value.tobytes() if type(value) in NUMPY_SCALARS else repr(value)
+
+
+class _SameConstant:
+    """A deep guard: the same constant, which holds numpy scalars."""
+
+    def __init__(self, value: Any) -> None:
+        self.exact = _exact(value)
+
+    def __call__(self, value: Any) -> bool:
+        return bool(is_constant(value) and _exact(value) == self.exact)
+
+
+class _SameMembers:
+    """A deep guard: a deque of constants holds the same ones in the same order."""
+
+    def __init__(self, members: Any) -> None:
+        self.members = members
+
+    def __call__(self, value: Any) -> bool:
+        now = tuple(value)
+        return is_constant(now) and _exact(now) == self.members
 
 
 class RecorderState:
@@ -123,7 +155,10 @@ class RecorderState:
         """`value` was read at `source`, which the trace itself has not written."""
         kind = type(value)
         if kind in CONSTANT_TYPES or ((kind is tuple or kind is slice) and is_constant(value)):
-            self.guards.add(source, "EQUALS", value)
+            if holds_numpy(value):
+                self.guards.add(source, "CALL", _SameConstant(value))
+            else:
+                self.guards.add(source, "EQUALS", value)
             return
         found = self.known.get(id(value))
         if found is not None:
@@ -182,6 +217,8 @@ class RecorderState:
         if kind in PLAIN_TENSORS:
             return self.tensor_ref(value)
         if kind in CONSTANT_TYPES:
+            if kind in NUMPY_SCALARS:
+                return self._python_number(value)
             return tuple(value) if kind is torch.Size else value
         if kind is tuple or kind is list:
             if id(value) in self.known:
@@ -201,12 +238,27 @@ class RecorderState:
             return value._value_  # an IntEnum: its identity is guarded where it was read
         raise Void("operand", f"a {kind.__name__}")
 
+    @staticmethod
+    def _python_number(value: Any) -> Any:
+        """What torch makes of a numpy scalar: except for bools, a number as Python's."""
+        if type(value).__name__.startswith("bool"):
+            raise Void("operand", "a numpy bool")
+        return value.item()
+
     def operation(
         self, kind: str, target: str, f: Callable[..., Any], args: Any, kwargs: Any
     ) -> Answer:
         """A step that runs a torch operation and records it."""
         token = (kind, target, self.refs(args), self.refs(kwargs) if kwargs else {})
         return (OPERATION, f, args, kwargs or None, self.after_operation, token)
+
+    def add_operation(self, target: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
+        """An operation of the graph that was no call of the program's own."""
+        name = f"v{len(self.operations)}"
+        self.operations.append(
+            Operation(name, "call_function", target, args, kwargs, user_location())
+        )
+        return Ref(name)
 
     def after_operation(self, result: Any, token: Any) -> Answer:
         kind, target, args, kwargs = token
@@ -282,9 +334,11 @@ class RecorderState:
                 self.track(dict.__getitem__(container, key), source.child("dict_item", key))
         elif issubclass(kind, (set, frozenset)):
             members = frozenset(container)
-            if not all(is_constant(m) or is_static(m) for m in members):
+            if not all((is_constant(m) or is_static(m)) and not holds_numpy(m) for m in members):
                 raise Void("container", "a set of objects")
             self.guards.add(source, "SET_EQUALS", members)
+        elif kind is collections.deque and is_constant(tuple(container)):
+            self.guards.add(source, "CALL", _SameMembers(_exact(tuple(container))))
         elif kind in _DICT_VIEWS or kind in BUILTIN_ITERATORS or kind in BUILTIN_CONTAINERS:
             raise Void("container", f"a {kind.__name__} from outside")
 
@@ -307,8 +361,11 @@ class RecorderState:
                 for v in value:
                     self.consume_deeply(v, depth + 1)
             return
-        if kind in BUILTIN_CONTAINERS:
+        if kind in BUILTIN_CONTAINERS and kind is not slice:
             self.consume(value)
+            items = value.items() if kind is types.MappingProxyType else value
+            for part in list(items):
+                self.consume_deeply(part, depth + 1)
             return
         if id(value) in self.fresh or id(value) in self.known:
             self.check_own_code(value)
@@ -317,6 +374,12 @@ class RecorderState:
             return
         raise Void("unknown_value", f"a {kind.__name__}")
 
+    def pin(self, value: Any) -> None:
+        """The trace hangs on which object this is: it is looked up by identity."""
+        source = self.source_of(value)
+        if source is not None and source.kind != "constant":
+            self.guards.add(source, "IS", value)
+
     def check_own_code(self, value: Any) -> None:
         """An object from outside that C code is about to read: only classes written in Python
         read their state in frames that are watched."""
@@ -324,7 +387,7 @@ class RecorderState:
             raise Void("opaque_attribute", f"the contents of a {type(value).__name__}")
 
     def check_key(self, key: Any) -> None:
-        if not (is_constant(key) or is_static(key)):
+        if not (is_constant(key) or is_static(key)) or holds_numpy(key):
             raise Void("container", f"a dict key of type {type(key).__name__}")
 
     def reads(self, container: Any) -> None:

@@ -7,13 +7,21 @@ Invariant: classification looks at `type(value)` only and never runs user code.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import enum
 import functools
 import itertools
+import operator
+import re
 import types
 from typing import Any
 
 import torch
+
+from accel.capture.numpy_rules import array_type, scalar_types
+
+# Immutable; no native check compares them.
+NUMPY_SCALARS: frozenset[type] = scalar_types()
 
 # Compared by value; carry no identity; may be baked into a graph.
 CONSTANT_TYPES: frozenset[type] = frozenset(
@@ -33,11 +41,14 @@ CONSTANT_TYPES: frozenset[type] = frozenset(
         torch.memory_format,
         torch.Size,
         range,
+        *NUMPY_SCALARS,
     }
 )
 
 # The only tensors whose operations are recorded.
 PLAIN_TENSORS: frozenset[type] = frozenset({torch.Tensor, torch.nn.Parameter})
+
+BOUND_C_METHOD: type = type(re.compile("").match)  # METH_METHOD: unlike other bound methods
 
 FUNCTION_TYPES: frozenset[type] = frozenset(
     {
@@ -49,6 +60,7 @@ FUNCTION_TYPES: frozenset[type] = frozenset(
         types.MemberDescriptorType,
         types.ClassMethodDescriptorType,
         types.MethodWrapperType,
+        BOUND_C_METHOD,
         type(torch.ops.aten.add),
         type(torch.ops.aten.add.Tensor),
     }
@@ -121,11 +133,30 @@ TRANSIENT_TYPES: frozenset[type] = frozenset(
         functools.partial,
         types.TracebackType,
         object,
+        operator.itemgetter,
+        operator.attrgetter,
+        operator.methodcaller,
     }
 )
 
 # What annotations are made of: immutable, and known by identity.
 ANNOTATION_TYPES: frozenset[type] = frozenset({types.UnionType, types.GenericAlias})
+
+# Immutable objects of libraries, known by identity: marks that stand for an absent value, and
+# compiled patterns.
+NAMED_TYPES: frozenset[type] = frozenset(
+    {type(dataclasses.MISSING), re.Pattern}
+    | {getattr(dataclasses, "_HAS_DEFAULT_FACTORY_CLASS", type(dataclasses.MISSING))}
+)
+
+# What folds of constants may give besides constants: objects that cannot change, and
+# arrays, which nothing that has a rule changes.
+FOLDED_RESULTS: frozenset[Any] = frozenset({re.Match, re.Pattern, array_type()} - {None})
+
+# Callables of `operator` that hold names and keys: `capture/polyfills.py` says what they do.
+GETTER_TYPES: frozenset[type] = frozenset(
+    {operator.itemgetter, operator.attrgetter, operator.methodcaller}
+)
 
 _HEAP_TYPE = 1 << 9
 _IMMUTABLE_TYPE = 1 << 8  # heap types of CPython's C modules
@@ -151,12 +182,24 @@ def is_constant(value: object) -> bool:
     return False
 
 
+def holds_numpy(value: object) -> bool:
+    """True for numpy scalars and tuples and slices with one in them."""
+    kind = type(value)
+    if kind is tuple:
+        return any(holds_numpy(v) for v in value)  # type: ignore[attr-defined]
+    if kind is slice:
+        s: Any = value
+        return any(holds_numpy(v) for v in (s.start, s.stop, s.step))
+    return kind in NUMPY_SCALARS
+
+
 def is_static(value: object) -> bool:
     """True for what a program names rather than makes: functions, classes, modules, enums."""
     kind = type(value)
     return (
         kind in FUNCTION_TYPES
         or kind in ANNOTATION_TYPES
+        or kind in NAMED_TYPES
         or issubclass(kind, (type, types.ModuleType, enum.Enum))
     )
 
