@@ -1129,6 +1129,73 @@ def _(s: Session) -> None:
     s.miss(f, torch.randn(3), Scale(4.0))
 
 
+@program(PROGRAMS, "operators with tensors of one's own, in place and reflected")
+def _(s: Session) -> None:
+    class Sum:
+        def __init__(self, x):
+            self.x = x
+
+        def __add__(self, y):
+            return Sum(self.x + y)
+
+        def __iadd__(self, y):
+            self.x = self.x * 2 + y
+            return self
+
+        def __rmul__(self, y):
+            return y * self.x - 1
+
+        def __sub__(self, y):
+            return self.x - y
+
+    def f(x):
+        total = Sum(x)
+        total += x
+        late = Sum(x) + x
+        late -= x
+        return total.x, late, x * Sum(x)
+
+    f = s.root(f)
+    s.warm(f, torch.randn(3))
+    s.hit(f, torch.randn(3))
+    Sum.__iadd__ = lambda self, y: Sum(self.x - y)
+    s.miss(f, torch.randn(3))
+
+
+@program(PROGRAMS, "containers that C code takes apart")
+def _(s: Session) -> None:
+    pairs = [["a", 1.0], ["b", 2.0]]
+    groups = [[1, 2], []]
+
+    class Holder:
+        gain = 1.0
+
+    holder = Holder()
+    table = {"a": [1, 2]}
+
+    def f(x):
+        merged = {}
+        merged.update(pairs)
+        x = x * sum(dict(pairs).values()) + sum(merged.values())
+        x = x + len(list(filter(None, groups))) + sum(itertools.starmap(operator.mul, [groups[0]]))
+        x = x * sum(map(getattr, [holder], ["gain"])) + len(next(map(table.get, ["a"])))
+        ordered = list(groups)
+        ordered.sort()
+        best = max([holder], key=lambda h: [h.gain, groups])
+        return x + len(ordered[0]) + best.gain + sorted(groups, key=len)[0].__len__()
+
+    f = s.root(f)
+    s.warm(f, torch.randn(3))
+    pairs[0][1] = 5.0
+    s.miss(f, torch.randn(3))
+    groups[1].append(0)
+    s.miss(f, torch.randn(3))
+    holder.gain = 3.0
+    s.miss(f, torch.randn(3))
+    table["a"].append(1)
+    s.miss(f, torch.randn(3))
+
+
 @program(PROGRAMS, "abstract base classes, super and class state")
 def _(s: Session) -> None:
     import abc

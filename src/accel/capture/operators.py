@@ -84,11 +84,11 @@ class OperatorEvents(AttributeEvents):
         if ta in CONSTANT_TYPES and tb in CONSTANT_TYPES:
             return None
         if ta in PLAIN_TENSORS or tb in PLAIN_TENSORS:
+            if self._own_operator(a, b, BINARY_NAMES[op]):
+                return (NATIVE, _BINARY[op], (a, b), None, self.checked, f"{BINARY_NAMES[op]}()")
             if op >= _IN_PLACE and ta not in PLAIN_TENSORS:
                 op -= _IN_PLACE  # `n += tensor` with a number n makes a new tensor
             name = BINARY_NAMES[op]
-            if self._own_operator(a, b, name):
-                return (NATIVE, _BINARY[op], (a, b), None, self.checked, f"{name}()")
             if ta in NUMPY_SCALARS and name not in _NUMPY_YIELDS:
                 raise Void("operand", f"a {ta.__name__} on the left of {name}")
             self._tensor_operands(_BINARY_METHODS[name], a, b)
@@ -132,12 +132,15 @@ class OperatorEvents(AttributeEvents):
             return False
         if id(value) not in self.known and id(value) not in self.fresh:
             return False
-        method = _BINARY_METHODS[name][0 if left else -1]
-        found = class_lookup(kind, method, self.missing)
-        self.guards.add_class_attribute(kind, method, found)
+        methods = _BINARY_METHODS[name]
+        own = []
+        for method in methods[:-1] if left else methods[-1:]:
+            found = class_lookup(kind, method, self.missing)
+            self.guards.add_class_attribute(kind, method, found)
+            own.append(type(found) is types.FunctionType)
         foreign = class_lookup(kind, "__torch_function__", self.missing)
         self.guards.add_class_attribute(kind, "__torch_function__", foreign)
-        return type(found) is types.FunctionType and foreign is self.missing
+        return any(own) and foreign is self.missing
 
     def _frozen_binary(self, a: Any, b: Any, op: int) -> Answer:
         """An operator of what a fold made, an array of constants."""
