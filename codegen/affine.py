@@ -8,7 +8,9 @@ sorted by variable, without zero coefficients, so equal addresses compare equal.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from accel.codegen.symbols import Dim, hint, is_same, surely
 
 Sizes = Mapping[str, int]
 
@@ -27,7 +29,7 @@ class Affine(NamedTuple):
 
     def plus(self, other: Affine | int, scale: int = 1) -> Affine:
         """self + scale * other."""
-        if isinstance(other, int):
+        if isinstance(other, (int, Dim)):
             return Affine(self.const + scale * other, self.terms)
         terms = dict(self.terms)
         for v, c in other.terms:
@@ -55,13 +57,22 @@ class Affine(NamedTuple):
         return frozenset(v for v, _ in self.terms)
 
     def show(self, name: Callable[[str], str] = str) -> str:
-        parts = [name(v) if c == 1 else f"{c}*{name(v)}" for v, c in self.terms]
-        if self.const or not parts:
-            parts.append(str(self.const))
+        parts = [name(v) if is_same(c, 1) else f"{c!r}*{name(v)}" for v, c in self.terms]
+        if not is_same(self.const, 0) or not parts:
+            parts.append(repr(self.const))
         return " + ".join(parts)
 
 
 ZERO = Affine()
+
+
+def equal(a: Affine, b: Affine) -> bool:
+    """True when two addresses are the same for every size."""
+    return (
+        is_same(a.const, b.const)
+        and len(a.terms) == len(b.terms)
+        and all(v == w and is_same(c, d) for (v, c), (w, d) in zip(a.terms, b.terms, strict=True))
+    )
 
 
 def address(offset: int, strides: Sequence[int], index: Sequence[Affine]) -> Affine:
@@ -91,28 +102,46 @@ def match(
     Both sides are mixed-radix numbers: walked from the smallest coefficient up, the
     larger variable is cut where the smaller one ends.
     """
-    if first.const != second.const:
+    if not is_same(first.const, second.const):
         return None
-    a = sorted((c, first_sizes[v], v) for v, c in first.terms if first_sizes[v] > 1)
-    b = sorted((c, second_sizes[v], v) for v, c in second.terms if second_sizes[v] > 1)
+    a = _digits(first, first_sizes)
+    b = _digits(second, second_sizes)
     split = Split({}, {})
     while a and b:
         (ca, sa, va), (cb, sb, vb) = a[0], b[0]
-        low = min(sa, sb)
-        if ca != cb or ca <= 0 or sa % low or sb % low:
+        low = _common(sa, sb)
+        if low is None or not is_same(ca, cb) or not surely(">", ca, 0):
             return None
         part = (fresh(), low)
         split.first.setdefault(va, []).append(part)
         split.second.setdefault(vb, []).append(part)
         for side, size, name in ((a, sa, va), (b, sb, vb)):
-            if size == low:
+            if is_same(size, low):
                 side.pop(0)
             else:
                 side[0] = (ca * low, size // low, name)
         # A cut variable must still come next, else its parts interleave with others.
-        if any(s != sorted(s) for s in (a, b)):
+        if any(s != sorted(s, key=_by_hint) for s in (a, b)):
             return None
     return split if not a and not b else None
+
+
+def _digits(value: Affine, sizes: Sizes) -> list[tuple[Any, Any, str]]:
+    """(coefficient, size, variable), the smallest coefficient first."""
+    found = [(c, sizes[v], v) for v, c in value.terms if not is_same(sizes[v], 1)]
+    return sorted(found, key=_by_hint)
+
+
+def _by_hint(digit: tuple[Any, Any, str]) -> tuple[int, int, str]:
+    return hint(digit[0]), hint(digit[1]), digit[2]
+
+
+def _common(a: Any, b: Any) -> Any:
+    """The one of two sizes that divides the other, or None."""
+    if is_same(a, b):
+        return a
+    low, high = (a, b) if hint(a) < hint(b) else (b, a)
+    return low if is_same(high % low, 0) else None
 
 
 def combined(parts: Sequence[tuple[str, int]]) -> Affine:
@@ -136,23 +165,25 @@ def invert(
 
     `strides` must be those of a tensor without overlap.
     """
-    order = sorted((d for d in range(len(strides)) if extents[d] > 1), key=lambda d: -strides[d])
+    several = [d for d in range(len(strides)) if not is_same(extents[d], 1)]
+    order = sorted(several, key=lambda d: -hint(strides[d]))
     index = [ZERO] * len(strides)
     rest = dict(value.terms)
     const = value.const
     for d in order:
         stride = strides[d]
-        if stride <= 0:
+        if not surely(">", stride, 0):
             return None
-        taken = {v: c // stride for v, c in rest.items() if c % stride == 0}
-        rest = {v: c for v, c in rest.items() if c % stride}
+        taken = {v: c // stride for v, c in rest.items() if is_same(c % stride, 0)}
+        rest = {v: c for v, c in rest.items() if v not in taken}
         base, const = divmod(const, stride)
-        if any(c < 0 for c in taken.values()) or any(c < 0 for c in rest.values()):
+        if any(not surely(">=", c, 0) for c in (*taken.values(), *rest.values())):
             return None
         # What is left must stay below the stride, the quotient below the extent.
         low = const + sum(c * (sizes[v] - 1) for v, c in rest.items())
         high = base + sum(c * (sizes[v] - 1) for v, c in taken.items())
-        if low >= stride or not 0 <= base <= high < extents[d]:
+        inside = surely("<=", 0, base) and surely("<=", base, high)
+        if not (inside and surely("<", low, stride) and surely("<", high, extents[d])):
             return None
         index[d] = Affine.make(base, taken)
-    return index if not rest and const == 0 else None
+    return index if not rest and is_same(const, 0) else None

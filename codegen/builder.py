@@ -16,6 +16,7 @@ from accel.codegen.loop_ir import (
     VALUE_TYPE,
     Const,
     Expr,
+    Iota,
     Load,
     Table,
     cast,
@@ -26,6 +27,7 @@ from accel.codegen.loop_ir import (
 )
 from accel.codegen.loop_ir import Op as OpExpr
 from accel.codegen.program import LoopNode, Program
+from accel.codegen.symbols import Dim, hint, is_same
 from accel.codegen.tensor_graph import Buffer, View, contiguous_strides, span
 
 Index = Sequence[Affine]
@@ -69,7 +71,7 @@ class Builder:
         """The element of `view` at `index`, which is broadcast to the view's rank."""
         self.supported(view)
         index = list(index)[len(index) - len(view.sizes) :]
-        index = [ZERO if n == 1 else i for n, i in zip(view.sizes, index, strict=True)]
+        index = [ZERO if is_same(n, 1) else i for n, i in zip(view.sizes, index, strict=True)]
         where = address(view.offset, view.strides, index)
         inlined = self._inline(view, where)
         return Load(view.buffer, where, view.dtype) if inlined is None else inlined
@@ -86,7 +88,7 @@ class Builder:
         if found is None or buffer.dtype != view.dtype:
             return None
         node, reads_memory = found
-        if reads_memory and buffer.numel * 2 > self._reader_numel:
+        if reads_memory and hint(buffer.numel) * 2 > hint(self._reader_numel):
             return None
         index = invert(where, self.program.sizes, buffer.strides, buffer.sizes)
         if index is None:
@@ -94,7 +96,7 @@ class Builder:
         by = {}
         dims = iter(node.dims)
         for n, i in zip(buffer.sizes, index, strict=True):
-            if n != 1:
+            if not is_same(n, 1):
                 by[next(dims)] = i
         return substitute(node.expr, by)
 
@@ -104,7 +106,7 @@ class Builder:
         """One variable for every dimension that has more than one element."""
         index, names = [], []
         for n in sizes:
-            if n == 1:
+            if is_same(n, 1):
                 index.append(ZERO)
             else:
                 names.append(self.program.variable(n))
@@ -198,8 +200,12 @@ class Builder:
             raise Unsupported(f"dtype {out.dtype}")
         self.pointwise(out, lambda i: cast(self.load(source, i), type_), region)
 
-    def scalar(self, value: Any, type_: str, dtype: str = "") -> Const:
+    def scalar(self, value: Any, type_: str, dtype: str = "") -> Expr:
         """A Python number as ATen converts it to `dtype` before it computes."""
+        if isinstance(value, Dim):
+            if dtype and _INTEGER_BITS.get(dtype, 64) < 64:
+                raise Unsupported("a size as a narrow integer")
+            return cast(Iota(Affine(value)), type_)
         if isinstance(value, complex):
             raise Unsupported("a complex number")
         bits = _INTEGER_BITS.get(dtype)

@@ -14,6 +14,7 @@ from accel.codegen.builder import Builder, Unsupported
 from accel.codegen.loop_ir import Expr
 from accel.codegen.products import packer, row_block, shared_text, wide_units
 from accel.codegen.program import TemplateNode
+from accel.codegen.symbols import is_symbolic
 from accel.codegen.tensor_graph import Node, View, contiguous_strides
 
 aten = torch.ops.aten
@@ -25,6 +26,8 @@ _PARALLEL_WORK = 1 << 20
 def lower_convolution(b: Builder, node: Node, out: View) -> None:
     """Errors: Unsupported for every other convolution."""
     x, weight, bias, stride, padding, _, transposed, output_padding, groups = node.args
+    if any(is_symbolic(n) for v in (*node.views(), out) for n in (*v.sizes, *v.strides)):
+        raise Unsupported("a convolution whose sizes differ between calls")
     dense = all(
         v.dtype == "float32" and v.strides == contiguous_strides(v.sizes) for v in (x, weight, out)
     )

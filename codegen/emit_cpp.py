@@ -8,11 +8,14 @@ kernels that do the same on other buffers have the same text.
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Callable
 from typing import Any
 
 from accel.codegen import loop_ir as ir
 from accel.codegen.affine import Affine
 from accel.codegen.scalar_ops import SCALAR_OPS
+from accel.codegen.symbols import hint, is_same, is_symbolic
 
 MEMORY_TYPE = {
     "float32": "float",
@@ -47,6 +50,8 @@ _HIGHEST = {
     "i32": "2147483647",
     "i64": "9223372036854775807L",
 }
+# Where a kernel finds symbol {0}: its last parameter, {1}, are the values of all.
+SYMBOL = "const i64 s{0} = ((const i64*)p[{1}])[{0}];"
 # Longer chains of additions are cut: a part is added up before the next begins.
 _SUM_CHAIN = 32
 _UNROLL = 4
@@ -62,6 +67,10 @@ def emit(kernel: ir.Kernel, lanes: int, name: str | None = None) -> str:
 def emit_epilogue(kernel: ir.Kernel, lanes: int, first_param: int, columns: int) -> str:
     """`@_finish`: the kernel on a template's results; its params begin at `first_param`."""
     return _Emitter(kernel, lanes, "@").epilogue(first_param, columns)
+
+
+def _first(pair: tuple[str, Any]) -> str:
+    return pair[0]
 
 
 def _chain(additions: int) -> int:
@@ -144,8 +153,10 @@ class _Emitter:
         )
         head = f"static void {self.name}_part(void* const* p, i64 begin, i64 end) {{"
         lanes = f"  constexpr int L = {self.lanes};"
-        entry = f'extern "C" void {self.name}(void* const* p, long threads) {{ {call}; }}'
-        return "\n".join([head, lanes, *tables, *self.lines, "}", entry, ""])
+        sizes = _symbols("\n".join(self.lines), len(k.params))
+        of_call = "".join(_symbols(call, len(k.params)))
+        entry = f'extern "C" void {self.name}(void* const* p, long threads) {{{of_call} {call}; }}'
+        return "\n".join([head, lanes, *sizes, *tables, *self.lines, "}", entry, ""])
 
     def epilogue(self, first_param: int, columns: int) -> str:
         k = self.kernel
@@ -181,10 +192,10 @@ class _Emitter:
         for _, size in self.kernel.outer:
             rows *= size
         loop = self._shared()
-        if loop is None or not self.kernel.parallel or rows >= _MIN_UNITS:
+        if loop is None or not self.kernel.parallel or hint(rows) >= _MIN_UNITS:
             return rows, 1
-        blocks = -(-loop.size // self.lanes)
-        parts = max(min(blocks, -(-_MIN_UNITS // rows)), 1)
+        blocks = -(-hint(loop.size) // self.lanes)
+        parts = max(min(blocks, -(-_MIN_UNITS // max(hint(rows), 1))), 1)
         return rows * parts, parts
 
     def _shared(self) -> ir.Loop | None:
@@ -219,12 +230,28 @@ class _Emitter:
         blocks = loop.size // self.lanes
         self.line(f"const i64 from = part * {blocks} / {parts} * L;")
         self.line(f"const i64 to = (part + 1) * {blocks} / {parts} * L;")
-        tail = loop.size % self.lanes
         self._step_function(loop, [])
         v = self.var(loop.var)
         self.line(f"for (i64 {v} = from; {v} < to; {v} += L) step({v}, count<L>{{}});")
-        if tail:
-            self.line(f"if (part == {parts - 1}) step({blocks * self.lanes}, count<{tail}>{{}});")
+        if is_same(loop.size % self.lanes, 0):
+            return
+        self.line(f"if (part == {parts - 1}) {{")
+        self._tail(loop.size, lambda at, count: f"step({at}, count<{count}>{{}});")
+        self.line("}")
+
+    def _tail(self, size: Any, call: Callable[[str, int], str]) -> None:
+        """The last elements, which do not fill a vector."""
+        rest = size % self.lanes
+        if not is_symbolic(rest):
+            if rest:
+                self.line(call(str(size - rest), rest))
+            return
+        # How many there are is known when the kernel runs: halves, quarters, ... of a vector.
+        self.line(f"i64 at = {size - rest}; const i64 rest = {rest};")
+        count = self.lanes // 2
+        while count:
+            self.line(f"if (rest & {count}) {{ {call('at', count)} at += {count}; }}")
+            count //= 2
 
     def _tiled_units(self) -> int:
         units = 1
@@ -310,7 +337,7 @@ class _Emitter:
         self.line("{")
         self.depth += 1
         self._step_function(loop, inside)
-        block = _chain(size // (unroll * lanes)) * unroll * lanes
+        block = _chain(hint(size) // (unroll * lanes)) * unroll * lanes
         end = str(size - size % lanes)
         start = "0"
         if chained:
@@ -325,7 +352,7 @@ class _Emitter:
                 calls = " ".join(call(f"{v} + {lanes * u}", "L", u) for u in range(unroll))
                 self.line(f"for (; {v} + {width} <= {end}; {v} += {width}) {{ {calls} }}")
             self.line(f"for (; {v} < {end}; {v} += L) {call(v, 'L', 0)}")
-        elif size >= lanes:
+        elif hint(size) >= lanes or is_symbolic(size):
             self.line(f"for (i64 {v} = 0; {v} < {end}; {v} += L) {call(v, 'L', 0)}")
         if chained:
             for n in inside:
@@ -333,8 +360,7 @@ class _Emitter:
                     self._flush(n)
             self.depth -= 1
             self.line("}")
-        if size % lanes:
-            self.line(call(str(size - size % lanes), str(size % lanes), 0))
+        self._tail(size, lambda at, count: call(at, str(count), 0))
         self.depth -= 1
         self.line("}")
 
@@ -357,8 +383,9 @@ class _Emitter:
         v, size = self.var(loop.var), loop.size
         inside = [s.name for s in loop.body if isinstance(s, ir.Accumulate)]
         chained = [n for n in inside if self.accumulators[n][3]]
-        if chained and size > _SUM_CHAIN:
-            part = _chain(size)
+        long = hint(size) > _SUM_CHAIN
+        if chained and long:
+            part = _chain(hint(size))
             self.line(f"for (i64 block = 0; block < {size}; block += {part}) {{")
             self.depth += 1
             self.line(f"const i64 stop = block + {part} < {size} ? block + {part} : {size};")
@@ -372,7 +399,7 @@ class _Emitter:
         self.line("}")
         for n in chained:
             self._flush(n)
-        if chained and size > _SUM_CHAIN:
+        if chained and long:
             self.depth -= 1
             self.line("}")
 
@@ -394,9 +421,9 @@ class _Emitter:
     def _emit_store(self, s: ir.Store) -> None:
         pointer, step = self._pointer(s.param, s.address)
         value = self.expr(s.expr)
-        if step == 0:
+        if is_same(step, 0):
             self.line(f"store_one<L>({pointer}, {value});")
-        elif step == 1:
+        elif is_same(step, 1):
             store = "stream" if self._streams(s) else "store"
             self.line(f"{store}<L, K>({pointer}, {value});")
         else:
@@ -408,7 +435,7 @@ class _Emitter:
             return False
         vector = self.kernel.vector_var
         steps = [c for v, c in s.address.terms if v != vector]
-        return all(c % self.lanes == 0 for c in (*steps, s.address.const))
+        return all(is_same(c % self.lanes, 0) for c in (*steps, s.address.const))
 
     def _emit_keep(self, s: ir.Keep) -> None:
         self.line(f"store_raw<L, L>({self._row(s.scratch, s.address)}, {self.expr(s.expr)});")
@@ -423,11 +450,11 @@ class _Emitter:
         long_chain = nested > 1
         unroll = 1
         if loop.vector:
-            vectors = loop.size // self.lanes
+            vectors = hint(loop.size) // self.lanes
             unroll = _UNROLL if vectors >= 2 * _UNROLL else 2 if vectors >= 4 else 1
             long_chain |= vectors > _SUM_CHAIN * unroll
         else:
-            long_chain |= loop.size > _SUM_CHAIN
+            long_chain |= hint(loop.size) > _SUM_CHAIN
         chained = s.kind == "sum" and s.type == "f32" and long_chain
         self.accumulators[s.name] = (s.kind, s.type, unroll, chained)
         a, type_ = self.local(s.name), COMPUTE_TYPE[s.type]
@@ -472,17 +499,17 @@ class _Emitter:
 
     def address(self, address: Affine, without: str | None = None) -> str:
         # Sorted as numbered, so that equal kernels print equally.
-        parts = sorted((self.var(v), c) for v, c in address.terms if v != without)
-        text = [v if c == 1 else f"{c} * {v}" for v, c in parts]
-        if address.const or not text:
+        parts = sorted(((self.var(v), c) for v, c in address.terms if v != without), key=_first)
+        text = [v if is_same(c, 1) else f"{c} * {v}" for v, c in parts]
+        if not is_same(address.const, 0) or not text:
             text.append(str(address.const))
         return " + ".join(text)
 
-    def _step(self, address: Affine) -> int:
+    def _step(self, address: Affine) -> Any:
         vector = self.kernel.vector_var
         return address.coefficient(vector) if vector and self.in_vector else 0
 
-    def _pointer(self, param: int, address: Affine) -> tuple[str, int]:
+    def _pointer(self, param: int, address: Affine) -> tuple[str, Any]:
         where = self.address(address)
         if param == ir.RESULTS:
             return f"results + {where}", self._step(address)
@@ -497,7 +524,7 @@ class _Emitter:
 
     def _expr_iota(self, e: ir.Iota) -> str:
         type_, step = COMPUTE_TYPE[e.type], self._step(e.address)
-        if step == 0:
+        if is_same(step, 0):
             return f"splat<{type_}, L>({self.address(e.address)})"
         return f"iota<{type_}, L>({self.address(e.address)}, {step})"
 
@@ -512,10 +539,10 @@ class _Emitter:
             return f"load<L, L>({tile} + ({self.var(self.kernel.tile_var)} - first) * L)"
         return self._load(pointer, step)
 
-    def _load(self, pointer: str, step: int) -> str:
-        if step == 0:
+    def _load(self, pointer: str, step: Any) -> str:
+        if is_same(step, 0):
             return f"load_one<L>({pointer})"
-        if step == 1:
+        if is_same(step, 1):
             return f"load<L, K>({pointer})"
         return f"load_strided<L, K>({pointer}, {step})"
 
@@ -536,6 +563,17 @@ class _Emitter:
         if e.name.startswith("to_") and e.args[0].type == "bool":
             args = [f"({args[0]} & 1)"]
         return SCALAR_OPS[e.name].cpp.format(*args)
+
+
+def _symbols(text: str, position: int) -> list[str]:
+    """Definitions of the symbols in a text, from the memory behind parameter `position`."""
+    numbers = sorted({int(n) for n in re.findall(r"\bs(\d+)\b", text)})
+    return [f"  {SYMBOL.format(n, position)}" for n in numbers]
+
+
+def reads_symbols(text: str) -> bool:
+    """Whether a kernel's last parameter are the values of the graph's symbols."""
+    return bool(re.search(r"const i64 s\d+ = ", text))
 
 
 def literal(value: Any, type_: str) -> str:

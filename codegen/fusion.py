@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from accel.codegen.affine import Affine, Split, combined, match, row_major
+from accel.codegen.affine import Affine, Split, combined, equal, match, row_major
 from accel.codegen.loop_ir import Load
 from accel.codegen.program import ExternNode, LoopNode, Program, TemplateNode, reads, writes
+from accel.codegen.symbols import hint
 
 _MAX_NODES = 96
 _MAX_BUFFERS = 40
@@ -53,7 +54,7 @@ Step = Group | ExternNode | TemplateNode
 def _expanded(names: list[str], by: dict[str, Affine]) -> list[str]:
     result: list[str] = []
     for name in names:
-        parts = sorted(by[name].terms, key=lambda t: -t[1]) if name in by else [(name, 1)]
+        parts = sorted(by[name].terms, key=lambda t: -hint(t[1])) if name in by else [(name, 1)]
         result += [v for v, _ in parts]
     return result
 
@@ -208,7 +209,7 @@ class _Fusion:
         node_by: dict[str, Affine],
     ) -> bool:
         return all(
-            load.address.substitute(node_by) == writer.address.substitute(group_by)
+            equal(load.address.substitute(node_by), writer.address.substitute(group_by))
             for load, writer in anchors
         )
 

@@ -16,6 +16,7 @@ import torch
 from accel.codegen.builder import Builder, Unsupported
 from accel.codegen.loop_ir import VALUE_TYPE, Const, Expr, cast, op
 from accel.codegen.lowerings_shapes import pad_into
+from accel.codegen.symbols import hint, is_same, is_symbolic
 from accel.codegen.tensor_graph import Node, View
 
 aten = torch.ops.aten
@@ -54,11 +55,11 @@ def _reduce(
 ) -> None:
     """Reduces `value(x)`; a long reduction to few results goes through partial results."""
     b.supported(x)
-    kept = x.numel
+    kept = hint(x.numel)
     for d in axes:
-        kept //= max(x.sizes[d], 1)
+        kept //= max(hint(x.sizes[d]), 1)
     axis = _split_axis(x, axes)
-    if kind in ("sum", "max", "min") and kept < _SPLIT_RESULTS and x.numel >= _SPLIT_ELEMENTS:
+    if kind in ("sum", "max", "min") and kept < _SPLIT_RESULTS and hint(x.numel) >= _SPLIT_ELEMENTS:
         if axis is not None:
             return _reduce_in_parts(b, out, x, axes, keepdim, kind, value, axis)
     columns = _column_axis(x, axes, kind)
@@ -76,8 +77,12 @@ def _column_axis(x: View, axes: Sequence[int], kind: str) -> tuple[int, int] | N
         return None
     (d,) = axes
     lines = x.sizes[d]
-    contiguous = any(s == 1 and x.sizes[i] >= 64 for i, s in enumerate(x.strides) if i != d)
-    if not contiguous or x.strides[d] < 64 or lines < 2 * _LINES[-1]:
+    contiguous = any(
+        is_same(s, 1) and hint(x.sizes[i]) >= 64 for i, s in enumerate(x.strides) if i != d
+    )
+    if is_symbolic(lines) or not contiguous:
+        return None
+    if hint(x.strides[d]) < 64 or lines < 2 * _LINES[-1]:
         return None
     for length in _LINES:
         if lines % length == 0 and lines > length:
@@ -87,7 +92,8 @@ def _column_axis(x: View, axes: Sequence[int], kind: str) -> tuple[int, int] | N
 
 def _split_axis(x: View, axes: Sequence[int]) -> tuple[int, int] | None:
     """An axis to cut, with its number of parts."""
-    for d in sorted(axes, key=lambda d: -x.sizes[d]):
+    whole = [d for d in axes if not is_symbolic(x.sizes[d])]
+    for d in sorted(whole, key=lambda d: -x.sizes[d]):
         for parts in (_SPLIT_PARTS, 32, 16, 8, 50, 49, 25, 7, 5, 4, 3, 2):
             if x.sizes[d] % parts == 0 and x.sizes[d] > parts:
                 return d, parts
@@ -164,7 +170,7 @@ def lower_mean(b: Builder, node: Node, out: View) -> None:
         count *= x.sizes[d]
     total = b.temporary(out.sizes, _SUM_DTYPE[type_])
     _reduce(b, total, x, axes, keepdim, "sum", lambda v: cast(v, type_))
-    b.pointwise(out, lambda i: b.load(total, i) / float(count))
+    b.pointwise(out, lambda i: b.load(total, i) / b.scalar(count, type_))
 
 
 def lower_extremum(b: Builder, node: Node, out: View) -> None:
@@ -301,7 +307,7 @@ def _normalise_rows(
     if centre:
         total = _float_temporary(b, row, type_)
         b.reduce(total, x.sizes, axes, "sum", element, True)
-        b.pointwise(mean, lambda i: b.load(total, i) / float(count))
+        b.pointwise(mean, lambda i: b.load(total, i) / b.scalar(count, type_))
         difference = _float_temporary(b, x.sizes, type_)
         b.pointwise(difference, lambda i: element(i) - b.load(mean, i))
 
@@ -311,7 +317,7 @@ def _normalise_rows(
     squares = _float_temporary(b, row, type_)
     b.reduce(squares, x.sizes, axes, "sum", lambda i: centred(i) * centred(i), True)
     rstd = _float_temporary(b, row, type_)
-    b.pointwise(rstd, lambda i: op("rsqrt", b.load(squares, i) / float(count) + eps))
+    b.pointwise(rstd, lambda i: op("rsqrt", b.load(squares, i) / b.scalar(count, type_) + eps))
 
     def value(index: Any) -> Expr:
         result = centred(index) * b.load(rstd, index)

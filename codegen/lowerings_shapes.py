@@ -14,6 +14,7 @@ import torch
 from accel.codegen.affine import Affine
 from accel.codegen.builder import Builder, Unsupported
 from accel.codegen.loop_ir import VALUE_TYPE, Const, Expr, Iota, cast, constant, op
+from accel.codegen.symbols import is_symbolic
 from accel.codegen.tensor_graph import Node, View, contiguous_strides
 
 aten = torch.ops.aten
@@ -65,12 +66,13 @@ def lower_arange(b: Builder, node: Node, out: View) -> None:
         args = [0, *args]
     start, step = args[0], args[2] if len(args) > 2 else node.kwargs.get("step", 1)
     type_ = _value_type(out)
-    if type_ in ("i64", "i32") or all(float(v).is_integer() for v in (start, step)):
-        if not all(float(v).is_integer() for v in (start, step)):
+    if type_ in ("i64", "i32") or all(_is_whole(v) for v in (start, step)):
+        if not all(_is_whole(v) for v in (start, step)):
             raise Unsupported("a fractional step with an integer dtype")
+        first, stride = (v if is_symbolic(v) else int(v) for v in (start, step))
 
         def whole(index: list[Affine]) -> Expr:
-            return cast(Iota(index[0].times(int(step)).plus(int(start))), type_)
+            return cast(Iota(index[0].times(stride).plus(first)), type_)
 
         return b.pointwise(out, whole)
     if type_ not in ("f32", "f64"):
@@ -81,6 +83,10 @@ def lower_arange(b: Builder, node: Node, out: View) -> None:
         return cast(Const(float(start), "f64") + i * float(step), type_)
 
     return b.pointwise(out, value)
+
+
+def _is_whole(value: Any) -> bool:
+    return is_symbolic(value) or float(value).is_integer()
 
 
 def lower_eye(b: Builder, node: Node, out: View) -> None:

@@ -12,17 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from accel.codegen.build import build, vector_bytes
-from accel.codegen.emit_cpp import emit, emit_epilogue
+from accel.codegen.emit_cpp import emit, emit_epilogue, reads_symbols
 from accel.codegen.epilogues import attach_epilogues
 from accel.codegen.fusion import Group, Step, fuse
 from accel.codegen.loop_ir import ITEM_BYTES
 from accel.codegen.lowering import lower_graph
 from accel.codegen.options import CodegenOptions
-from accel.codegen.plan import Planner
+from accel.codegen.plan import KernelUse, Planner
 from accel.codegen.products import store_results
 from accel.codegen.program import LoopNode, Program, TemplateNode, reads
 from accel.codegen.schedule import Scheduled, lanes_for, schedule, schedule_epilogue, spilled
 from accel.codegen.simplify import eliminate_common, eliminate_dead
+from accel.codegen.symbols import hint
 from accel.codegen.tensor_graph import TensorGraph
 from accel.codegen.tracing import trace_graph
 from accel.codegen.verifier import verify
@@ -46,7 +47,7 @@ class Compilation:
     stored: set[int] = field(default_factory=set)
     scheduled: dict[int, Scheduled] = field(default_factory=dict)  # by id(step)
     texts: dict[str, str] = field(default_factory=dict)  # text -> symbol
-    kernels: dict[int, tuple[str, list[int], bool]] = field(default_factory=dict)
+    kernels: dict[int, KernelUse] = field(default_factory=dict)  # by id(step)
     plan: dict[str, Any] = field(default_factory=dict)
 
 
@@ -112,7 +113,7 @@ def _streamed(c: Compilation, scheduled: Scheduled) -> frozenset[int]:
     for i, (buffer, param) in enumerate(
         zip(scheduled.buffers, scheduled.kernel.params, strict=True)
     ):
-        big = c.graph.buffers[buffer].numel * ITEM_BYTES[param.dtype] >= _STREAM_BYTES
+        big = hint(c.graph.buffers[buffer].numel) * ITEM_BYTES[param.dtype] >= _STREAM_BYTES
         fresh = c.graph.buffers[buffer].input is None
         if param.written and big and fresh and buffer in outputs - again:
             found.add(i)
@@ -133,7 +134,7 @@ def emit_(c: Compilation) -> str:
         else:
             continue
         symbol = c.texts.setdefault(text, f"k{len(c.texts)}")
-        c.kernels[id(step)] = (symbol, buffers, parallel)
+        c.kernels[id(step)] = KernelUse(symbol, buffers, parallel, reads_symbols(text))
     return "\n".join(kernel_texts(c))
 
 

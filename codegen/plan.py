@@ -8,6 +8,7 @@ input or output that eager would share it with.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +17,19 @@ from accel.codegen.fusion import Group, Step
 from accel.codegen.memory import Life, place
 from accel.codegen.options import CompileError
 from accel.codegen.program import ExternNode, Program, TemplateNode, reads, writes
+from accel.codegen.symbols import Dim, is_same, is_symbolic, node
 from accel.codegen.tensor_graph import View, nested_views
+
+
+@dataclass(frozen=True)
+class KernelUse:
+    """One step's kernel: its name, the buffers it takes, and whether the values of the graph's
+    symbols come behind them."""
+
+    symbol: str
+    buffers: list[int]
+    parallel: bool
+    takes_symbols: bool = False
 
 
 class Planner:
@@ -36,14 +49,15 @@ class Planner:
         }
         self.outputs = {v.buffer for v in self.graph.outputs}
         self.needed = self._needed()
+        self.symbol_values = -1  # the buffer of the symbols' values
 
-    def plan(self, kernels: dict[int, tuple[str, list[int], bool]]) -> dict[str, Any]:
-        """The plan; `kernels` maps id(step) to (symbol, buffers, parallel)."""
+    def plan(self, kernels: dict[int, KernelUse]) -> dict[str, Any]:
+        """The plan, or of a graph for several sizes its template; `kernels` go by id(step)."""
         arena_bytes = self._place()
         steps = [self._step(s, kernels) for s in self.steps]
         commit = [self._step(s, kernels) for s in self.commit]
         self._mark_writes(commit)
-        return {
+        plan = {
             "version": 1,
             "library": None,
             "inputs": [self._layout(self.graph.buffers[b].view) for b in self.graph.inputs],
@@ -57,6 +71,13 @@ class Planner:
             "commit": commit,
             "buffers": self.buffers,
         }
+        if self.graph.symbols is not None:
+            plan["inputs"].append(self._symbol_values())
+            plan["sizes"] = {
+                "tests": self.graph.symbols.tests,
+                "outputs": [node(v) for v in self.graph.number_outputs],
+            }
+        return plan
 
     # ------------------------------------------------------------ buffers
 
@@ -69,15 +90,31 @@ class Planner:
         needed.update(commit.value.buffer for commit in self.graph.commits)
         return needed
 
+    def _symbol_values(self) -> dict[str, Any]:
+        """The layout of the input behind all others: the symbols' values."""
+        assert self.graph.symbols is not None
+        return {"sizes": [len(self.graph.symbols.hints)], "strides": [1], "dtype": "int64"}
+
     def _place(self) -> int:
         for index, buffer in enumerate(self.graph.inputs):
             self._add(buffer, {"kind": "input", "index": index})
         lives = self._lives()
+        if self.graph.symbols is not None:
+            self.symbol_values = len(self.buffers)
+            self.buffers.append({"kind": "input", "index": len(self.graph.inputs)})
+            return self._place_later(lives)
         offsets, total = place(lives)
         for life in lives:
             layout = self._layout(self.graph.buffers[life.buffer].view)
             self._add(life.buffer, {"kind": "arena", "offset": offsets[life.buffer], **layout})
         return total
+
+    def _place_later(self, lives: list[Life]) -> int:
+        """Arena buffers whose sizes are known when a plan is made of the template."""
+        for life in lives:
+            row = {"kind": "arena", "bytes": _plain(life.size_bytes), "life": [life.first, life.last]}
+            self._add(life.buffer, {**row, **self._layout(self.graph.buffers[life.buffer].view)})
+        return 0
 
     def _lives(self) -> list[Life]:
         first: dict[int, int] = {}
@@ -120,11 +157,14 @@ class Planner:
     def view_id(self, view: View, again: int = 0) -> int:
         """The plan's buffer for a tensor; `again` tells equal tensors apart."""
         base = self.graph.buffers[view.buffer]
+        numbers = zip(
+            (*view.sizes, *view.strides), (*base.sizes, *base.strides), strict=False
+        )
         same = (
-            view.sizes == base.sizes
+            len(view.sizes) == len(base.sizes)
             and view.dtype == base.dtype
-            and view.offset == 0
-            and view.strides == base.strides
+            and is_same(view.offset, 0)
+            and all(is_same(a, b) for a, b in numbers)
         )
         base_id = self.id_of(view.buffer)
         if same and not again:
@@ -133,12 +173,21 @@ class Planner:
         if key not in self.view_ids:
             self.view_ids[key] = len(self.buffers)
             self.buffers.append(
-                {"kind": "view", "base": base_id, "offset": view.offset, **self._layout(view)}
+                {
+                    "kind": "view",
+                    "base": base_id,
+                    "offset": _plain(view.offset),
+                    **self._layout(view),
+                }
             )
         return self.view_ids[key]
 
     def _layout(self, view: View) -> dict[str, Any]:
-        return {"sizes": list(view.sizes), "strides": list(view.strides), "dtype": view.dtype}
+        return {
+            "sizes": [_plain(n) for n in view.sizes],
+            "strides": [_plain(n) for n in view.strides],
+            "dtype": view.dtype,
+        }
 
     def _outputs(self) -> list[int]:
         """Ids of outputs: one tensor object, one id; equal tensors that are not one differ."""
@@ -166,17 +215,19 @@ class Planner:
 
     # ------------------------------------------------------------ steps
 
-    def _step(self, step: Step, kernels: dict[int, tuple[str, list[int], bool]]) -> dict[str, Any]:
+    def _step(self, step: Step, kernels: dict[int, KernelUse]) -> dict[str, Any]:
         if isinstance(step, ExternNode):
             return self._extern(step)
-        symbol, buffers, parallel = kernels[id(step)]
+        use = kernels[id(step)]
         if isinstance(step, TemplateNode):
             ids = [self.view_id(v) for v in step.operands]
-            written = [step.out] if step.epilogue is None else buffers
+            written = [step.out] if step.epilogue is None else use.buffers
             ids += [self.id_of(b) for b in written]
         else:
-            ids = [self.id_of(b) for b in buffers]
-        return {"op": "kernel", "symbol": symbol, "buffers": ids, "parallel": parallel}
+            ids = [self.id_of(b) for b in use.buffers]
+        if use.takes_symbols:
+            ids.append(self.symbol_values)
+        return {"op": "kernel", "symbol": use.symbol, "buffers": ids, "parallel": use.parallel}
 
     def _extern(self, step: ExternNode) -> dict[str, Any]:
         kwargs = {k: self._argument(v) for k, v in step.kwargs.items()}
@@ -206,8 +257,8 @@ class Planner:
             return {"bl": [None if v is None else self.view_id(v) for v in values]}
         if all(type(v) is bool for v in values) and values:
             return {"boollist": values}
-        if all(type(v) is int for v in values):
-            return {"il": values}
+        if all(type(v) is int or is_symbolic(v) for v in values):
+            return {"il": [_plain(v) for v in values]}
         if all(type(v) in (int, float) for v in values):
             return {"fl": [_float_text(float(v)) for v in values]}
         raise CompileError(f"a list argument {values!r} in an ATen call")
@@ -258,6 +309,11 @@ def _row_buffers(row: dict[str, Any]) -> list[int]:
     return found
 
 
+def _plain(value: Any) -> Any:
+    """A number as JSON; a symbolic one is {"e": its expression}."""
+    return {"e": node(value)} if is_symbolic(value) else value
+
+
 def _float_text(value: float) -> str:
     return value.hex() if math.isfinite(value) else repr(value)
 
@@ -266,6 +322,7 @@ def _float_text(value: float) -> str:
 _SCALAR_ARGUMENTS: list[tuple[Any, Any]] = [
     (type(None), lambda v: {"none": True}),
     (bool, lambda v: {"bool": v}),
+    (Dim, lambda v: {"i": _plain(v)}),
     (int, lambda v: {"i": v}),
     (float, lambda v: {"f": _float_text(v)}),
     (str, lambda v: {"s": v}),

@@ -22,6 +22,7 @@ from accel.codegen.build import cpu_features
 from accel.codegen.builder import Builder, Unsupported
 from accel.codegen.loop_ir import Expr
 from accel.codegen.program import TemplateNode
+from accel.codegen.symbols import is_symbolic
 from accel.codegen.tensor_graph import Node, View
 
 aten = torch.ops.aten
@@ -63,6 +64,8 @@ class Product:
 
 def lower_product(b: Builder, node: Node) -> None:
     """Errors: Unsupported when BLAS is the better choice."""
+    if any(is_symbolic(n) for v in node.views() for n in (*v.sizes, *v.strides)):
+        raise Unsupported("a product whose extents differ between calls")
     product = _product(b, node)
     if product is None:
         raise Unsupported("not a dense product")

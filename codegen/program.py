@@ -13,6 +13,7 @@ from typing import Any
 
 from accel.codegen.affine import Affine
 from accel.codegen.loop_ir import Expr, Load, leaves, substitute
+from accel.codegen.symbols import hint
 from accel.codegen.tensor_graph import TensorGraph, View, nested_views
 
 
@@ -53,7 +54,7 @@ def _expand(names: list[str], by: dict[str, Affine]) -> list[str]:
     result = []
     for name in names:
         if name in by:  # outer part first
-            result += [v for v, _ in sorted(by[name].terms, key=lambda t: -t[1])]
+            result += [v for v, _ in sorted(by[name].terms, key=lambda t: -hint(t[1]))]
         else:
             result.append(name)
     return result

@@ -42,10 +42,12 @@ from accel.codegen.loop_ir import (
 )
 from accel.codegen.program import LoopNode
 from accel.codegen.scalar_ops import SCALAR_OPS
+from accel.codegen.symbols import hint, is_same, is_symbolic
 
 # Above this cost a value is kept for later phases instead of computed again.
 _RECOMPUTE_COST = 3.0
 _SCRATCH_BYTES = 1 << 15
+LONGEST_ROW = _SCRATCH_BYTES // 8  # elements of a row buffer whose length differs between calls
 # Threads pay off above this estimate.
 _PARALLEL_NS = 12_000.0
 _NS_PER_VECTOR_OP = 0.35
@@ -135,8 +137,8 @@ def _order(group: Group, sizes: dict[str, int]) -> None:
     if len(widest.terms) > len(leading.terms):
         leading = widest
 
-    def key(v: str) -> tuple[int, int]:
-        return (-leading.coefficient(v), 0)
+    def key(v: str) -> int:
+        return -hint(leading.coefficient(v))
 
     group.outer.sort(key=key)
     group.inner.sort(key=key)
@@ -159,7 +161,9 @@ def _can_collapse(group: Group, first: str, second: str, sizes: dict[str, int]) 
         if (first in node.space) != (second in node.space):
             return False
     size = sizes[second]
-    return all(a.coefficient(first) == a.coefficient(second) * size for a in group_addresses(group))
+    return all(
+        is_same(a.coefficient(first), a.coefficient(second) * size) for a in group_addresses(group)
+    )
 
 
 def _collapse_pair(group: Group, names: list[str], i: int, sizes: dict[str, int]) -> None:
@@ -193,18 +197,18 @@ def choose_vector(group: Group, sizes: dict[str, int], lanes: int) -> tuple[str 
 def _vector_cost(
     group: Group, var: str, over_rows: bool, sizes: dict[str, int], lanes: int
 ) -> float:
-    size = sizes[var]
+    size = hint(sizes[var])
     blocks = -(-size // lanes)
     used = size / (blocks * lanes)
     cost = 0.0
     for a in set(group_addresses(group)):
         step = a.coefficient(var)
-        cost += 0.2 if step == 0 else 1.0 if step == 1 else _STRIDED_PENALTY
+        cost += 0.2 if is_same(step, 0) else 1.0 if is_same(step, 1) else _STRIDED_PENALTY
     if over_rows:
         cost *= 1.2  # rows are walked with a stride
     elif group.inner:
         for v in group.inner:
-            blocks *= sizes[v] if v != var else 1
+            blocks *= hint(sizes[v]) if v != var else 1
         cost += _ACROSS_COST * sum(n.kind is not None for n in group.nodes) * used / blocks
     return cost / used
 
@@ -297,25 +301,27 @@ class _KernelBuilder:
         """The outer variable along which loads are contiguous that the vector one strides over."""
         if self.group.inner or self.results is not None or self.vector is None or len(body) != 1:
             return None
+        if any(is_symbolic(self.sizes[v]) for v in self.group.outer):
+            return None
         if self.sizes[self.vector] < self.lanes:
             return None
         found = set()
         for node in self.group.nodes:
             for load in node.loads():
                 step = load.address.coefficient(self.vector)
-                if load.buffer in self.writer or step in (0, 1):
+                if load.buffer in self.writer or is_same(step, 0) or is_same(step, 1):
                     continue
                 found |= {
                     v
                     for v in outer
-                    if load.address.coefficient(v) == 1 and self.sizes[v] >= self.lanes
+                    if is_same(load.address.coefficient(v), 1) and self.sizes[v] >= self.lanes
                 }
         return found.pop() if len(found) == 1 else None
 
     def _units(self) -> int:
         units = 1
         for v in self.group.outer:
-            units *= self.sizes[v]
+            units *= hint(self.sizes[v])
         return units
 
     def _estimate(self) -> float:
@@ -323,12 +329,12 @@ class _KernelBuilder:
         for node in self.group.nodes:
             count = 1
             for v in node.space:
-                count *= self.sizes[v]
+                count *= hint(self.sizes[v])
             total += count * (_cost(node.expr) + 1) * _NS_PER_VECTOR_OP / self.lanes
             for a, dtype in _accesses(node, self.writer, self.stored):
-                if self.vector and a.coefficient(self.vector) > 1:
+                if self.vector and hint(a.coefficient(self.vector)) > 1:
                     total += count * _NS_PER_STRIDED_ELEMENT
-                elif self.vector and a.coefficient(self.vector):
+                elif self.vector and hint(a.coefficient(self.vector)):
                     total += count * ITEM_BYTES[dtype] * _NS_PER_BYTE
         return total
 
@@ -389,15 +395,24 @@ class _KernelBuilder:
         if dep.buffer in self.stored or dep.name in self.kept:
             return
         if _cost(dep.expr) > _RECOMPUTE_COST or len(dep.loads()) > 2:
-            length = 1
-            for v in self.group.inner:
-                length *= self.sizes[v]
-            self.kernel.scratch[dep.name] = (length, VALUE_TYPE[dep.dtype])
-            self.kept.add(dep.name)
-            return
+            length = self._row_length()
+            if length is not None:
+                self.kernel.scratch[dep.name] = (length, VALUE_TYPE[dep.dtype])
+                self.kept.add(dep.name)
+                return
         for inner in self._deps(dep):
             if self.is_full(inner) and inner.kind is None:
                 self._carry(inner)
+
+    def _row_length(self) -> int | None:
+        """Elements of a row buffer; None for a row that may be too long to keep."""
+        length = 1
+        for v in self.group.inner:
+            length *= self.sizes[v]
+        if not is_symbolic(length):
+            return length
+        # Its memory is for the longest row: the comparison makes that a test of the graph.
+        return LONGEST_ROW if length <= LONGEST_ROW else None
 
     # ------------------------------------------------------------ statements
 

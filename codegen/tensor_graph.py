@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from accel.codegen.symbols import SymbolSpace
+
 
 @dataclass(frozen=True)
 class View:
@@ -91,6 +93,9 @@ class TensorGraph:
     input_identity: list[int] = field(default_factory=list)
     commits: list[Commit] = field(default_factory=list)
     speculations: list[tuple[View, bool]] = field(default_factory=list)
+    # Of a graph for several sizes: what is assumed of them, and numbers that it returns.
+    symbols: SymbolSpace | None = None
+    number_outputs: list[Any] = field(default_factory=list)
 
     def new_buffer(
         self, numel: int, dtype: str, sizes: tuple[int, ...], strides: tuple[int, ...], **more: Any
@@ -122,8 +127,8 @@ class TensorGraph:
 
 def _show(value: Any) -> str:
     if isinstance(value, View):
-        sizes = "x".join(map(str, value.sizes)) or "scalar"
-        return f"b{value.buffer}[{sizes} {value.dtype} {list(value.strides)}+{value.offset}]"
+        sizes = "x".join(map(repr, value.sizes)) or "scalar"
+        return f"b{value.buffer}[{sizes} {value.dtype} {list(value.strides)}+{value.offset!r}]"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(_show, value)) + "]"
     return repr(value)
@@ -166,7 +171,8 @@ def span(sizes: tuple[int, ...], strides: tuple[int, ...]) -> int:
 
 
 def contiguous_strides(sizes: tuple[int, ...]) -> tuple[int, ...]:
-    strides, step = [], 1
+    strides: list[int] = []
+    step = 1
     for n in reversed(sizes):
         strides.append(step)
         step *= max(n, 1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from accel.codegen.decompositions import DECOMPOSITIONS
 from accel.codegen.options import CompileError
+from accel.codegen.symbols import hint, is_symbolic
 from accel.codegen.tensor_graph import (
     Commit,
     Node,
@@ -28,6 +29,9 @@ from accel.codegen.tensor_graph import (
     span,
 )
 from accel.trace import SegmentGraph, TensorMeta, map_values, resolve
+
+if TYPE_CHECKING:
+    from accel.codegen.shape_space import ShapeSpace
 
 aten = torch.ops.aten
 
@@ -69,10 +73,19 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         self.storages: dict[int, _Storage] = {}
         self.alive: list[Any] = []  # storages are known by address: none may be freed
         self.location = ""
-        self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+        # Torch's shape environment is only imported for graphs that need it.
+        self.shapes: ShapeSpace | None = None
+        if graph.sizes is not None:
+            from accel.codegen.shape_space import ShapeSpace
+
+            self.shapes = ShapeSpace(graph.sizes)
+            self.graph.symbols = self.shapes.space
+            self.fake_mode = self.shapes.mode
+        else:
+            self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
 
     def run(self) -> TensorGraph:
-        values: dict[str, Any] = {}
+        values: dict[str, Any] = {} if self.shapes is None else dict(self.shapes.numbers)
         with self.fake_mode:
             for index, (name, meta) in enumerate(self.source.inputs):
                 values[name] = fake = self._input(index, meta)
@@ -81,12 +94,40 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         with inference, self.source.autocasting(), self.fake_mode, self:
             self._run_operations(values)
         self._finish(values)
+        if self.shapes is not None:
+            self._finish_sizes(self.shapes, values)
         return self.graph
 
     def _run_operations(self, values: dict[str, Any]) -> None:
+        hints, predicates = self._known_numbers()
         for o in self.source.operations:
             self.location = o.location
-            values[o.name] = self._run_operation(o, values)
+            value = values[o.name] = self._run_operation(o, values)
+            if o.name in hints and self.shapes is not None:
+                self.shapes.check_hint(o.name, value, hints[o.name])
+            # Asking settles it: the answer becomes a test of the graph.
+            if o.name in predicates and bool(value) is not predicates[o.name]:
+                raise CompileError(f"{o.target} at {o.location} has another truth when traced")
+
+    def _known_numbers(self) -> tuple[dict[str, Any], dict[str, bool]]:
+        sizes = self.source.sizes
+        return ({}, {}) if sizes is None else (dict(sizes.hints), dict(sizes.predicates))
+
+    def _finish_sizes(self, shapes: ShapeSpace, values: dict[str, Any]) -> None:
+        """The numbers among the outputs, and the tests that torch's own questions made."""
+        self.graph.number_outputs = [
+            shapes.dim(values[name]) for name in shapes.sizes.outputs
+        ]
+        shapes.finish()
+
+    def _numbers(self, values: Any) -> tuple[Any, ...]:
+        """Sizes or strides, with `Dim`s for what is symbolic."""
+        if self.shapes is None:
+            return tuple(values)
+        return tuple(self.shapes.dim(v) for v in values)
+
+    def _number(self, value: Any) -> Any:
+        return value if self.shapes is None else self.shapes.dim(value)
 
     def _finish(self, values: dict[str, Any]) -> None:
         """Outputs, speculations and commits."""
@@ -129,12 +170,15 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
     def _input(self, index: int, meta: TensorMeta) -> FakeTensor:
         if meta.device != "cpu":
             raise CompileError(f"input {index} is on {meta.device}; only cpu is compiled")
-        length = meta.storage_offset + span(meta.sizes, meta.strides)
+        sizes: tuple[Any, ...] = meta.sizes
+        strides: tuple[Any, ...] = meta.strides
+        if self.shapes is not None:
+            sizes, strides = self.shapes.input(index, meta)
+        length = meta.storage_offset + span(sizes, strides)
         storage = torch.empty(length, dtype=meta.torch_dtype)
-        fake = storage.as_strided(meta.sizes, meta.strides, meta.storage_offset)
-        buffer = self.graph.new_buffer(
-            span(meta.sizes, meta.strides), meta.dtype, meta.sizes, meta.strides, input=index
-        )
+        fake = storage.as_strided(sizes, strides, meta.storage_offset)
+        sizes, strides = self._numbers(sizes), self._numbers(strides)
+        buffer = self.graph.new_buffer(span(sizes, strides), meta.dtype, sizes, strides, input=index)
         self.graph.inputs.append(buffer.id)
         self.storages[_key(fake)] = _Storage(
             buffer.id, meta.dtype, index, meta.storage_offset, buffer.id
@@ -145,11 +189,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
     def _output(self, name: str, value: Any, meta: TensorMeta) -> View:
         if not isinstance(value, torch.Tensor):
             raise CompileError(f"output {name} is a {type(value).__name__}, not a tensor")
-        found = TensorMeta.of(value)
-        if found.sizes != meta.sizes or found.dtype != meta.dtype:
+        sizes, dtype = tuple(map(hint, self._numbers(value.shape))), _dtype_name(value.dtype)
+        if sizes != meta.sizes or dtype != meta.dtype:
             raise CompileError(
                 f"output {name} was {meta.dtype}{list(meta.sizes)} when recorded, "
-                f"traces as {found.dtype}{list(found.sizes)}"
+                f"traces as {dtype}{list(sizes)}"
             )
         self.graph.output_identity.append(id(value))
         self.graph.output_detached.append(value._base is None)
@@ -158,6 +202,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         state = self.storages[_key(value)]
         if state.input is not None:  # its memory is the input's, after the commit as well
             view = View(state.original, view.sizes, view.strides, view.offset, view.dtype)
+        if any(is_symbolic(n) for n in (*view.sizes, *view.strides)):
+            return _symbolic_output(name, view, meta)
         if view.strides == meta.strides:
             return view
         same_cells = all(
@@ -253,10 +299,12 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
             raise CompileError(f"a tensor on {tensor.device}; only cpu is compiled")
         if tensor.layout != torch.strided:
             raise CompileError(f"a tensor with layout {tensor.layout}")
-        sizes, strides = tuple(tensor.shape), tuple(tensor.stride())
+        sizes, strides = self._numbers(tensor.shape), self._numbers(tensor.stride())
         dtype = _dtype_name(tensor.dtype)
         buffer = self.graph.new_buffer(span(sizes, strides), dtype, sizes, strides)
-        self.storages[_key(tensor)] = _Storage(buffer.id, dtype, shift=tensor.storage_offset())
+        self.storages[_key(tensor)] = _Storage(
+            buffer.id, dtype, shift=self._number(tensor.storage_offset())
+        )
         return buffer
 
     def _constant(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -296,7 +344,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
             return type(value)(self._arguments(v) for v in value)
         if isinstance(value, dict):
             return {k: self._arguments(v) for k, v in value.items()}
-        return value
+        return self._number(value)
 
     def view_of(self, tensor: torch.Tensor) -> View:
         """The tensor as a view of its storage's present buffer."""
@@ -312,10 +360,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         if dtype != state.dtype:
             size, base_size = tensor.element_size(), getattr(torch, state.dtype).itemsize
             shift = shift * base_size // size
-        offset = tensor.storage_offset() - shift
+        offset = self._number(tensor.storage_offset()) - shift
         if offset < 0:
             raise CompileError("aliasing: a view that begins before the input it was made from")
-        return View(state.buffer, tuple(tensor.shape), tuple(tensor.stride()), offset, dtype)
+        sizes, strides = self._numbers(tensor.shape), self._numbers(tensor.stride())
+        return View(state.buffer, sizes, strides, offset, dtype)
 
     # ------------------------------------------------------------ writes
 
@@ -386,6 +435,16 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         state.last_write = (region, written if whole else value)
         if whole:
             state.writes = 1
+
+
+def _symbolic_output(name: str, view: View, meta: TensorMeta) -> View:
+    """Errors: CompileError where tracing and eager disagree about the strides that matter."""
+    strides = []
+    for n, traced, eager in zip(view.sizes, view.strides, meta.strides, strict=True):
+        if hint(traced) != eager and not (isinstance(n, int) and n == 1):
+            raise CompileError(f"output {name} has other strides in eager")
+        strides.append(traced if hint(traced) == eager else eager)
+    return View(view.buffer, view.sizes, tuple(strides), view.offset, view.dtype)
 
 
 def _key(tensor: torch.Tensor) -> int:

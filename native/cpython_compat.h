@@ -27,6 +27,7 @@ extern "C" {
 #endif
 
 #include <cstdint>
+#include <cstring>
 
 #define ACCEL_PY312 (PY_VERSION_HEX >= 0x030c0000)
 #define ACCEL_PY313 (PY_VERSION_HEX >= 0x030d0000)
@@ -314,6 +315,29 @@ inline PyObject* lookup_special(PyObject* object, const char* name) {
 inline PyObject* weak_target(PyObject* reference) {
   PyObject* target = reinterpret_cast<PyWeakReference*>(reference)->wr_object;
   return target == Py_None || Py_REFCNT(target) <= 0 ? nullptr : target;
+}
+
+// ---- numbers ------------------------------------------------------------------------
+
+// A new int of the same value that is no other object, small ones included: such a number
+// can be followed by its identity. New reference; NULL with a Python error set.
+inline PyObject* uncached_int(PyObject* number) {
+  auto* source = reinterpret_cast<PyLongObject*>(number);
+#if ACCEL_PY312
+  auto size = static_cast<Py_ssize_t>(source->long_value.lv_tag >> 3);
+  PyLongObject* copy = _PyLong_New(size);
+  if (!copy) return nullptr;
+  copy->long_value.lv_tag = source->long_value.lv_tag;
+  std::memcpy(copy->long_value.ob_digit, source->long_value.ob_digit,
+              static_cast<size_t>(size ? size : 1) * sizeof(digit));
+#else
+  Py_ssize_t size = Py_ABS(Py_SIZE(source));
+  PyLongObject* copy = _PyLong_New(size);
+  if (!copy) return nullptr;
+  Py_SET_SIZE(copy, Py_SIZE(source));
+  std::memcpy(copy->ob_digit, source->ob_digit, static_cast<size_t>(size) * sizeof(digit));
+#endif
+  return reinterpret_cast<PyObject*>(copy);
 }
 
 }  // namespace accel

@@ -359,6 +359,7 @@ bool run_check(Pass& pass, PyObject* in, const Instruction& i) {
     case Op::UNBOUND: return !in;
     case Op::BOUND: return in;
     case Op::TENSOR:
+    case Op::TENSOR_KIND:
       return is_object(in) && (*pass.program.metas)[static_cast<size_t>(i.number)].check(in);
     case Op::NO_OVERLAP: return check_apart(in, pass.slots[i.number]);
     case Op::CALL: return check_call(pass, in, i);

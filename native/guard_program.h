@@ -53,6 +53,7 @@ namespace accel {
   X(UNBOUND,             false, none,      run)             \
   X(BOUND,               false, none,      run)             \
   X(TENSOR,              false, tensor,    tensor)          \
+  X(TENSOR_KIND,         false, tensor,    tensor)          \
   X(NO_OVERLAP,          false, slot,      run)             \
   X(CALL,                false, callable,  run)
 

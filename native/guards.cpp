@@ -137,8 +137,8 @@ bool parse_attributes(Instruction& i, PyObject* type, PyObject* pairs) {
 
 bool parse_tensor(GuardProgram* program, Instruction& i, PyObject* operand) {
   std::string why;
-  auto meta = TensorMetaGuard::capture(operand, {}, &why);
-  if (!meta) return fail("TENSOR cannot guard this tensor: %s", why.c_str());
+  auto meta = TensorMetaGuard::capture(operand, {.layout = i.op == Op::TENSOR}, &why);
+  if (!meta) return fail("%s cannot guard this tensor: %s", i.row().name, why.c_str());
   i.number = static_cast<Py_ssize_t>(program->metas->size());
   program->metas->push_back(std::move(*meta));
   return true;
@@ -414,7 +414,7 @@ std::string describe_actual(GuardProgram* program, const Instruction& i, GuardCh
   if (is_inline(in)) return "";
   Py_INCREF(in);
   std::string text;
-  if (i.op == Op::TENSOR) {
+  if (i.row().operand == Operand::tensor) {
     text = is_tensor(in) ? "; " + (*program->metas)[i.number].difference(in) : "; not a tensor";
   } else {
     text = std::string("; found a ") + Py_TYPE(in)->tp_name;

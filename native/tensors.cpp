@@ -112,6 +112,7 @@ std::optional<TensorMetaGuard> TensorMetaGuard::capture(PyObject* object, Option
   guard.dtype_ = static_cast<uint16_t>(impl->dtype().toScalarType());
   guard.ndim_ = static_cast<uint8_t>(impl->dim());
   guard.flags_ = read_flags(variable, impl);
+  guard.layout_ = options.layout;
   if (options.storage_offset) guard.storage_offset_ = impl->storage_offset();
   int64_t* dims = guard.dims_;
   if (guard.ndim_ > INLINE_DIMS) {
@@ -138,7 +139,7 @@ bool TensorMetaGuard::check(PyObject* object) const {
   if (sizes.size() != ndim_) return false;
   const int64_t* strides = impl->strides().data();
   const int64_t* expected = dims();
-  for (int i = 0; i < ndim_; ++i) {
+  for (int i = 0; layout_ && i < ndim_; ++i) {
     if (sizes[i] != expected[i] || strides[i] != expected[ndim_ + i]) return false;
   }
   return storage_offset_ < 0 || impl->storage_offset() == storage_offset_;
@@ -167,11 +168,11 @@ std::string TensorMetaGuard::difference(PyObject* object) const {
   };
   c10::IntArrayRef sizes = impl->sizes();
   c10::IntArrayRef expected_sizes(dims(), ndim_);
-  if (sizes != expected_sizes) {
+  if (layout_ ? sizes != expected_sizes : sizes.size() != ndim_) {
     return "sizes are " + text(sizes.data(), sizes.size()) + ", were " + text(dims(), ndim_);
   }
   c10::IntArrayRef strides = impl->strides();
-  if (strides != c10::IntArrayRef(dims() + ndim_, ndim_)) {
+  if (layout_ && strides != c10::IntArrayRef(dims() + ndim_, ndim_)) {
     return "strides are " + text(strides.data(), strides.size()) + ", were " +
            text(dims() + ndim_, ndim_);
   }

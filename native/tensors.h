@@ -50,6 +50,7 @@ class TensorMetaGuard {
  public:
   struct Options {
     bool storage_offset = false;  // compare the storage offset as well
+    bool layout = true;           // compare sizes and strides; else only how many there are
   };
 
   // nullopt with a reason in `*why` when `object` is no tensor a plan can take
@@ -72,6 +73,7 @@ class TensorMetaGuard {
   uint16_t dtype_ = 0;
   uint8_t ndim_ = 0;
   uint8_t flags_ = 0;
+  bool layout_ = true;
   int64_t storage_offset_ = -1;     // -1: not compared
   int64_t dims_[2 * INLINE_DIMS];   // sizes, then strides
   std::vector<int64_t> many_dims_;  // the same for tensors of more dimensions

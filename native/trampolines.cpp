@@ -754,7 +754,17 @@ PyObject* py_stop_recording(PyObject*, PyObject*) {
   Py_RETURN_NONE;
 }
 
+// A number that can be told from every other by its identity.
+PyObject* py_own_number(PyObject*, PyObject* number) {
+  if (PyLong_CheckExact(number)) return uncached_int(number);
+  if (PyFloat_CheckExact(number)) return PyFloat_FromDouble(PyFloat_AS_DOUBLE(number));
+  return PyErr_Format(PyExc_TypeError, "own_number() takes an int or a float, not a %s",
+                      Py_TYPE(number)->tp_name);
+}
+
 PyMethodDef FUNCTIONS[] = {
+    {"own_number", py_own_number, METH_O,
+     "own_number(n): an equal int or float that is no other object."},
     {"mark_twin", py_mark_twin, METH_O, "mark_twin(code): frames of this code are twins."},
     {"is_twin", py_is_twin, METH_O, "is_twin(code) -> bool."},
     {"run_recorded", (PyCFunction)(void*)py_run_recorded, METH_FASTCALL,

@@ -175,7 +175,14 @@ Outcome run_callable(Variant* v, HeldInputs& inputs, Outputs& outputs, std::stri
     answer = PyObject_CallOneArg(v->executor, list);
   }
   Py_DECREF(list);
-  if (!answer) return take_error(why) ? Outcome::failed : Outcome::raised;
+  if (!answer) {
+    // Half of a commit has happened: the body must not run.
+    if (PyErr_ExceptionMatches(torn_error)) {
+      v->errors++;
+      return Outcome::raised;
+    }
+    return take_error(why) ? Outcome::failed : Outcome::raised;
+  }
   if (answer == Py_None) {
     Py_DECREF(answer);
     return Outcome::misspeculated;

@@ -98,6 +98,7 @@ def _arm(
             root.state = "cold"
         root.forced = True
         root.fullgraph = fullgraph
+        root.dynamic, root.variation = dynamic, None
         root.backend = backend
         root.entry.threshold = 1
         root.entry.state = "armed" if root.variants else "count"

@@ -29,7 +29,9 @@ from accel.capture import left_to_python
 from accel.capture.recorder import Recorder, Recording
 from accel.capture.twins import CodeKey, TwinFactory, code_key
 from accel.capture.values import class_lookup
+from accel.capture.variation import Variation
 from accel.compile import gradients
+from accel.compile.family import Family
 from accel.compile.service import CompiledSegment, CompileService
 from accel.config import Config
 from accel.counting import Counters
@@ -337,11 +339,21 @@ class Driver:
             lambda recording: self._recorded(root, named, recording),
             starred=starred,
             function=len(named) - 1 if root.kind == "function" else None,
+            variation=self._variation(root),
         )
         recorder.twin_code = twin_function.__code__
         self.counters.add("recordings")
         root.recordings += 1
         return (recorder, twin_function, args, kwargs)
+
+    def _variation(self, root: Root) -> Variation | None:
+        """Which sizes are left open; only our own compiler takes such graphs."""
+        if (root.backend or self.config.backend) != "native":
+            return None
+        if root.variation is None:
+            dynamic = self.config.dynamic if root.dynamic is None else root.dynamic
+            root.variation = Variation(dynamic)
+        return root.variation
 
     def _recorded(
         self, root: Root, named: list[Any], recording: Recording
@@ -355,6 +367,9 @@ class Driver:
         try:
             if recording.void is not None:
                 return self._voided(root, recording)
+            if root.variation is not None and recording.graph is not None:
+                metas = [meta for _, meta in recording.graph.inputs]
+                root.variation.observe(list(zip(recording.inputs, metas, strict=True)))
             self._compile(root, len(named), recording)
         except Exception as error:
             if self.config.strict:
@@ -380,6 +395,10 @@ class Driver:
         if void.kind in TRANSIENT and root.transient_voids < self.limits.max_transient_voids:
             root.transient_voids += 1
             root.entry.threshold = 1 + root.transient_voids
+            return None
+        if void.kind == "dynamic" and root.variation is not None:
+            root.variation.refused = root.reason
+            root.entry.threshold = 1
             return None
         if recording.is_plain and not root.forced and void.kind != "raised":
             self._ran_plain(root)
@@ -479,6 +498,8 @@ class Driver:
                     raise errors.CompileError(segment.error)
                 self._install(root, recording, program, inputs, result, segment)
             except (errors.CompileError, OSError, ValueError) as error:
+                if self._retries_static(root, recording, str(error)):
+                    return
                 if "compiler" in str(error):
                     log.notice_once(f"running eagerly: {error}", "compiler")
                 self._give_up(root, "compile_failed", str(error), root.location)
@@ -487,6 +508,17 @@ class Driver:
         self.service.submit(recording.graph, root.backend or self.config.backend, done)
         if self.config.sync or self.config.deterministic:
             self.service.idle(None)
+
+    def _retries_static(self, root: Root, recording: Recording, why: str) -> bool:
+        """A graph for several sizes cannot be compiled: the next one is for one size."""
+        if recording.graph is None or recording.graph.sizes is None or root.variation is None:
+            return False
+        root.variation.refused = errors.reason_text("dynamic", why)
+        root.history.append(root.variation.refused)
+        log.artifact("driver", "%s: %s", root.name, root.variation.refused)
+        root.state = "compiled" if root.variants else "cold"
+        root.entry.threshold = 1
+        return True
 
     def _install(
         self,
@@ -499,7 +531,12 @@ class Driver:
     ) -> None:
         self.counters.add("seconds_compiling", segment.seconds)
         gradient = None
-        if segment.kind == "plan":
+        graph = recording.graph
+        is_family = segment.kind == "plan" and graph is not None and graph.sizes is not None
+        if is_family:
+            assert segment.plan is not None and graph is not None
+            executor = Family(graph, segment.plan, segment.library_path)
+        elif segment.kind == "plan":
             assert segment.plan is not None
             executor = runtime.native.Executor(segment.plan, segment.library_path)
             if recording.graph is not None and recording.graph.gradients is not None:
@@ -522,7 +559,8 @@ class Driver:
                 installed.trial.eager_ns.extend(root.eager_ns)
             root.entry.on_event = self.on_event
         root.eager_ns.clear()
-        root.variants.insert(0, installed)
+        # Variants for one size come first: they know more.
+        root.variants.insert(len(root.variants) if is_family else 0, installed)
         self.counters.add("variants")
         root.entry.variants = tuple(v.native for v in root.variants)
         root.entry.state = "armed"
@@ -687,6 +725,7 @@ class Driver:
         root.state, root.reason, root.reason_location = "cold", "", ""
         root.deferrals = root.transient_voids = root.plain_runs = 0
         self.splitter.restore(root)
+        root.variation = None
         root.eager_ns.clear()
         root.backoff = 1
         root.entry.threshold = 1 if root.forced else self.config.threshold
@@ -736,8 +775,10 @@ class Driver:
             misses = max(calls - hits - (split_calls if root.split is not None else 0), 0)
             eager += misses
             ops_eager += misses * root.ops_per_call
-            failed += sum(v.native.misspeculations for v in root.variants)
-            deopts += sum(v.native.errors + v.native.misspeculations for v in root.variants)
+            refused = sum(getattr(v.native.executor, "refusals", 0) for v in root.variants)
+            missed = sum(v.native.misspeculations for v in root.variants) - refused
+            failed += missed
+            deopts += missed + sum(v.native.errors for v in root.variants)
         values.update(
             backwards_compiled=backwards,
             calls_compiled=compiled,

@@ -136,6 +136,7 @@ HOLDS: dict[str, str] = {
     "TYPE_ATTRS": "has the same class attributes",
     "UNBOUND": "is not bound",
     "TENSOR": "has the same size, stride, dtype, device and kind",
+    "TENSOR_KIND": "has the same dtype, device, number of dimensions and kind",
     "NO_OVERLAP": "shares no memory with {0}",
     "CALL": "is the same",
 }

@@ -30,9 +30,14 @@ CHECKS: dict[str, str] = {
     "TYPE_ATTRS": "had a class attribute changed",
     "UNBOUND": "is now bound",
     "TENSOR": "is a tensor of another kind (size, stride, dtype, device, grad or type)",
+    "TENSOR_KIND": "is a tensor of another kind (dtype, device, dimensions, grad or type)",
     "NO_OVERLAP": "now shares memory with {0}",
     "CALL": "changed",
 }
+
+
+# Whose operand is an example, needed until the guards are native.
+EXAMPLES = frozenset({"TENSOR", "TENSOR_KIND"})
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ class GuardSet:
     def release(self) -> None:
         """Forgets the example tensors, which nothing needs once the guards are native."""
         self.guards = [
-            Guard(g.source, g.check, (), g.location) if g.check == "TENSOR" else g
+            Guard(g.source, g.check, (), g.location) if g.check in EXAMPLES else g
             for g in self.guards
         ]
         self._seen.clear()

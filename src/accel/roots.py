@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from accel.capture.recorder import Recording
+from accel.capture.variation import Variation
 from accel.trial import Trial
 
 # What a root may be doing, and what its calls do meanwhile.
@@ -73,6 +74,8 @@ class Root:
     backend: Any = None
     forced: bool = False  # asked for by optimize(): recorded at the first call
     fullgraph: bool = False
+    dynamic: bool | None = None  # of optimize(); None: as the setting says
+    variation: Variation | None = None
     state: str = "cold"
     reason: str = ""
     reason_location: str = ""

@@ -103,6 +103,34 @@ class Operation:
 
 
 @dataclass(frozen=True)
+class Symbol:
+    """A number of the graph that differs between its calls.
+
+    `origin` is ("size", i, d) for dimension d of input i, or ("number", k) for the value of
+    `numbers[k]`; `hint` is what it was when recorded.
+    """
+
+    origin: tuple[Any, ...]
+    hint: int
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a graph for several sizes has besides tensors.
+
+    `numbers` names the ints that come with the inputs. Operations may give numbers: `hints`
+    says which, and what they were when recorded; `predicates` are those of them that the run
+    asked for their truth, with its answer; `outputs` those that the caller wants.
+    """
+
+    symbols: tuple[Symbol, ...]
+    numbers: tuple[str, ...] = ()
+    hints: tuple[tuple[str, Any], ...] = ()
+    predicates: tuple[tuple[str, bool], ...] = ()
+    outputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Gradients:
     """What a differentiable graph's recording knew of autograd.
 
@@ -129,6 +157,7 @@ class SegmentGraph:
     In-place operations may appear; those that reach an input are the commit step.
     `gradients` is None for a graph that autograd has nothing to do with; `is_random` when the
     run drew from torch's CPU generator. `autocast` is its dtype and whether it caches, or None.
+    `sizes` is None for a graph whose every size is the recorded one.
     """
 
     inputs: list[tuple[str, TensorMeta]]
@@ -139,6 +168,7 @@ class SegmentGraph:
     gradients: Gradients | None = None
     is_random: bool = False
     autocast: tuple[str, bool] | None = None
+    sizes: Sizes | None = None
 
     def key(self) -> str:
         """Content hash: equal graphs, equal keys (source locations do not count)."""
@@ -168,6 +198,7 @@ class SegmentGraph:
             "gradients": _gradients_to_json(self.gradients),
             "is_random": self.is_random,
             "autocast": None if self.autocast is None else list(self.autocast),
+            "sizes": _sizes_to_json(self.sizes),
         }
 
     @staticmethod
@@ -191,6 +222,7 @@ class SegmentGraph:
             _gradients_from_json(data["gradients"]),
             data["is_random"],
             None if data["autocast"] is None else (data["autocast"][0], data["autocast"][1]),
+            _sizes_from_json(data["sizes"]),
         )
 
     def autocasting(self) -> contextlib.AbstractContextManager[Any]:
@@ -211,6 +243,8 @@ class SegmentGraph:
         graph = fx.Graph()
         values: dict[str, fx.Node] = {}
         for name, _ in self.inputs:
+            values[name] = graph.placeholder(name)
+        for name in self.sizes.numbers if self.sizes is not None else ():
             values[name] = graph.placeholder(name)
 
         def load(value: Any) -> Any:
@@ -343,6 +377,30 @@ def _gradients_from_json(data: dict[str, Any] | None) -> Gradients | None:
         frozenset(data["no_grad"]),
         tuple(data["tangents"]),
         tuple(data["nodes"]),
+    )
+
+
+def _sizes_to_json(sizes: Sizes | None) -> dict[str, Any] | None:
+    if sizes is None:
+        return None
+    return {
+        "symbols": [[list(s.origin), s.hint] for s in sizes.symbols],
+        "numbers": list(sizes.numbers),
+        "hints": [[name, encode(value)] for name, value in sizes.hints],
+        "predicates": [list(p) for p in sizes.predicates],
+        "outputs": list(sizes.outputs),
+    }
+
+
+def _sizes_from_json(data: dict[str, Any] | None) -> Sizes | None:
+    if data is None:
+        return None
+    return Sizes(
+        tuple(Symbol(tuple(origin), hint) for origin, hint in data["symbols"]),
+        tuple(data["numbers"]),
+        tuple((name, decode(value)) for name, value in data["hints"]),
+        tuple((name, expected) for name, expected in data["predicates"]),
+        tuple(data["outputs"]),
     )
 
 

@@ -19,12 +19,13 @@ from typing import Any
 import torch
 
 from accel import runtime
-from accel.capture.calls import CallEvents
+from accel.capture.numbers import NumberEvents
 from accel.capture.results import Describer, Template
 from accel.capture.state import RecorderState, user_location
 from accel.capture.state import version as _version
 from accel.capture.steps import Answer, Void
 from accel.capture.values import PLAIN_TENSORS, is_static
+from accel.capture.variation import Variation
 from accel.guards import GuardSet
 from accel.sources import Source, root
 from accel.trace import Gradients, SegmentGraph, TensorMeta
@@ -55,7 +56,7 @@ class Recording:
     landing: tuple[int, tuple[int, ...], tuple[int, ...]] | None = None  # of a segment
 
 
-class Recorder(CallEvents):
+class Recorder(NumberEvents):
     """Handlers for the native session; `on_done(recording)` is told when the run is over."""
 
     def __init__(
@@ -67,11 +68,13 @@ class Recorder(CallEvents):
         starred: tuple[int, ...] = (),
         function: int | None = None,
         live: frozenset[int] | None = None,
+        variation: Variation | None = None,
     ) -> None:
         """`roots` name the call's locals; those at `starred` are *args and **kwargs, which the
         recorded call binds anew; the one at `function` is the root function itself. Only
-        those in `live` can be read, if it is given."""
+        those in `live` can be read, if it is given; `variation` says which sizes are left open."""
         RecorderState.__init__(self)
+        self.follow_numbers(variation)
         self.missing = runtime.native.MISSING
         self.twin_of = twin_of
         self.on_done = on_done
@@ -112,7 +115,7 @@ class Recorder(CallEvents):
             "void": self.void_event,
             "checkpoint": self.checkpoint,
         }
-        return special.get(name) or getattr(self, name)  # type: ignore[return-value,no-any-return]
+        return self.number_handler(name, special.get(name) or getattr(self, name))
 
     # ------------------------------------------------------------ the end
 
@@ -189,10 +192,10 @@ class Recorder(CallEvents):
             self.ambient,
             self.voided,
             self.location,
-            len(self.operations),
+            len(self.operations) - len(self.hints),
             time.perf_counter() - self.started,
             self.traceback,
-            not self.operations and not unseen_operations,
+            len(self.operations) == len(self.hints) and not unseen_operations,
             self.exit_offset,
         )
 
@@ -205,6 +208,8 @@ class Recorder(CallEvents):
         self.prepared.clear()
         self.output_tensors.clear()
         self.input_tensors.clear()
+        self.numbers.clear()
+        self.settled.clear()
         self.handlers = ()
 
     def _check_ambient(self) -> None:
@@ -214,18 +219,23 @@ class Recorder(CallEvents):
             raise Void("opaque_call", "ContextVar.set() without reset()")
 
     def _graph(self, template: Template) -> SegmentGraph:
-        if not self.operations:
+        if len(self.operations) == len(self.hints):
             raise Void("no_operations")
+        sizes = self.open_sizes(template.numbers)
         metas = [TensorMeta.of(t) for t in self.output_tensors]
+        gradients = self._gradients(template)
+        if sizes is not None and gradients is not None:
+            raise Void("dynamic", "gradients")
         return SegmentGraph(
             [(name, meta) for name, _, meta in self.inputs],
             self.operations,
             list(template.outputs),
             metas,
             self.speculations,
-            self._gradients(template),
+            gradients,
             not torch.equal(self.rng, torch.default_generator.get_state()),
             _autocast(),
+            sizes,
         )
 
     def _gradients(self, template: Template) -> Gradients | None:

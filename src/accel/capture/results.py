@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from accel.capture.state import Effect, RecorderState
+from accel.capture.numbers import NumberEvents
+from accel.capture.state import Effect
 from accel.capture.steps import Void
 from accel.capture.values import (
     BUILTIN_CONTAINERS,
@@ -35,6 +36,7 @@ Builder = Callable[[list[Any], list[Any], dict[int, Any]], Any]
 _SEQUENCES: dict[type, Callable[[list[Any]], Any]] = {
     list: list,
     tuple: tuple,
+    torch.Size: torch.Size,
     set: set,
     frozenset: frozenset,
     collections.deque: collections.deque,
@@ -65,6 +67,7 @@ class Template:
     result: Spec
     effects: list[tuple[str, Source | None, tuple[Any, ...]]] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
+    numbers: list[str] = field(default_factory=list)  # behind the tensors, as one list
     sources: list[Source] = field(default_factory=list)
 
     def builder(self, slot_of: Callable[[Source], int]) -> Callable[[list[Any], list[Any]], Any]:
@@ -93,7 +96,7 @@ class Template:
 class Describer:
     """Turns real objects into specs, against one recording's knowledge."""
 
-    def __init__(self, state: RecorderState) -> None:
+    def __init__(self, state: NumberEvents) -> None:
         self.state = state
         self.template = Template(("const", None))
         self._made: dict[int, int] = {}
@@ -125,7 +128,13 @@ class Describer:
         kind = type(value)
         if kind in PLAIN_TENSORS:
             return self._tensor(value)
-        if is_constant(value):
+        if self.state.has_number(value):
+            if kind is int or kind is float:
+                return self._number(value)
+            if kind is slice:
+                self.state.settle(value)
+                return ("const", value)
+        elif is_constant(value):
             return ("const", value)
         known = self.state.source_of(value)
         if known is not None:
@@ -178,6 +187,13 @@ class Describer:
             self.state.output_tensors.append(tensor)
         return ("output", self.template.outputs.index(name))
 
+    def _number(self, value: Any) -> Spec:
+        name = self.state.number_of(value)
+        assert name is not None
+        if name not in self.template.numbers:
+            self.template.numbers.append(name)
+        return ("number", self.template.numbers.index(name))
+
     def _body(self, value: Any, kind: type) -> Spec:
         if kind in _SEQUENCES:
             if kind is collections.deque and value.maxlen is not None:
@@ -223,6 +239,7 @@ class Describer:
         return [(name, self.spec(v)) for name, v in attributes.items()]
 
     def _key(self, key: Any) -> Any:
+        self.state.settle(key)
         if not (is_constant(key) or is_static(key)):
             raise Void("result", f"a dict with a key of type {type(key).__name__}")
         return key
@@ -248,6 +265,11 @@ def _slot(spec: Spec, slot_of: Any) -> Builder:
 def _output(spec: Spec, _slot_of: Any) -> Builder:
     index = spec[1]
     return lambda outputs, slots, memo: outputs[index]
+
+
+def _number(spec: Spec, _slot_of: Any) -> Builder:
+    index = spec[1]
+    return lambda outputs, slots, memo: outputs[-1][index]
 
 
 def _again(spec: Spec, _slot_of: Any) -> Builder:
@@ -365,6 +387,7 @@ _COMPILERS: dict[str, Callable[[Spec, Any], Builder]] = {
     "const": _const,
     "slot": _slot,
     "output": _output,
+    "number": _number,
     "again": _again,
     "make": _make,
     "sequence": _sequence,

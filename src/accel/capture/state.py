@@ -171,7 +171,7 @@ class RecorderState:
         if kind in PLAIN_TENSORS:
             if self.table.get(value) is not None:
                 raise Void("unseen_write", str(source))
-            self.guards.add(source, "TENSOR", value)
+            self.guard_tensor(value, source)
         elif kind is types.FunctionType and (value.__closure__ or value.__name__ == "<lambda>"):
             # Made anew at each call, often: what counts is its code, and what it closes over
             # is guarded as it is read.
@@ -186,6 +186,9 @@ class RecorderState:
         self.known[id(value)] = (value, source)
 
     # ------------------------------------------------------------- tensors
+
+    def guard_tensor(self, tensor: torch.Tensor, source: Source) -> None:
+        self.guards.add(source, "TENSOR", tensor)
 
     def tensor_ref(self, tensor: torch.Tensor) -> Ref:
         """The graph's name of a plain tensor; a known one becomes an input."""

@@ -1,0 +1,120 @@
+"""Families: the executors of one graph for several sizes, made from its template as they come.
+
+In: a plan's template with its library, the graph's symbols. Out: a callable for a variant, from
+the inputs' list to the outputs' list, or None for sizes that the graph does not serve.
+Invariant: sizes, strides and numbers of every input are those that the executor's plan was
+made for; at most `MAX_EXECUTORS` are kept, so that their arenas do not pile up.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+
+from accel import expressions, runtime
+from accel.compile.template import instantiate
+from accel.trace import SegmentGraph
+
+MAX_EXECUTORS = 8
+_MAX_REFUSED = 256  # sizes remembered as not served
+_INT64 = range(-(1 << 62), 1 << 62)
+
+
+class _Member:
+    """One executor, the values of the symbols behind its inputs, and the numbers it returns."""
+
+    __slots__ = ("executor", "numbers", "values")
+
+    def __init__(self, executor: Any, values: torch.Tensor, numbers: list[int]) -> None:
+        self.executor, self.values, self.numbers = executor, values, numbers
+
+
+class Family:
+    """Serves calls of a variant whose sizes differ."""
+
+    def __init__(
+        self, graph: SegmentGraph, template: dict[str, Any], library_path: str | None
+    ) -> None:
+        assert graph.sizes is not None
+        self.template, self.library_path = template, library_path
+        self.symbols = graph.sizes.symbols
+        self.tests: list[Any] = template["sizes"]["tests"]
+        self.number_outputs: list[Any] = template["sizes"]["outputs"]
+        self.tensor_count = len(graph.inputs)
+        # Only these may differ; what the guards fix is not looked at again.
+        self.open = sorted({s.origin[1] for s in self.symbols if s.origin[0] == "size"})
+        self.members: OrderedDict[Any, _Member] = OrderedDict()
+        self.made = 0  # executors made so far
+        self.refusals = 0  # calls that were not served
+        self.why = ""  # the newest refusal, for people
+        self._refused: dict[Any, str] = {}
+
+    def __call__(self, inputs: list[Any]) -> list[Any] | None:
+        tensors = inputs[: self.tensor_count]
+        numbers = inputs[self.tensor_count :]
+        key = (*numbers, *((inputs[i].size(), inputs[i].stride()) for i in self.open))
+        member = self.members.get(key)
+        if member is None:
+            member = self._make(key, tensors, numbers)
+            if member is None:
+                self.refusals += 1
+                return None
+        outputs: list[Any] | None = member.executor.run([*tensors, member.values])
+        if outputs is not None and self.number_outputs:
+            outputs.append(member.numbers)
+        return outputs
+
+    def _make(self, key: Any, tensors: list[Any], numbers: list[int]) -> _Member | None:
+        known = self._refused.get(key)
+        if known is not None:
+            self.why = known
+            return None
+        values = [self._value(s.origin, tensors, numbers) for s in self.symbols]
+        self.why = self._refusal(tensors, values)
+        if self.why:
+            if len(self._refused) >= _MAX_REFUSED:
+                self._refused.clear()
+            self._refused[key] = self.why
+            return None
+        plan = instantiate(self.template, values)
+        executor = runtime.native.Executor(plan, self.library_path)
+        results = [expressions.evaluate(node, values) for node in self.number_outputs]
+        member = _Member(executor, torch.tensor(values, dtype=torch.int64), results)
+        self.made += 1
+        self.members[key] = member
+        while len(self.members) > MAX_EXECUTORS:
+            self.members.popitem(last=False)
+        return member
+
+    @staticmethod
+    def _value(origin: tuple[Any, ...], tensors: list[Any], numbers: list[int]) -> int:
+        if origin[0] == "size":
+            return int(tensors[origin[1]].size(origin[2]))
+        return numbers[origin[1]]
+
+    def _refusal(self, tensors: list[Any], values: list[int]) -> str:
+        """Why these sizes are not served; "" when they are."""
+        names = [self._name(s.origin) for s in self.symbols]
+        if any(v not in _INT64 for v in values):
+            return "a number that does not fit 64 bits"
+        for test in self.tests:
+            if not expressions.holds(test, values):
+                shown = ", ".join(f"{n} = {v}" for n, v in zip(names, values, strict=True))
+                return f"{expressions.text(test, names)} does not hold: {shown}"
+        for i in self.open:
+            expected = self.template["inputs"][i]
+            for what, found in (("sizes", tensors[i].size()), ("strides", tensors[i].stride())):
+                wanted = [
+                    expressions.evaluate(n["e"], values) if type(n) is dict else n
+                    for n in expected[what]
+                ]
+                if wanted != list(found):
+                    return f"{what} of input {i} are {list(found)}, not {wanted}"
+        return ""
+
+    def _name(self, origin: tuple[Any, ...]) -> str:
+        if origin[0] == "size":
+            return f"input{origin[1]}.size({origin[2]})"
+        return f"number{origin[1]}"
