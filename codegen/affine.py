@@ -16,8 +16,10 @@ Sizes = Mapping[str, int]
 
 
 class Affine(NamedTuple):
-    const: int = 0
-    terms: tuple[tuple[str, int], ...] = ()
+    """Numbers are ints, or `Dim`s where sizes differ between calls."""
+
+    const: Any = 0
+    terms: tuple[tuple[str, Any], ...] = ()
 
     @staticmethod
     def make(const: int, terms: Mapping[str, int]) -> Affine:
@@ -47,7 +49,7 @@ class Affine(NamedTuple):
             result = result.plus(by.get(v, Affine.var(v)), c)
         return result
 
-    def coefficient(self, name: str) -> int:
+    def coefficient(self, name: str) -> Any:
         for v, c in self.terms:
             if v == name:
                 return c

@@ -52,12 +52,12 @@ class Planner:
         self.symbol_values = -1  # the buffer of the symbols' values
 
     def plan(self, kernels: dict[int, KernelUse]) -> dict[str, Any]:
-        """The plan, or of a graph for several sizes its template; `kernels` go by id(step)."""
+        """The plan, or of a graph for several sizes its blueprint; `kernels` go by id(step)."""
         arena_bytes = self._place()
         steps = [self._step(s, kernels) for s in self.steps]
         commit = [self._step(s, kernels) for s in self.commit]
         self._mark_writes(commit)
-        plan = {
+        plan: dict[str, Any] = {
             "version": 1,
             "library": None,
             "inputs": [self._layout(self.graph.buffers[b].view) for b in self.graph.inputs],
@@ -110,9 +110,13 @@ class Planner:
         return total
 
     def _place_later(self, lives: list[Life]) -> int:
-        """Arena buffers whose sizes are known when a plan is made of the template."""
+        """Arena buffers whose sizes are known when a plan is made of the blueprint."""
         for life in lives:
-            row = {"kind": "arena", "bytes": _plain(life.size_bytes), "life": [life.first, life.last]}
+            row = {
+                "kind": "arena",
+                "bytes": _plain(life.size_bytes),
+                "life": [life.first, life.last],
+            }
             self._add(life.buffer, {**row, **self._layout(self.graph.buffers[life.buffer].view)})
         return 0
 
@@ -157,9 +161,7 @@ class Planner:
     def view_id(self, view: View, again: int = 0) -> int:
         """The plan's buffer for a tensor; `again` tells equal tensors apart."""
         base = self.graph.buffers[view.buffer]
-        numbers = zip(
-            (*view.sizes, *view.strides), (*base.sizes, *base.strides), strict=False
-        )
+        numbers = zip((*view.sizes, *view.strides), (*base.sizes, *base.strides), strict=False)
         same = (
             len(view.sizes) == len(base.sizes)
             and view.dtype == base.dtype

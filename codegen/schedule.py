@@ -85,17 +85,18 @@ def _types(expr: Expr) -> Iterator[str]:
 
 def spilled(group: Group, sizes: dict[str, int]) -> set[int]:
     """Buffers that need memory because a row of them is too long to keep."""
-    length = 8
-    for v in group.inner:
-        length *= sizes[v]
-    if not group.inner or length <= _SCRATCH_BYTES:
-        return set()
     rows = set(group.inner)
-    return {
+    costly = {
         n.buffer
         for n in group.nodes
         if n.kind is None and n.space & rows and _cost(n.expr) > _RECOMPUTE_COST
     }
+    if not costly:
+        return set()
+    length = 8
+    for v in group.inner:
+        length *= sizes[v]
+    return set() if length <= _SCRATCH_BYTES else costly
 
 
 def schedule(

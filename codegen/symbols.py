@@ -125,6 +125,9 @@ class Dim:
     def __divmod__(self, other: Any) -> Any:
         return _divided(self.terms, _terms(other), self.space)
 
+    def __rdivmod__(self, other: Any) -> Any:
+        return _divided(_terms(other), self.terms, self.space)
+
     def __abs__(self) -> Any:
         return self if self >= 0 else -self
 
@@ -498,7 +501,7 @@ def test_from_sympy(expression: Any, symbols: Mapping[Any, Any], space: SymbolSp
 
     Errors: CompileError for what has no such form.
     """
-    if expression is True or expression.is_Boolean and expression == True:  # noqa: E712
+    if expression is True or (expression.is_Boolean and expression == True):  # noqa: E712
         return None
     name = type(expression).__name__
     if name in _RELATIONALS:

@@ -8,11 +8,12 @@ recorded sizes, strides, dtypes and storage offsets, so the operations are eager
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
@@ -91,12 +92,16 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
                 values[name] = fake = self._input(index, meta)
                 self.graph.input_identity.append(id(fake))
         inference: AbstractContextManager[Any] = torch.no_grad()
-        with inference, self.source.autocasting(), self.fake_mode, self:
+        with inference, self.source.autocasting(), self._symbolically(), self.fake_mode, self:
             self._run_operations(values)
         self._finish(values)
         if self.shapes is not None:
             self._finish_sizes(self.shapes, values)
         return self.graph
+
+    def _symbolically(self) -> AbstractContextManager[Any]:
+        """Torch's own C++ kernels fix sizes here and there where its Python ones do not."""
+        return nullcontext() if self.shapes is None else enable_python_dispatcher()
 
     def _run_operations(self, values: dict[str, Any]) -> None:
         hints, predicates = self._known_numbers()
@@ -115,9 +120,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
 
     def _finish_sizes(self, shapes: ShapeSpace, values: dict[str, Any]) -> None:
         """The numbers among the outputs, and the tests that torch's own questions made."""
-        self.graph.number_outputs = [
-            shapes.dim(values[name]) for name in shapes.sizes.outputs
-        ]
+        self.graph.number_outputs = [shapes.dim(values[name]) for name in shapes.sizes.outputs]
         shapes.finish()
 
     def _numbers(self, values: Any) -> tuple[Any, ...]:
@@ -153,6 +156,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
     def _run_operation(self, o: Any, values: dict[str, Any]) -> Any:
         args, kwargs = (map_values(v, lambda ref: values[ref.name]) for v in (o.args, o.kwargs))
         try:
+            if o.target == "_operator.getitem" and isinstance(args[1], torch.SymInt):
+                return args[0].select(0, args[1])  # indexing would fix the number
             if o.kind == "call_method":
                 return getattr(args[0], o.target)(*args[1:], **kwargs)
             return resolve(o.target)(*args, **kwargs)
@@ -178,7 +183,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         storage = torch.empty(length, dtype=meta.torch_dtype)
         fake = storage.as_strided(sizes, strides, meta.storage_offset)
         sizes, strides = self._numbers(sizes), self._numbers(strides)
-        buffer = self.graph.new_buffer(span(sizes, strides), meta.dtype, sizes, strides, input=index)
+        buffer = self.graph.new_buffer(
+            span(sizes, strides), meta.dtype, sizes, strides, input=index
+        )
         self.graph.inputs.append(buffer.id)
         self.storages[_key(fake)] = _Storage(
             buffer.id, meta.dtype, index, meta.storage_offset, buffer.id

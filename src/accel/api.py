@@ -55,6 +55,8 @@ def optimize(
     Use it as `optimize(f)`, `@optimize`, `@optimize("eager")`, `optimize(my_backend)(model)`
     or `optimize(backend=..., fullgraph=...)(model)`. The target comes back as the same object.
     A backend is a name or `(gm: torch.fx.GraphModule, example_inputs) -> callable`.
+    `dynamic`: True leaves the sizes of all inputs but parameters open from the first recording
+    on, False none, None (default) those that have changed.
 
     Errors: TypeError for what can be no root (a generator, a class, a builtin);
     UnknownBackendError for a backend name that nobody registered.
@@ -135,6 +137,28 @@ def disable(target: Any) -> Any:
     return target
 
 
+def mark_dynamic(tensor: Any, dim: int | tuple[int, ...] | list[int]) -> None:
+    """Says that sizes along `dim` differ between calls: a recording that reads this tensor
+    leaves them open at once, not only after the first change.
+
+    Errors: TypeError for what is no tensor; IndexError for a dimension that it has not.
+    """
+    from accel.capture import variation
+
+    variation.mark(tensor, dim, variation.DYNAMIC_MARK)
+
+
+def mark_static(tensor: Any, dim: int | tuple[int, ...] | list[int] | None = None) -> None:
+    """Says that each size along `dim` (default: every dimension) is worth a variant of its own.
+
+    Errors: as `mark_dynamic`.
+    """
+    from accel.capture import variation
+
+    every = list(range(getattr(tensor, "ndim", 0)))
+    variation.mark(tensor, every if dim is None else dim, variation.STATIC_MARK)
+
+
 def reset() -> None:
     """Forgets every recording and variant; roots are recorded anew."""
     driver = _driver()
@@ -176,6 +200,8 @@ __all__ = [
     "enable",
     "explain",
     "is_available",
+    "mark_dynamic",
+    "mark_static",
     "optimize",
     "reset",
     "wait",

@@ -67,7 +67,7 @@ class Config:
     )
     threshold: int = _setting("at which of its calls a function is recorded", 2, minimum=1)
     dynamic: bool | None = _setting(
-        "for later: shapes are static so far, each new one makes a variant"
+        "leave sizes open: all at once (true), none (false), or those that change (absent)"
     )
     deterministic: bool = _setting(
         "install compiled code at fixed call counts; nothing depends on timing", False

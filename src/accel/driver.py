@@ -29,12 +29,13 @@ from accel.capture import left_to_python
 from accel.capture.recorder import Recorder, Recording
 from accel.capture.twins import CodeKey, TwinFactory, code_key
 from accel.capture.values import class_lookup
-from accel.capture.variation import Variation
+from accel.capture.variation import GRADIENTS, Variation
 from accel.compile import gradients
 from accel.compile.family import Family
 from accel.compile.service import CompiledSegment, CompileService
 from accel.config import Config
 from accel.counting import Counters
+from accel.guards import Guard
 from accel.report import Progress
 from accel.rewriter import hook, prologue, twin
 from accel.rewriter.cache import CodeCache
@@ -342,9 +343,27 @@ class Driver:
             variation=self._variation(root),
         )
         recorder.twin_code = twin_function.__code__
+        if root.variants:
+            why = "; ".join(self._why_missed(root, tuple(value for _, value in named)))
+            root.history.append(f"another variant, since {why}")
+            log.artifact("guards", "%s recompiles: %s", root.name, why)
         self.counters.add("recordings")
         root.recordings += 1
         return (recorder, twin_function, args, kwargs)
+
+    def _why_missed(self, root: Root, roots: tuple[Any, ...]) -> list[str]:
+        """For each variant, what kept it from serving this call, with old and new value."""
+        reasons = []
+        for installed in root.variants:
+            index = installed.program.check(roots)
+            if index >= 0:
+                text = installed.program.explain(index, roots)
+                reasons.append(f"{installed.recording.checked[index]}: {text}")
+            else:
+                executor = installed.native.executor
+                why = executor.why if isinstance(executor, Family) else ""
+                reasons.append(why or installed.recording.ambient.difference() or "speculation")
+        return reasons
 
     def _variation(self, root: Root) -> Variation | None:
         """Which sizes are left open; only our own compiler takes such graphs."""
@@ -397,7 +416,10 @@ class Driver:
             root.entry.threshold = 1 + root.transient_voids
             return None
         if void.kind == "dynamic" and root.variation is not None:
-            root.variation.refused = root.reason
+            if void.detail == GRADIENTS:
+                root.variation.no_gradients = True
+            else:
+                root.variation.refused = root.reason
             root.entry.threshold = 1
             return None
         if recording.is_plain and not root.forced and void.kind != "raised":
@@ -466,6 +488,9 @@ class Driver:
         except ValueError as error:
             self._give_up(root, "tensor_kind", str(error), root.location)
             return
+        recording.checked = tuple(
+            str(g.source) if isinstance(g, Guard) else str(g) for g in lowered.guard_of
+        )
         guards.release()
         slots = lowered.slots
         needed = [slots[id(source)] for source in template.sources]
@@ -531,6 +556,7 @@ class Driver:
     ) -> None:
         self.counters.add("seconds_compiling", segment.seconds)
         gradient = None
+        executor: Any
         graph = recording.graph
         is_family = segment.kind == "plan" and graph is not None and graph.sizes is not None
         if is_family:

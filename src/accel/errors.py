@@ -48,8 +48,10 @@ REASONS: dict[str, tuple[str, str]] = {
     "compile_failed": ("compilation failed: {}", "run `python -m accel doctor`"),
     "container": ("contents that cannot be guarded: {}", "use a list, tuple or dict"),
     "container_write": ("a container from outside is changed: {}", "return the change"),
-    "dynamic": ("sizes that change are used in a way that accel does not follow: {}",
-                "nothing: each size is compiled for itself"),
+    "dynamic": (
+        "sizes that change are used in a way that accel does not follow: {}",
+        "nothing: each size is compiled for itself",
+    ),
     "derivatives": ("backward asked for what was not compiled: {}", "nothing: it runs eagerly"),
     "disabled": ("{} is left to Python", "nothing: it was asked for"),
     "delete": ("something from outside is deleted: {}", "do it outside"),

@@ -44,9 +44,10 @@ def evaluate(node: Node, values: Sequence[int]) -> int:
 
     Errors: ZeroDivisionError; ValueError for what is no node.
     """
-    if type(node) is int:
+    if isinstance(node, int):
         return node
-    name, *operands = node
+    name: str = node[0]
+    operands: list[Node] = node[1:]
     if name == "s":
         return values[operands[0]]
     if name not in _OPERATIONS:
@@ -69,26 +70,27 @@ def holds(test: Node, values: Sequence[int]) -> bool:
 
 def text(node: Node, names: Sequence[str]) -> str:
     """The node or test for people, with `names[k]` for symbol k."""
-    if type(node) is int:
+    if isinstance(node, int):
         return str(node)
-    name, *operands = node
+    name: str = node[0]
     if name == "s":
-        return names[operands[0]]
-    parts = [text(o, names) for o in operands]
+        return str(names[node[1]])
+    parts = [text(o, names) for o in node[1:]]
     if name in ("min", "max", "not"):
-        return f"{name}({', '.join(parts)})"
-    wrapped = [f"({p})" if " " in p and name not in ("+", *RELATIONS) else p for p in parts]
-    return f" {name} ".join(wrapped)
+        return name + "(" + ", ".join(parts) + ")"
+    if name not in ("+", *RELATIONS):
+        parts = [f"({p})" if " " in p else p for p in parts]
+    return f" {name} ".join(parts)
 
 
 def cpp(node: Node) -> str:
     """The node as a C++ expression over variables `s0`, `s1`, ... of type i64."""
-    if type(node) is int:
+    if isinstance(node, int):
         return f"{node}L" if abs(node) >= 1 << 31 else str(node)
-    name, *operands = node
+    name: str = node[0]
     if name == "s":
-        return f"s{operands[0]}"
-    parts = [cpp(o) for o in operands]
+        return f"s{node[1]}"
+    parts = [cpp(o) for o in node[1:]]
     if name in ("min", "max"):
         a, b = parts
         return f"({a} {'<' if name == 'min' else '>'} {b} ? {a} : {b})"

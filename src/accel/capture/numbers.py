@@ -15,7 +15,10 @@ Rules for whoever changes an event's handler here:
 from __future__ import annotations
 
 import builtins
+import collections
 import functools
+import itertools
+import math
 import operator
 import types
 from collections.abc import Callable
@@ -25,13 +28,12 @@ import torch
 
 from accel import runtime
 from accel.capture.calls import CallEvents
+from accel.capture.operators import BINARY_NAMES
 from accel.capture.policy import callable_rules
 from accel.capture.state import user_location
 from accel.capture.steps import Answer, Void
 from accel.capture.torch_calls import METADATA_METHODS, graph_functions
-from accel.capture.operators import BINARY_NAMES
 from accel.capture.values import (
-    BUILTIN_CONTAINERS,
     BUILTIN_ITERATORS,
     PLAIN_TENSORS,
     class_lookup,
@@ -60,7 +62,7 @@ _PASSING = frozenset(
     for f in (
         zip, enumerate, reversed, list, tuple, iter, next, isinstance, type, super, slice,
         staticmethod, classmethod, property, getattr, hasattr, setattr, id, callable, int,
-        functools.partial, types.MethodType, torch.Size, object,
+        functools.partial, types.MethodType, torch.Size, object, len,
     )
 )  # fmt: skip
 _PASSING_METHODS = frozenset(
@@ -399,7 +401,15 @@ class NumberEvents(CallEvents):
         return super().deref(value, cell)
 
     def redirect(self, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Answer:
-        return super().redirect(f, args, kwargs)
+        answer = super().redirect(f, args, kwargs)
+        if self.open_dims and f.__name__ in _LOOKED_AT and answer is not None and len(answer) > 4:
+            assert answer[4] is None
+            return (*answer[:4], self._settle_result, None)
+        return answer
+
+    def _settle_result(self, value: Any, _token: Any) -> Answer:
+        self.settle(value)
+        return None
 
     def fresh_event(self, obj: Any) -> Answer:
         return super().fresh_event(obj)
@@ -407,10 +417,15 @@ class NumberEvents(CallEvents):
     # ------------------------------------------------------------ calls
 
     def call(self, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Answer:
+        if self.open_dims:
+            self._check_callbacks(f, args, kwargs)
         if self.numbers:
             own = _OWN_CALLS.get(id(f))
+            given = args
+            if type(f) is types.BuiltinMethodType and type(f.__self__) is torch.Size:
+                own, given = _OWN_SIZE_METHODS.get(f.__name__), (f.__self__, *args)
             if own is not None and not kwargs:
-                answer = own(self, args)
+                answer = own(self, given)
                 if answer is not None:
                     return answer  # type: ignore[no-any-return]
             if not self._passes_on(f, args):
@@ -419,6 +434,36 @@ class NumberEvents(CallEvents):
                 if kwargs:
                     self.settle(tuple(kwargs.values()))
         return super().call(f, args, kwargs)
+
+    def _check_callbacks(self, f: Any, args: tuple[Any, ...], kwargs: Any) -> None:
+        """C code that looks at what a callback gives would look at numbers unseen.
+
+        Errors: Void for such a call.
+        """
+        kind = type(f)
+        if id(f) in _HANDING_ON or not (kind in _METHODS_OF_C or issubclass(kind, type)):
+            return
+        if issubclass(kind, type) and is_python_class(f):
+            return
+        if id(f) in graph_functions() or (id(f) in _PASSING and f is not iter):
+            return
+        if f.__name__ in _PASSING_METHODS:
+            return
+        for value in (*args, *(kwargs or {}).values()):
+            if type(value) in (types.FunctionType, types.MethodType):
+                raise Void("dynamic", f"{f.__name__}() looks at what a function gives")
+
+    def _own_product(self, args: tuple[Any, ...]) -> Answer:
+        """math.prod() and Size.numel() of ints."""
+        if len(args) != 1 or type(args[0]) not in _SEQUENCES:
+            return None
+        total: Any = 1
+        for value in args[0]:
+            if type(value) is not int:
+                return None
+            answer = self.binary(total, value, BINARY_NAMES.index("mul"))
+            total = answer[0] if answer is not None and len(answer) == 1 else total * value
+        return (total,)
 
     def _passes_on(self, f: Any, args: tuple[Any, ...]) -> bool:
         """Whether `f` is watched itself, or only hands its arguments on."""
@@ -434,6 +479,10 @@ class NumberEvents(CallEvents):
         rule = callable_rules().get(id(f))
         if rule in ("operator", "polyfill"):
             return True
+        if f is dict or f is collections.OrderedDict:
+            for mapping in args:
+                self.settle_keys(mapping)
+            return all(issubclass(type(mapping), dict) for mapping in args)
         if f is map or f is filter:
             return bool(args) and type(args[0]) in (types.FunctionType, types.MethodType)
         if rule is not None:
@@ -457,7 +506,7 @@ class NumberEvents(CallEvents):
         if f.__name__ not in _PASSING_METHODS:
             return False
         if type(receiver) in (int, float, str, bytes) or issubclass(type(receiver), type):
-            return f.__name__ == "__new__"
+            return bool(f.__name__ == "__new__")
         rest = args if bound else args[1:]
         if f.__name__ in _KEYED_METHODS and rest:
             self.settle(rest[0])
@@ -511,6 +560,17 @@ class NumberEvents(CallEvents):
         return Sizes(tuple(symbols), (), hints, tuple(self.predicates.items()), tuple(outputs))
 
 
+# Methods whose result C code looks at.
+_LOOKED_AT = frozenset(
+    f"__{name}__"
+    for name in "len bool index int float complex hash contains length_hint eq ne lt le gt ge "
+    "format repr str bytes round trunc floor ceil".split()
+)
+# C code that takes callbacks and only hands on what they give.
+_HANDING_ON = frozenset(
+    id(f) for f in (map, functools.reduce, functools.partial, itertools.starmap, property,
+                    staticmethod, classmethod, types.MethodType, functools.wraps)
+)  # fmt: skip
 _METHODS_OF_C = frozenset(
     {
         types.BuiltinFunctionType,
@@ -534,7 +594,13 @@ _OWN_CALLS: dict[int, Callable[..., Answer]] = {
     id(builtins.max): lambda recorder, args: recorder._own_extremum("gt", args),
     id(builtins.abs): lambda recorder, args: recorder._own_abs(args),
     id(builtins.divmod): lambda recorder, args: recorder._own_divmod(args),
+    id(math.prod): lambda recorder, args: recorder._own_product(args),
     id(builtins.bool): lambda recorder, args: recorder.test(args[0]) if len(args) == 1 else None,
+}
+
+
+_OWN_SIZE_METHODS: dict[str, Callable[..., Answer]] = {
+    "numel": lambda recorder, args: recorder._own_product(args),
 }
 
 

@@ -25,7 +25,7 @@ from accel.capture.state import RecorderState, user_location
 from accel.capture.state import version as _version
 from accel.capture.steps import Answer, Void
 from accel.capture.values import PLAIN_TENSORS, is_static
-from accel.capture.variation import Variation
+from accel.capture.variation import GRADIENTS, Variation
 from accel.guards import GuardSet
 from accel.sources import Source, root
 from accel.trace import Gradients, SegmentGraph, TensorMeta
@@ -54,6 +54,7 @@ class Recording:
     is_plain: bool = False  # no torch operation ran, seen or unseen
     exit_offset: int | None = None  # where in the root's twin it was voided
     landing: tuple[int, tuple[int, ...], tuple[int, ...]] | None = None  # of a segment
+    checked: tuple[str, ...] = ()  # by instruction of its guard program: what that looks at
 
 
 class Recorder(NumberEvents):
@@ -115,7 +116,8 @@ class Recorder(NumberEvents):
             "void": self.void_event,
             "checkpoint": self.checkpoint,
         }
-        return self.number_handler(name, special.get(name) or getattr(self, name))
+        handler: Any = special.get(name) or getattr(self, name)
+        return self.number_handler(name, handler)
 
     # ------------------------------------------------------------ the end
 
@@ -225,7 +227,7 @@ class Recorder(NumberEvents):
         metas = [TensorMeta.of(t) for t in self.output_tensors]
         gradients = self._gradients(template)
         if sizes is not None and gradients is not None:
-            raise Void("dynamic", "gradients")
+            raise Void("dynamic", GRADIENTS)
         return SegmentGraph(
             [(name, meta) for name, _, meta in self.inputs],
             self.operations,

@@ -7,16 +7,20 @@ answers, the guards of the recording and the tests of its graph decide which cal
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from accel.sources import Source
 from accel.trace import TensorMeta
 
-# Attributes of tensors that `accel.mark_dynamic` and `accel.mark_static` set.
+# Attributes of tensors that `accel.mark_dynamic` and `accel.mark_static` set; Dynamo's own
+# marks mean the same.
 DYNAMIC_MARK = "_accel_dynamic_dims"
 STATIC_MARK = "_accel_static_dims"
+_MARKS = {
+    DYNAMIC_MARK: (DYNAMIC_MARK, "_dynamo_dynamic_indices"),
+    STATIC_MARK: (STATIC_MARK, "_dynamo_static_indices"),
+}
+GRADIENTS = "gradients"  # why graphs that autograd takes part in have fixed sizes
 SMALLEST = 2  # sizes 0 and 1 mean something else (nothing, broadcasting)
 
 
@@ -26,11 +30,14 @@ class Variation:
     def __init__(self, dynamic: bool | None) -> None:
         """`dynamic`: True for every size at once, False for none, None for those that change."""
         self.dynamic = dynamic
+        self.no_gradients = False  # recordings with grad mode on leave nothing open
         self.refused = ""  # why this root is recorded with fixed sizes from now on
         self._seen: dict[str, list[tuple[int, ...]]] = {}
 
     @property
     def is_enabled(self) -> bool:
+        if self.no_gradients and torch.is_grad_enabled():
+            return False
         return self.dynamic is not False and not self.refused
 
     def observe(self, inputs: list[tuple[Source, TensorMeta]]) -> None:
@@ -57,12 +64,15 @@ class Variation:
         )
 
 
-def _marks(tensor: torch.Tensor, name: str) -> Any:
+def _marks(tensor: torch.Tensor, name: str) -> frozenset[int]:
     try:
         attributes = object.__getattribute__(tensor, "__dict__")
     except AttributeError:
-        return ()
-    return attributes.get(name, ())
+        return frozenset()
+    found: frozenset[int] = frozenset()
+    for attribute in _MARKS[name]:
+        found |= frozenset(attributes.get(attribute, ()))
+    return found
 
 
 def mark(tensor: torch.Tensor, dims: int | tuple[int, ...] | list[int], name: str) -> None:
@@ -74,5 +84,5 @@ def mark(tensor: torch.Tensor, dims: int | tuple[int, ...] | list[int], name: st
     for d in wanted:
         if not -rank <= d < rank:
             raise IndexError(f"a tensor of {rank} dimensions has no dimension {d}")
-    marks = frozenset(_marks(tensor, name)) | {d % rank for d in wanted}
+    marks = _marks(tensor, name) | {d % rank for d in wanted}
     setattr(tensor, name, marks)

@@ -1,6 +1,6 @@
-"""Families: the executors of one graph for several sizes, made from its template as they come.
+"""Families: the executors of one graph for several sizes, made from its blueprint as they come.
 
-In: a plan's template with its library, the graph's symbols. Out: a callable for a variant, from
+In: a plan's blueprint with its library, the graph's symbols. Out: a callable for a variant, from
 the inputs' list to the outputs' list, or None for sizes that the graph does not serve.
 Invariant: sizes, strides and numbers of every input are those that the executor's plan was
 made for; at most `MAX_EXECUTORS` are kept, so that their arenas do not pile up.
@@ -8,16 +8,17 @@ made for; at most `MAX_EXECUTORS` are kept, so that their arenas do not pile up.
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from typing import Any
 
 import torch
 
 from accel import expressions, runtime
-from accel.compile.template import instantiate
+from accel.compile.blueprint import instantiate
 from accel.trace import SegmentGraph
 
-MAX_EXECUTORS = 8
+MAX_EXECUTORS = 16
 _MAX_REFUSED = 256  # sizes remembered as not served
 _INT64 = range(-(1 << 62), 1 << 62)
 
@@ -35,13 +36,13 @@ class Family:
     """Serves calls of a variant whose sizes differ."""
 
     def __init__(
-        self, graph: SegmentGraph, template: dict[str, Any], library_path: str | None
+        self, graph: SegmentGraph, blueprint: dict[str, Any], library_path: str | None
     ) -> None:
         assert graph.sizes is not None
-        self.template, self.library_path = template, library_path
+        self.blueprint, self.library_path = blueprint, library_path
         self.symbols = graph.sizes.symbols
-        self.tests: list[Any] = template["sizes"]["tests"]
-        self.number_outputs: list[Any] = template["sizes"]["outputs"]
+        self.tests: list[Any] = blueprint["sizes"]["tests"]
+        self.number_outputs: list[Any] = blueprint["sizes"]["outputs"]
         self.tensor_count = len(graph.inputs)
         # Only these may differ; what the guards fix is not looked at again.
         self.open = sorted({s.origin[1] for s in self.symbols if s.origin[0] == "size"})
@@ -56,7 +57,9 @@ class Family:
         numbers = inputs[self.tensor_count :]
         key = (*numbers, *((inputs[i].size(), inputs[i].stride()) for i in self.open))
         member = self.members.get(key)
-        if member is None:
+        if member is not None:
+            self._used(key)
+        else:
             member = self._make(key, tensors, numbers)
             if member is None:
                 self.refusals += 1
@@ -78,7 +81,7 @@ class Family:
                 self._refused.clear()
             self._refused[key] = self.why
             return None
-        plan = instantiate(self.template, values)
+        plan = instantiate(self.blueprint, values)
         executor = runtime.native.Executor(plan, self.library_path)
         results = [expressions.evaluate(node, values) for node in self.number_outputs]
         member = _Member(executor, torch.tensor(values, dtype=torch.int64), results)
@@ -88,11 +91,15 @@ class Family:
             self.members.popitem(last=False)
         return member
 
+    def _used(self, key: Any) -> None:
+        with contextlib.suppress(KeyError):  # another thread made room meanwhile
+            self.members.move_to_end(key)
+
     @staticmethod
     def _value(origin: tuple[Any, ...], tensors: list[Any], numbers: list[int]) -> int:
         if origin[0] == "size":
             return int(tensors[origin[1]].size(origin[2]))
-        return numbers[origin[1]]
+        return int(numbers[origin[1]])
 
     def _refusal(self, tensors: list[Any], values: list[int]) -> str:
         """Why these sizes are not served; "" when they are."""
@@ -104,7 +111,7 @@ class Family:
                 shown = ", ".join(f"{n} = {v}" for n, v in zip(names, values, strict=True))
                 return f"{expressions.text(test, names)} does not hold: {shown}"
         for i in self.open:
-            expected = self.template["inputs"][i]
+            expected = self.blueprint["inputs"][i]
             for what, found in (("sizes", tensors[i].size()), ("strides", tensors[i].stride())):
                 wanted = [
                     expressions.evaluate(n["e"], values) if type(n) is dict else n

@@ -1,4 +1,4 @@
-"""Templates: the plan of a graph for several sizes, made into plans for one set of them.
+"""Blueprints: what the compiler gives for a graph for several sizes, made into plans for one.
 
 In: a plan whose numbers may be expressions over symbols, and the symbols' values. Out: an
 ordinary plan, with its arena laid out. Invariant: plain data in, plain data out; nothing is
@@ -14,9 +14,11 @@ from accel import expressions
 from accel.codegen.memory import Life, place
 
 
-def instantiate(template: dict[str, Any], values: Sequence[int]) -> dict[str, Any]:
+def instantiate(blueprint: dict[str, Any], values: Sequence[int]) -> dict[str, Any]:
     """The plan for the symbols' `values`. Errors: as `expressions.evaluate`."""
-    plan: dict[str, Any] = _Substitution(values).of({k: v for k, v in template.items() if k != "sizes"})
+    plan: dict[str, Any] = _Substitution(values).of(
+        {k: v for k, v in blueprint.items() if k != "sizes"}
+    )
     lives = [
         Life(position, row["bytes"], *row["life"])
         for position, row in enumerate(plan["buffers"])
