@@ -7,6 +7,7 @@ open sizes knows where it is wrong.
 from __future__ import annotations
 
 import collections
+import enum
 import functools
 import math
 import operator
@@ -448,6 +449,43 @@ def _(s: Session) -> None:
     f = s.root(f)
     with torch.no_grad():
         for n in (4, 6, 6, 7, 5, 4, 9, 6, 7):
+            s.call(f, torch.randn(n, 3))
+
+
+@program(PROGRAMS, "C code computes with sizes that it hands on elsewhere")
+def _(s: Session) -> None:
+    class Kind(enum.Enum):
+        FOUR, SIX, SEVEN = 4, 6, 7
+
+    class Number(int):
+        pass
+
+    class Even(type):
+        def __instancecheck__(cls, value):
+            return value % 2 == 0
+
+    class EvenNumber(metaclass=Even):
+        pass
+
+    def f(x):
+        n = x.shape[0]
+        counted = [i for i, _ in enumerate("ab", n)]
+        own = int.__new__(Number, n)
+        called = iter([2, 4, 6, 7, 2].copy().pop, n)
+        return (
+            x * counted[1],
+            Kind(n).name,
+            own + 1,
+            int("12", n + 3),
+            isinstance(n, EvenNumber),
+            slice(0, n).indices(100),
+            [4, 6, 7].index(n),
+            list(called) if n == 2 else None,
+        )
+
+    f = s.root(f)
+    with torch.no_grad():
+        for n in (4, 6, 6, 7, 4, 7, 6):
             s.call(f, torch.randn(n, 3))
 
 

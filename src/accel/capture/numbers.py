@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import builtins
 import collections
+import enum
 import functools
 import itertools
 import math
@@ -198,9 +199,7 @@ class NumberEvents(CallEvents):
         elif kind is functools.partial:
             self.settle((*value.args, *value.keywords.values()), depth + 1)
         elif kind is types.MethodType or kind is types.BuiltinMethodType:
-            receiver = value.__self__
-            if type(receiver) in (int, float, tuple, list, dict, torch.Size):
-                self.settle(receiver, depth + 1)
+            self.settle(value.__self__, depth + 1)
         elif issubclass(kind, BaseException):
             self.settle(value.args, depth + 1)
 
@@ -469,7 +468,7 @@ class NumberEvents(CallEvents):
         """Whether `f` is watched itself, or only hands its arguments on."""
         kind = type(f)
         if id(f) in _PASSING:
-            return True
+            return len(args) <= _PASSING_ARGUMENTS.get(f, len(args))
         if kind is types.FunctionType:
             return id(f) not in callable_rules()
         if kind is types.MethodType:
@@ -489,7 +488,7 @@ class NumberEvents(CallEvents):
             tensors = any(type(a) in PLAIN_TENSORS for a in args)
             return rule == "fold" and tensors
         if issubclass(kind, type):
-            return is_python_class(f) and not issubclass(f, _HASHED)
+            return is_python_class(f) and not issubclass(f, (*_HASHED, enum.Enum))
         if kind in _METHODS_OF_C:
             return self._method_passes_on(f, args)
         if kind is functools.partial or kind in (
@@ -505,8 +504,10 @@ class NumberEvents(CallEvents):
             return True
         if f.__name__ not in _PASSING_METHODS:
             return False
-        if type(receiver) in (int, float, str, bytes) or issubclass(type(receiver), type):
-            return bool(f.__name__ == "__new__")
+        if issubclass(type(receiver), type):
+            return f.__name__ == "__new__" and receiver in _MADE_OF_PARTS
+        if type(receiver) in (int, float, str, bytes):
+            return False
         rest = args if bound else args[1:]
         if f.__name__ in _KEYED_METHODS and rest:
             self.settle(rest[0])
@@ -564,8 +565,11 @@ class NumberEvents(CallEvents):
 _LOOKED_AT = frozenset(
     f"__{name}__"
     for name in "len bool index int float complex hash contains length_hint eq ne lt le gt ge "
-    "format repr str bytes round trunc floor ceil".split()
+    "format repr str bytes round trunc floor ceil instancecheck subclasscheck".split()
 )
+# With more arguments than these, C code computes with one of them.
+_PASSING_ARGUMENTS: dict[Any, int] = {enumerate: 1, iter: 1, int: 1}
+_MADE_OF_PARTS = frozenset({object, tuple, list, dict})  # by `__new__`
 # C code that takes callbacks and only hands on what they give.
 _HANDING_ON = frozenset(
     id(f) for f in (map, functools.reduce, functools.partial, itertools.starmap, property,

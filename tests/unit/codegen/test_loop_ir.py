@@ -53,7 +53,7 @@ def test_interpreter_and_cpp_agree(name: str, fuse: bool) -> None:
         expected = [m.clone() for m in memory]
         interpret(scheduled.kernel, expected)
         pointers = (ctypes.c_void_p * len(memory))(*(m.data_ptr() for m in memory))
-        getattr(library, c.kernels[id(step)][0])(pointers, ctypes.c_long(1))
+        getattr(library, c.kernels[id(step)].symbol)(pointers, ctypes.c_long(1))
         for got, want in zip(memory, expected, strict=True):
             torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-5, equal_nan=True)
 
