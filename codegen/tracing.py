@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
@@ -101,7 +100,12 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
 
     def _symbolically(self) -> AbstractContextManager[Any]:
         """Torch's own C++ kernels fix sizes here and there where its Python ones do not."""
-        return nullcontext() if self.shapes is None else enable_python_dispatcher()
+        if self.shapes is None:
+            return nullcontext()
+        from torch._dispatch.python import enable_python_dispatcher  # slow to import
+
+        dispatcher: AbstractContextManager[Any] = enable_python_dispatcher()
+        return dispatcher
 
     def _run_operations(self, values: dict[str, Any]) -> None:
         hints, predicates = self._known_numbers()
