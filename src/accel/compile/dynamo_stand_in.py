@@ -10,6 +10,8 @@ it, for there `disable(f)` is `f`.
 from __future__ import annotations
 
 import importlib
+import importlib.abc
+import importlib.machinery
 import importlib.util
 import sys
 import types
@@ -25,6 +27,31 @@ class _StandIn(types.ModuleType):
         return getattr(_load_real(), name)
 
 
+class _Finder(importlib.abc.MetaPathFinder):
+    """Parts of the package import each other in circles that only its own `__init__` enters
+    right: whoever wants one besides `config` gets it from the real package."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
+        wanted = fullname.startswith(f"{_NAME}.") and fullname != f"{_NAME}.config"
+        if not wanted or not isinstance(sys.modules.get(_NAME), _StandIn):
+            return None
+        _load_real()
+        return importlib.machinery.ModuleSpec(fullname, _Loaded(importlib.import_module(fullname)))
+
+
+class _Loaded(importlib.abc.Loader):
+    """Hands out a module that was imported meanwhile."""
+
+    def __init__(self, module: types.ModuleType) -> None:
+        self.module, self.spec = module, module.__spec__
+
+    def create_module(self, spec: Any) -> types.ModuleType:
+        return self.module
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        module.__spec__ = self.spec  # the import system has put ours there
+
+
 def _disable(f: Any = None, recursive: bool = True, **_: Any) -> Any:
     return f if f is not None else _disable
 
@@ -32,17 +59,9 @@ def _disable(f: Any = None, recursive: bool = True, **_: Any) -> Any:
 def _load_real() -> types.ModuleType:
     if isinstance(sys.modules.get(_NAME), _StandIn):
         del sys.modules[_NAME]
-        # A submodule whose import has brought us here: the package will want all of it.
-        for name, module in list(sys.modules.items()):
-            if name.startswith(f"{_NAME}.") and _is_being_imported(module):
-                del sys.modules[name]
     real = importlib.import_module(_NAME)
     sys.modules["torch"].__dict__["_dynamo"] = real
     return real
-
-
-def _is_being_imported(module: types.ModuleType) -> bool:
-    return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
 
 
 def install() -> None:
@@ -56,3 +75,4 @@ def install() -> None:
     module.__file__ = spec.origin
     module.disable = _disable  # type: ignore[attr-defined]
     sys.modules[_NAME] = module
+    sys.meta_path.insert(0, _Finder())
