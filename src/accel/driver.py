@@ -660,10 +660,21 @@ class Driver:
             return
         if kind == "error":
             log.artifact("driver", "%s: the executor failed: %s", root.name, message)
+            self._drop_failed(root, message)
             return
         for installed in list(root.variants):
             if installed.native.review_at == 0:
                 self._review(root, installed)
+
+    def _drop_failed(self, root: Root, message: str) -> None:
+        """Variants that native dispatch has dropped for their errors; another recording of such
+        a call would give another of the kind."""
+        dropped = [v for v in root.variants if v.native not in root.entry.variants]
+        if not dropped:
+            return
+        root.retired_hits += sum(int(v.native.hits) for v in dropped)
+        root.variants = [v for v in root.variants if v.native in root.entry.variants]
+        self._give_up(root, "executor_failed", message, root.location)
 
     def _review(self, root: Root, installed: Installed) -> None:
         """Whether this variant is worth its place."""

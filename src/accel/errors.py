@@ -56,6 +56,7 @@ REASONS: dict[str, tuple[str, str]] = {
     "disabled": ("{} is left to Python", "nothing: it was asked for"),
     "delete": ("something from outside is deleted: {}", "do it outside"),
     "escaped_operation": ("a torch operation ran unseen: {}", "call it from Python code"),
+    "executor_failed": ("compiled code failed: {}", "nothing: these calls ran eagerly"),
     "finaliser": ("an object with __del__ is made: {}", "make it outside"),
     "first_use": ("a value is computed once and kept: {}", "nothing: the call is tried again"),
     "foreign_frame": ("other code ran in between: {}", "nothing: the call is tried again"),

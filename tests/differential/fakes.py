@@ -15,6 +15,8 @@ from harness import Eager
 class Fake(Eager):
     """An engine that wraps each function in `wrapper` and claims that every call was compiled."""
 
+    keeps_code = True
+
     def __init__(self, wrapper: Callable[..., Any], reasons: tuple[str, ...] = ()) -> None:
         self._wrapper = wrapper
         self._reasons = list(reasons)
