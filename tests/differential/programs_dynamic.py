@@ -724,3 +724,21 @@ def _(s: Session) -> None:
             s.call(step, torch.randint(0, 50, (2, 1)), cache)
         for _ in range(6):
             s.hit(step, torch.randint(0, 50, (2, 1)), cache)
+
+
+@program(PROGRAMS, "sizes in containers that hold each other and themselves", expect=ANY)
+def _(s: Session) -> None:
+    def f(x, shared):
+        n = x.shape[0]
+        parts = [n, shared]
+        for _ in range(30):
+            parts = [parts, parts]
+        ring = [n]
+        ring += [ring, ring]
+        return torch.relu(x) * n, len(ring), len(parts), "%d" % len(ring)
+
+    f = s.root(f)
+    shared: list[object] = [1]
+    shared += [shared, shared]
+    for rows in (3, 3, 4, 5, 4, 6):
+        s.call(f, torch.linspace(-1, 1, rows), shared)

@@ -170,7 +170,7 @@ class NumberEvents(CallEvents):
             self.record_number("call_function", f"_operator.{name}", (a, b), answer)
         return answer
 
-    def settle(self, value: Any, depth: int = 0) -> None:
+    def settle(self, value: Any, depth: int = 0, seen: set[int] | None = None) -> None:
         """C code is about to look at `value`: the numbers in it are the same in every call."""
         kind = type(value)
         if kind is int or kind is float:
@@ -179,29 +179,34 @@ class NumberEvents(CallEvents):
                 self.ask("eq", value, runtime.native.own_number(value))
                 self.settled.append(self.numbers.pop(id(value)))
             return
+        seen = set() if seen is None else seen
+        if id(value) in seen:  # two ways to one container, or a circle
+            return
+        seen.add(id(value))
         if depth > 20:
             raise Void("dynamic", "deeply nested containers of sizes")
         if issubclass(kind, (tuple, list, set, frozenset)) or kind in _VIEWS:
             if len(value) > _MAX_ELEMENTS:
                 raise Void("dynamic", f"{len(value)} values that may be sizes")
             for part in _ITERATE.get(_base(kind), iter)(value):
-                self.settle(part, depth + 1)
+                self.settle(part, depth + 1, seen)
         elif issubclass(kind, dict):
             for key, part in dict.items(value):
-                self.settle(key, depth + 1)
-                self.settle(part, depth + 1)
+                self.settle(key, depth + 1, seen)
+                self.settle(part, depth + 1, seen)
         elif kind is slice:
             for part in (value.start, value.stop, value.step):
-                self.settle(part, depth + 1)
+                self.settle(part, depth + 1, seen)
         elif kind in BUILTIN_ITERATORS:
             # What it is going to give, nobody can see in time.
             raise Void("dynamic", f"C code reads a {kind.__name__} that may give sizes")
         elif kind is functools.partial:
-            self.settle((*value.args, *value.keywords.values()), depth + 1)
+            for part in (*value.args, *value.keywords.values()):
+                self.settle(part, depth + 1, seen)
         elif kind is types.MethodType or kind is types.BuiltinMethodType:
-            self.settle(value.__self__, depth + 1)
+            self.settle(value.__self__, depth + 1, seen)
         elif issubclass(kind, BaseException):
-            self.settle(value.args, depth + 1)
+            self.settle(value.args, depth + 1, seen)
 
     def settle_keys(self, container: Any) -> None:
         if issubclass(type(container), dict):
@@ -210,14 +215,22 @@ class NumberEvents(CallEvents):
         elif issubclass(type(container), (set, frozenset)):
             self.settle(container)
 
-    def has_number(self, value: Any, depth: int = 0) -> bool:
-        kind = type(value)
-        if kind is int or kind is float:
-            return id(value) in self.numbers
-        if kind is slice:
-            return any(self.has_number(v) for v in (value.start, value.stop, value.step))
-        if issubclass(kind, (tuple, list)) and depth < 20:
-            return any(self.has_number(v, depth + 1) for v in _ITERATE[_base(kind)](value))
+    def has_number(self, value: Any) -> bool:
+        """Whether a number is in `value`, in slices and sequences at any depth."""
+        if not self.numbers:
+            return False
+        waiting, seen = [value], set()
+        while waiting:
+            part = waiting.pop()
+            kind = type(part)
+            if kind is int or kind is float:
+                if id(part) in self.numbers:
+                    return True
+            elif kind is slice:
+                waiting += (part.start, part.stop, part.step)
+            elif issubclass(kind, (tuple, list)) and id(part) not in seen:
+                seen.add(id(part))  # two ways to one container, or a circle
+                waiting += _ITERATE[_base(kind)](part)
         return False
 
     # ------------------------------------------------------------ metadata of tensors
