@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import enum
 import functools
+import itertools
 import math
 import operator
 from typing import Any
@@ -489,18 +490,84 @@ def _(s: Session) -> None:
             s.call(f, torch.randn(n, 3))
 
 
-@program(PROGRAMS, "sizes through callbacks of C code")
-def _(s: Session) -> None:
-    def f(x, y):
-        order = sorted([x, y], key=lambda t: t.shape[0])
-        best = max([x, y], key=len)
-        kept = list(filter(lambda t: t.shape[0] - 5, [x, y]))
-        return order[0].sum(), best.sum(), len(kept)
+# What C code makes of sizes that functions and iterators give it while it runs, or later.
+SEEN_BY_C: dict[str, Any] = {
+    "sorted, with a lambda": lambda xs: sorted(xs, key=lambda t: t.shape[0])[0],
+    "sorted, with len": lambda xs: sorted(xs, key=len)[0],
+    "sorted, with a getter": lambda xs: sorted(xs, key=operator.attrgetter("shape"))[0],
+    "sorted, of a generator": lambda xs: xs[0] * sorted(t.shape[0] for t in xs)[0],
+    "max, with len": lambda xs: max(xs, key=len),
+    "max, of a generator": lambda xs: xs[0] * max(t.shape[0] for t in xs),
+    "min, of a map": lambda xs: xs[0] * min(map(len, xs)),
+    "sort, with a lambda": lambda xs: _sorted_in_place(xs)[0],
+    "filter, with a lambda": lambda xs: [t * 2 for t in filter(lambda t: t.shape[0] - 5, xs)],
+    "filter, of a generator": lambda xs: xs[0] * len(list(filter(None, (len(t) - 5 for t in xs)))),
+    "a set of a generator": lambda xs: xs[0] * len({*(len(t) for t in xs)}),
+    "a set": lambda xs: xs[0] * len(set(len(t) for t in xs)),  # noqa: C401
+    "a dict of a generator": lambda xs: xs[0] * len(dict((len(t), 1) for t in xs)),  # noqa: C402
+    "in a generator": lambda xs: xs[0] * (6 in (len(t) for t in xs)),
+    "takewhile": lambda xs: list(itertools.takewhile(lambda t: t.shape[0] - 5, xs)),
+    "dropwhile": lambda xs: list(itertools.dropwhile(lambda t: t.shape[0] - 5, xs)),
+    "filterfalse": lambda xs: list(itertools.filterfalse(lambda t: t.shape[0] - 5, xs)),
+    "compress": lambda xs: list(itertools.compress(xs, (len(t) - 5 for t in xs))),
+    "groupby": lambda xs: [len(list(g)) * xs[0] for _, g in itertools.groupby(xs, len)],
+    "until a sentinel": lambda xs: xs[0] * len(list(iter([len(t) for t in xs].pop, 6))),
+    "text of a generator": lambda xs: (xs[0] * 2, ",".join(str(len(t)) for t in xs)),
+    "any and all": lambda xs: xs[0] * any(len(t) > 5 for t in xs) * all(len(t) > 4 for t in xs),
+    "a length method": lambda xs: xs[0] * len(_Rows(xs[1])),
+    "a truth method": lambda xs: xs[0] * (2 if _Rows(xs[1]) else 3),
+    "an index method": lambda xs: (xs[0], list(range(9))[_Rows(xs[1])]),
+    "floor division of a size": lambda xs: xs[0].shape[0] // (xs[1].abs() + 1),
+}
 
-    f = s.root(f)
-    with torch.no_grad():
-        for a, b in ((4, 4), (6, 6), (7, 8), (8, 7), (5, 9), (9, 5), (5, 5), (4, 4)):
-            s.call(f, torch.randn(a, 3), torch.randn(b, 3))
+
+class _Rows:
+    """What C code asks of an object with a tensor."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self.x = x
+
+    def __len__(self) -> int:
+        return self.x.shape[0] - 4
+
+    def __index__(self) -> int:
+        return self.x.shape[0] - 4
+
+
+def _sorted_in_place(xs: list[torch.Tensor]) -> list[torch.Tensor]:
+    xs = list(xs)
+    xs.sort(key=lambda t: t.shape[0])
+    return xs
+
+
+def _seen_by_c(name: str) -> None:
+    @program(PROGRAMS, f"sizes seen by C code: {name}", expect=ANY)
+    def _(s: Session) -> None:
+        compute = SEEN_BY_C[name]
+
+        class Pair:
+            """Holds tensors that nothing has read before the C code runs."""
+
+            xs: list[torch.Tensor]
+
+        pair = Pair()
+
+        def direct(x, y):
+            return compute([x, y])
+
+        def late():
+            return compute(pair.xs)
+
+        direct, late = s.root(direct), s.root(late)
+        with torch.no_grad():
+            for a, b in ((4, 4), (7, 8), (7, 8), (8, 7), (6, 9), (9, 6), (5, 6), (6, 5), (4, 4)):
+                s.call(direct, torch.randn(a, 3), torch.randn(b, 3))
+                pair.xs = [torch.randn(a, 3), torch.randn(b, 3)]
+                s.call(late)
+
+
+for _name in SEEN_BY_C:
+    _seen_by_c(_name)
 
 
 @program(PROGRAMS, "sizes through map, zip, sum, reduce and prod")

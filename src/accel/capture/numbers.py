@@ -32,7 +32,7 @@ from accel.capture.calls import CallEvents
 from accel.capture.operators import BINARY_NAMES
 from accel.capture.policy import callable_rules
 from accel.capture.state import user_location
-from accel.capture.steps import Answer, Void
+from accel.capture.steps import NATIVE, Answer, Void
 from accel.capture.torch_calls import METADATA_METHODS, graph_functions
 from accel.capture.values import (
     BUILTIN_ITERATORS,
@@ -63,7 +63,7 @@ _PASSING = frozenset(
     for f in (
         zip, enumerate, reversed, list, tuple, iter, next, isinstance, type, super, slice,
         staticmethod, classmethod, property, getattr, hasattr, setattr, id, callable, int,
-        functools.partial, types.MethodType, torch.Size, object, len,
+        functools.partial, types.MethodType, torch.Size, object, len, map,
     )
 )  # fmt: skip
 _PASSING_METHODS = frozenset(
@@ -88,6 +88,7 @@ class NumberEvents(CallEvents):
         self.open_dims: dict[int, tuple[int, ...]] = {}  # id of a tensor -> its open dimensions
         self.open_inputs: dict[str, tuple[int, ...]] = {}
         self.hints: dict[str, Any] = {}
+        self.tests_later = ""  # an iterator is alive with which C code tests what it is given
         self.predicates: dict[str, bool] = {}
 
     def number_handler(self, name: str, handler: Callable[..., Any]) -> Callable[..., Any]:
@@ -108,6 +109,8 @@ class NumberEvents(CallEvents):
     def guard_tensor(self, tensor: Any, source: Source) -> None:
         dims = () if self.variation is None else self.variation.dims(tensor, source)
         if dims:
+            if self.tests_later:
+                raise Void("dynamic", self.tests_later)
             self.open_dims[id(tensor)] = dims
             self.guards.add(source, "TENSOR_KIND", tensor)
         else:
@@ -172,6 +175,8 @@ class NumberEvents(CallEvents):
 
     def settle(self, value: Any, depth: int = 0, seen: set[int] | None = None) -> None:
         """C code is about to look at `value`: the numbers in it are the same in every call."""
+        if not self.numbers:
+            return
         kind = type(value)
         if kind is int or kind is float:
             if self.number_of(value) is not None:
@@ -209,6 +214,8 @@ class NumberEvents(CallEvents):
             self.settle(value.args, depth + 1, seen)
 
     def settle_keys(self, container: Any) -> None:
+        if not self.numbers:
+            return
         if issubclass(type(container), dict):
             for key in dict.keys(container):
                 self.settle(key)
@@ -304,6 +311,8 @@ class NumberEvents(CallEvents):
 
     def binary(self, a: Any, b: Any, op: int) -> Answer:
         if not self.numbers or type(a) in PLAIN_TENSORS or type(b) in PLAIN_TENSORS:
+            if BINARY_NAMES[op] in ("floordiv", "ifloordiv"):
+                self.settle(a)  # a number over a tensor is recorded by its value
             return super().binary(a, b, op)
         name = BINARY_NAMES[op - _IN_PLACE if op >= _IN_PLACE else op]
         if self.number_of(a) is not None or self.number_of(b) is not None:
@@ -414,7 +423,8 @@ class NumberEvents(CallEvents):
 
     def redirect(self, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Answer:
         answer = super().redirect(f, args, kwargs)
-        if self.open_dims and f.__name__ in _LOOKED_AT and answer is not None and len(answer) > 4:
+        looked_at = self.variation is not None and f.__name__ in _LOOKED_AT
+        if looked_at and answer is not None and len(answer) > 4:
             assert answer[4] is None
             return (*answer[:4], self._settle_result, None)
         return answer
@@ -429,8 +439,8 @@ class NumberEvents(CallEvents):
     # ------------------------------------------------------------ calls
 
     def call(self, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Answer:
-        if self.open_dims:
-            self._check_callbacks(f, args, kwargs)
+        if self.variation is None:
+            return super().call(f, args, kwargs)
         if self.numbers:
             own = _OWN_CALLS.get(id(f))
             given = args
@@ -440,30 +450,50 @@ class NumberEvents(CallEvents):
                 answer = own(self, given)
                 if answer is not None:
                     return answer  # type: ignore[no-any-return]
-            if not self._passes_on(f, args):
-                self.settle(f)
-                self.settle(args)
-                if kwargs:
-                    self.settle(tuple(kwargs.values()))
-        return super().call(f, args, kwargs)
+        if self._passes_on(f, args):
+            return super().call(f, args, kwargs)
+        self.settle(f)
+        self.settle(args)
+        if kwargs:
+            self.settle(tuple(kwargs.values()))
+        return self._call_that_looks(f, args, kwargs)
 
-    def _check_callbacks(self, f: Any, args: tuple[Any, ...], kwargs: Any) -> None:
-        """C code that looks at what a callback gives would look at numbers unseen.
+    def _call_that_looks(self, f: Any, args: tuple[Any, ...], kwargs: Any) -> Answer:
+        """A call of C code that may look at what functions and iterators give it.
 
-        Errors: Void for such a call.
+        Errors: Void where it might see a number, then or later.
         """
-        kind = type(f)
-        if id(f) in _HANDING_ON or not (kind in _METHODS_OF_C or issubclass(kind, type)):
-            return
-        if issubclass(kind, type) and is_python_class(f):
-            return
-        if id(f) in graph_functions() or (id(f) in _PASSING and f is not iter):
-            return
-        if f.__name__ in _PASSING_METHODS:
-            return
-        for value in (*args, *(kwargs or {}).values()):
-            if type(value) in (types.FunctionType, types.MethodType):
-                raise Void("dynamic", f"{f.__name__}() looks at what a function gives")
+        values = (*args, *(kwargs or {}).values())
+        lazy = id(f) in _TEST_LATER or (f is iter and len(args) > 1)
+        if not lazy and not (kwargs and "key" in kwargs) and not any(map(_gives, values)):
+            return super().call(f, args, kwargs)
+        why = f"{getattr(f, '__name__', type(f).__name__)}() looks at what a function gives"
+        if self.numbers or (lazy and self.open_dims):
+            raise Void("dynamic", why)
+        self.tests_later = self.tests_later or (why if lazy else "")
+        answer = super().call(f, args, kwargs)
+        return self._unseen((NATIVE, f, args, kwargs) if answer is None else answer, why)
+
+    def _unseen(self, answer: tuple[Any, ...], why: str) -> Answer:
+        """The same step; the recording is void if numbers are made while C code carries it out."""
+        if len(answer) == 1:
+            return answer
+        post, token = answer[4:] if len(answer) > 4 else (None, None)
+        return (*answer[:4], self._after_unseen, (len(self.hints), why, post, token))
+
+    def _after_unseen(self, result: Any, token: Any) -> Answer:
+        before, why, post, inner = token
+        if len(self.hints) > before:
+            raise Void("dynamic", why)
+        return None if post is None else post(result, inner)  # type: ignore[no-any-return]
+
+    def contains(self, item: Any, container: Any) -> Answer:
+        self.settle(item)
+        self.settle(container)
+        answer = super().contains(item, container)
+        if answer is not None and type(container) in BUILTIN_ITERATORS:
+            return self._unseen(answer, "membership in an iterator")
+        return answer
 
     def _own_product(self, args: tuple[Any, ...]) -> Answer:
         """math.prod() and Size.numel() of ints."""
@@ -495,8 +525,6 @@ class NumberEvents(CallEvents):
             for mapping in args:
                 self.settle_keys(mapping)
             return all(issubclass(type(mapping), dict) for mapping in args)
-        if f is map or f is filter:
-            return bool(args) and type(args[0]) in (types.FunctionType, types.MethodType)
         if rule is not None:
             tensors = any(type(a) in PLAIN_TENSORS for a in args)
             return rule == "fold" and tensors
@@ -583,10 +611,13 @@ _LOOKED_AT = frozenset(
 # With more arguments than these, C code computes with one of them.
 _PASSING_ARGUMENTS: dict[Any, int] = {enumerate: 1, iter: 1, int: 1}
 _MADE_OF_PARTS = frozenset({object, tuple, list, dict})  # by `__new__`
-# C code that takes callbacks and only hands on what they give.
-_HANDING_ON = frozenset(
-    id(f) for f in (map, functools.reduce, functools.partial, itertools.starmap, property,
-                    staticmethod, classmethod, types.MethodType, functools.wraps)
+# C code that tests what it is given when somebody asks it for the next element.
+_TEST_LATER = frozenset(
+    id(f)
+    for f in (
+        filter, itertools.filterfalse, itertools.takewhile, itertools.dropwhile,
+        itertools.groupby, itertools.compress,
+    )
 )  # fmt: skip
 _METHODS_OF_C = frozenset(
     {
@@ -619,6 +650,11 @@ _OWN_CALLS: dict[int, Callable[..., Answer]] = {
 _OWN_SIZE_METHODS: dict[str, Callable[..., Answer]] = {
     "numel": lambda recorder, args: recorder._own_product(args),
 }
+
+
+def _gives(value: Any) -> bool:
+    """Whether C code that is given this may get numbers from it that nobody has seen."""
+    return type(value) in BUILTIN_ITERATORS or (callable(value) and not isinstance(value, type))
 
 
 def _base(kind: type) -> Any:
