@@ -256,3 +256,16 @@ def _(s: Session) -> None:
     s.call(f, g2, h1, x)
     s.call(f, g2, h2, x)
     s.hit(f, g1, h1, x)
+
+
+@program(PROGRAMS, "where a tensor begins in its storage", expect=ANY)
+def _(s: Session) -> None:
+    base = torch.arange(12.0)
+    for function in (
+        lambda x: x * x.storage_offset(),
+        lambda x: x.as_strided((2,), (1,), 3) + 1,
+        lambda x: torch.as_strided(x, (2,), (1,), 3) + 1,
+    ):
+        f = s.root(function)
+        for start in (0, 0, 0, 2, 3, 0, 5):
+            s.call(f, base[start : start + 6])

@@ -18,6 +18,7 @@ import builtins
 import collections
 import enum
 import functools
+import inspect
 import itertools
 import math
 import operator
@@ -465,7 +466,10 @@ class NumberEvents(CallEvents):
         """
         values = (*args, *(kwargs or {}).values())
         lazy = id(f) in _TEST_LATER or (f is iter and len(args) > 1)
-        if not lazy and not (kwargs and "key" in kwargs) and not any(map(_gives, values)):
+        harmless = id(f) in _CALL_NOTHING
+        if harmless or (
+            not lazy and not (kwargs and "key" in kwargs) and not any(map(_gives, values))
+        ):
             return super().call(f, args, kwargs)
         why = f"{getattr(f, '__name__', type(f).__name__)}() looks at what a function gives"
         if self.numbers or (lazy and self.open_dims):
@@ -650,6 +654,10 @@ _OWN_CALLS: dict[int, Callable[..., Answer]] = {
 _OWN_SIZE_METHODS: dict[str, Callable[..., Answer]] = {
     "numel": lambda recorder, args: recorder._own_product(args),
 }
+
+
+# They look at functions and never call them.
+_CALL_NOTHING = frozenset(map(id, (callable, id, inspect.signature)))
 
 
 def _gives(value: Any) -> bool:

@@ -26,7 +26,6 @@ METADATA_METHODS = frozenset(
         "is_complex",
         "get_device",
         "element_size",
-        "storage_offset",
         "__len__",
         "is_same_size",
         "is_inference",
@@ -39,7 +38,6 @@ METADATA_METHODS = frozenset(
         "has_names",
         "dim_order",
         "_is_zerotensor",
-        "is_set_to",
         "is_distributed",
     ]
 )
@@ -163,6 +161,11 @@ REFUSED_METHODS = frozenset(
         "register_post_accumulate_grad_hook",
         "requires_grad_",
         "retain_grad",
+        # Where in its storage a tensor begins is in no guard.
+        "storage_offset",
+        "is_set_to",
+        "as_strided",
+        "as_strided_scatter",
         "set_",
         "resize_",
         "resize_as_",
@@ -206,6 +209,9 @@ REFUSED_METHODS = frozenset(
 # Their results' sizes depend on values: the graph would not be static.
 REFUSED_FUNCTIONS = frozenset(
     [
+        "as_strided",
+        "as_strided_copy",
+        "as_strided_scatter",
         "nonzero",
         "masked_select",
         "unique",
