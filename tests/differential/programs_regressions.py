@@ -269,3 +269,11 @@ def _(s: Session) -> None:
         f = s.root(function)
         for start in (0, 0, 0, 2, 3, 0, 5):
             s.call(f, base[start : start + 6])
+
+
+@program(PROGRAMS, "a view of wider elements that begins at an odd place", expect=ANY)
+def _(s: Session) -> None:
+    base = torch.arange(12.0)
+    f = s.root(lambda x: x.view(torch.float64) + 1)
+    for start in (0, 0, 0, 1, 2):
+        s.call(f, base[start : start + 6])

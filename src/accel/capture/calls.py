@@ -313,6 +313,11 @@ class CallEvents(LibraryCalls):
     def _tensor_method(
         self, name: str, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Answer:
+        if name == "view":
+            for dtype in (*args[1:], *kwargs.values()):
+                # Eager refuses it where the tensor begins at an odd place, which no guard sees.
+                if type(dtype) is torch.dtype and dtype.itemsize > args[0].element_size():
+                    raise Void("tensor_method", "view(dtype) of wider elements")
         if name in METADATA_METHODS or (name == "type" and len(args) == 1 and not kwargs):
             return None
         if name in TRUTH_METHODS or (name == "item" and args[0].dtype is torch.bool):
