@@ -565,11 +565,11 @@ class Driver:
         elif segment.kind == "plan":
             assert segment.plan is not None
             executor = runtime.native.Executor(segment.plan, segment.library_path)
-            if recording.graph is not None and recording.graph.gradients is not None:
+            if graph is not None and graph.gradients is not None:
                 again = functools.partial(
                     self._compile_backward, recording, program, inputs, result
                 )
-                gradient = self._gradient(root, recording.graph, segment, executor, again)
+                gradient = self._gradient(root, graph, segment, executor, again)
         else:
             executor = segment.callable
         variant = runtime.native.Variant(

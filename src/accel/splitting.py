@@ -19,7 +19,7 @@ from accel import log, runtime
 from accel.capture import segments
 from accel.capture.recorder import Recording
 from accel.capture.segments import LandingFacts, NodeFacts, Segment, SegmentRun
-from accel.capture.twins import mark_twin
+from accel.capture.twins import mark_twin, with_code
 from accel.errors import reason_text
 from accel.rewriter import islands, prologue, twin
 from accel.rewriter.flow import local_names
@@ -206,17 +206,7 @@ class Splitter:
             wanted,
             lambda run: self._over(root, split, run),
         )
-        twin_function = types.FunctionType(
-            split.twin_code,
-            function.__globals__,
-            function.__name__,
-            function.__defaults__,
-            function.__closure__,
-        )
-        twin_function.__kwdefaults__ = function.__kwdefaults__
-        twin_function.__qualname__ = function.__qualname__
-        twin_function.__module__ = function.__module__
-        return run, twin_function
+        return run, with_code(function, split.twin_code)
 
     def _over(self, root: Root, split: Split, run: SegmentRun) -> None:
         """A recorded run has ended; called with dispatch paused."""

@@ -157,6 +157,13 @@ def test_exit_while_compiling_is_prompt_and_keeps_the_code() -> None:
     assert "Traceback" not in done.stderr, done.stderr
 
 
+def run_under_accel(script: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "accel", "run", "--quiet", str(script)],
+        capture_output=True, text=True, timeout=60, check=False, env={**os.environ, **variables},
+    )  # fmt: skip
+
+
 def test_a_program_that_waits_for_all_its_children(tmp_path: Path) -> None:
     """The worker is no child of the program: waiting for every child comes to an end."""
     script = tmp_path / "waits.py"
@@ -173,10 +180,7 @@ def test_a_program_that_waits_for_all_its_children(tmp_path: Path) -> None:
         "        break\n"
         "print(sorted(ends))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "accel", "run", "--quiet", str(script)],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    done = run_under_accel(script)
     assert (done.returncode, done.stdout) == (0, "[3, 4]\n"), done.stderr
 
 
@@ -196,11 +200,7 @@ def test_the_worker_of_a_program_has_nothing_open_and_ends_with_it(tmp_path: Pat
         "print(pid, accel.counters()['calls_compiled'], sum('socket' in l for l in links))\n"
         "print([l for l in links if not l.startswith(('socket', '/dev/null', '/tmp/'))])\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "accel", "run", "--quiet", str(script)],
-        capture_output=True, text=True, timeout=60, check=False,
-        env={**os.environ, "ACCEL_CACHE_DIR": str(tmp_path / "cache")},
-    )  # fmt: skip
+    done = run_under_accel(script, ACCEL_CACHE_DIR=str(tmp_path / "cache"))
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
     pid, served, sockets = first.split()

@@ -56,12 +56,17 @@ class TwinFactory:
         code = self.code(f.__code__)
         if code is None:
             return None
-        twin = types.FunctionType(code, f.__globals__, f.__name__, f.__defaults__, f.__closure__)
-        twin.__kwdefaults__ = f.__kwdefaults__
-        twin.__qualname__ = f.__qualname__
-        twin.__module__ = f.__module__
-        self._functions[f] = twin
+        twin = self._functions[f] = with_code(f, code)
         return twin
+
+
+def with_code(f: types.FunctionType, code: types.CodeType) -> types.FunctionType:
+    """A function like `f` that runs `code`."""
+    like = types.FunctionType(code, f.__globals__, f.__name__, f.__defaults__, f.__closure__)
+    like.__kwdefaults__ = f.__kwdefaults__
+    like.__qualname__ = f.__qualname__
+    like.__module__ = f.__module__
+    return like
 
 
 def mark_twin(code: types.CodeType) -> None:
