@@ -110,7 +110,8 @@ def _program_cell(record: dict[str, Any]) -> str:
         return "not measured: " + record["not_measured"].replace("|", "/").replace("\n", " ")
     cells = [f"{name}: {_interval(value, 2)} s" for name, value in record.get("s", {}).items()]
     cells += [
-        f"**{name}: +{_interval(value, 2)} s**" for name, value in record.get("added_s", {}).items()
+        f"**{name}: added {_interval(value, 2)} s**"
+        for name, value in record.get("added_s", {}).items()
     ]
     cells += [
         f"**{name}: {_interval(value, 3)}x**" for name, value in record.get("ratio", {}).items()

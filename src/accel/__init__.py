@@ -83,3 +83,12 @@ __all__ = [
     "reset",
     "wait",
 ]
+
+
+def _prepare_worker() -> None:
+    from accel.compile import prefork
+
+    prefork.arm()
+
+
+_prepare_worker()

@@ -11,7 +11,9 @@ def main() -> int:
     if not sys.flags.safe_path:
         del sys.path[0]
     from accel import teardown
+    from accel.compile import prefork
 
+    prefork.disarm()
     teardown.first_copy()  # cheap only now, before anything else is imported
     from accel.cli import main as command_line
 

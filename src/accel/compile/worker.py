@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
 import os
 import select
 import socket
@@ -29,7 +28,7 @@ import torch
 
 import accel
 from accel import log
-from accel.compile import forked_worker, worker_main
+from accel.compile import forked_worker, prefork
 from accel.compile.channel import Decoder, encode
 
 Answer = dict[str, Any]
@@ -114,19 +113,23 @@ class Worker:
 
         `preload`: it is going to be needed, and prepares itself at once.
         """
-        if self._process is not None or not forked_worker.is_possible():
+        if self._process is not None:
             return
-        errors = None if log.is_enabled("worker") else tempfile.TemporaryFile()
-        serve = functools.partial(worker_main.serve_forked, preload=preload)
         try:
-            self._process, self._socket = forked_worker.fork_worker(serve, errors)
+            prefork.fork(preload)
         except OSError as error:  # the first job starts one in the other way
             log.artifact("worker", "not forked: %s", error)
-            return
-        self._errors = errors
+        self._adopt()
+
+    def _adopt(self) -> bool:
+        """Takes the process that was forked before, if there is one."""
+        forked = prefork.take()
+        if forked is None:
+            return False
+        self._process, self._socket, self._errors = forked.process, forked.socket, forked.errors
         self._starts += 1
         self._decoder = Decoder()
-        log.artifact("worker", "forked process %d", self._process.pid)
+        return True
 
     def submit(self, job: dict[str, Any]) -> None:
         """Sends a job. Errors: TypeError, ValueError when it is no JSON."""
@@ -194,6 +197,8 @@ class Worker:
     def _ensure_started(self) -> str:
         """Starts the process unless it runs; why that is impossible, or nothing."""
         if self._process is not None:
+            return ""
+        if self._adopt():
             return ""
         if self._starts >= self.limits.max_starts:
             return f"the worker process died {self._starts} times"
