@@ -129,6 +129,14 @@ def under_prologue(code: types.CodeType) -> types.CodeType:
     return _tagged(code, _TAG) or code
 
 
+def entry_index(code: types.CodeType) -> int | None:
+    """The entry that a function's prologue calls; None without one (or with a module's)."""
+    if _tagged(code, _TAG) is None:
+        return None
+    index = code.co_consts[-2] if len(code.co_consts) > 1 else None
+    return index if type(index) is int else None
+
+
 def _spliced(
     original: types.CodeType, code: types.CodeType, index: int, kind: Kind
 ) -> types.CodeType:
@@ -217,6 +225,7 @@ def remove_prologue(function: types.FunctionType) -> bool:
 __all__ = [
     "RewriteError",
     "argument_count",
+    "entry_index",
     "has_prologue",
     "insert_prologue",
     "is_eligible",

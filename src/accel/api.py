@@ -90,7 +90,7 @@ def _arm(
             raise TypeError(
                 f"accel.optimize() takes a function, a method or an nn.Module, not {target!r}"
             )
-        root = driver.root_of_function(function) if driver else None
+        root = driver.own_root_of_function(function) if driver else None
         if driver:
             from accel.capture import left_to_python
 

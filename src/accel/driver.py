@@ -39,7 +39,7 @@ from accel.guards import Guard
 from accel.report import Progress
 from accel.rewriter import hook, prologue, twin
 from accel.rewriter.cache import CodeCache
-from accel.roots import SETTLED, Installed, Limits, Root
+from accel.roots import SETTLED, Installed, Limits, Owners, Root
 from accel.splitting import Splitter
 from accel.trace import SegmentGraph
 
@@ -61,6 +61,7 @@ class Driver:
         self.service = CompileService(config)
         self.roots: dict[int, Root] = {}
         self._code_index: dict[CodeKey, int] = {}
+        self._owners = Owners(self._make_root)
         self._code_cache = CodeCache(Path(config.cache_dir) / "code")
         self.twins = TwinFactory(self._build_twin)
         self.splitter = Splitter(
@@ -122,17 +123,21 @@ class Driver:
         """The dispatch index of a function's code; makes its entry."""
         index = self._code_index.get(code_key(code))
         if index is None:
-            entry = runtime.native.Entry(code.co_qualname, self.on_call)
-            index = self._code_index[code_key(code)] = entry.index
-            entry.threshold = self.config.threshold
-            entry.state = "count"
-            location = f"{code.co_filename}:{code.co_firstlineno}"
-            root = Root(code.co_qualname, "function", location, entry, code=code)
-            self.roots[index] = root
-            if code.co_qualname in self._first_calls.get(code.co_filename, ()):
-                root.forced = True
-                entry.threshold = 1
+            index = self._code_index[code_key(code)] = self._make_root(code).entry.index
         return index
+
+    def _make_root(self, code: types.CodeType) -> Root:
+        entry = runtime.native.Entry(code.co_qualname, self.on_call)
+        entry.threshold = self.config.threshold
+        entry.state = "count"
+        location = f"{code.co_filename}:{code.co_firstlineno}"
+        root = self.roots[entry.index] = Root(
+            code.co_qualname, "function", location, entry, code=code
+        )
+        if code.co_qualname in self._first_calls.get(code.co_filename, ()):
+            root.forced = True
+            entry.threshold = 1
+        return root
 
     def root_of_function(self, f: types.FunctionType) -> Root:
         """Arms a function: its code gets a prologue if it has none."""
@@ -142,10 +147,14 @@ class Driver:
                 f"{f.__qualname__} cannot be a root: generators, coroutines and class bodies "
                 "run as Python; optimize the function that calls it"
             )
-        index = self.assign_index(original)
-        if f.__code__ is original:
+        if (index := prologue.entry_index(f.__code__)) is None:
+            index = self.assign_index(original)
             f.__code__ = prologue.insert_prologue(original, index)
         return self.roots[index]
+
+    def own_root_of_function(self, f: types.FunctionType) -> Root:
+        """The same, but not shared with functions of equal code."""
+        return self._owners.claim(f, self.root_of_function(f))
 
     def root_of_module(self, module: torch.nn.Module) -> Root:
         entry = runtime.native.module_entry(module)
@@ -304,7 +313,9 @@ class Driver:
                 if entry is not None and root is not (found := self._module_root(entry, module)):
                     yield found
             else:
-                index = self._code_index.get(code_key(prologue.original_code(code)))
+                index = prologue.entry_index(code)
+                if index is None:
+                    index = self._code_index.get(code_key(prologue.original_code(code)))
                 if index is not None and self.roots[index] is not root:
                     yield self.roots[index]
             frame = frame.f_back
@@ -756,18 +767,9 @@ class Driver:
     def _forget(self, root: Root) -> None:
         """Makes a root as it was before its first call, but for its counts."""
         self.service.idle(None)  # what is being compiled belongs to the past
-        root.retired_hits += sum(int(v.native.hits) for v in root.variants)
-        root.variants.clear()
-        root.entry.variants = ()
-        root.state, root.reason, root.reason_location = "cold", "", ""
-        root.deferrals = root.transient_voids = root.plain_runs = 0
         self.splitter.restore(root)
-        root.variation = None
-        root.eager_ns.clear()
-        root.backoff = 1
+        root.begin_again()
         root.entry.threshold = 1 if root.forced else self.config.threshold
-        root.entry.disarm = False
-        root.entry.state = "count"
 
     def selects(self, name: str, path: str | None) -> bool:
         """Whether a module about to be imported gets prologues."""

@@ -9,11 +9,14 @@ from __future__ import annotations
 import threading
 import types
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from accel.capture.recorder import Recording
+from accel.capture.twins import CodeKey, code_key
 from accel.capture.variation import Variation
+from accel.rewriter import prologue
 from accel.trial import Trial
 
 # What a root may be doing, and what its calls do meanwhile.
@@ -61,7 +64,7 @@ class Installed:
     trial: Trial = field(default_factory=Trial)
 
 
-@dataclass
+@dataclass(repr=False)
 class Root:
     """One function code or one module instance."""
 
@@ -96,6 +99,9 @@ class Root:
     history: list[str] = field(default_factory=list)
     split: Any = None  # accel.splitting.Split of a function that runs between its graph breaks
 
+    def __repr__(self) -> str:
+        return f"<Root {self.name} at {self.location}: {self.state}>"
+
     @property
     def is_recording(self) -> bool:
         return self.turn.locked()
@@ -104,7 +110,62 @@ class Root:
     def judged(self) -> bool:
         return self.state in SETTLED or self.state == "compiled"
 
+    def begin_again(self) -> None:
+        """As before its first call, but for what it has counted."""
+        self.retired_hits += sum(int(v.native.hits) for v in self.variants)
+        self.variants.clear()
+        self.entry.variants = ()
+        self.state, self.reason, self.reason_location = "cold", "", ""
+        self.deferrals = self.transient_voids = self.plain_runs = 0
+        self.variation = None
+        self.eager_ns.clear()
+        self.backoff = 1
+        self.entry.disarm = False
+        self.entry.state = "count"
+
     @property
     def hits(self) -> int:
         """How many of its calls compiled code served."""
         return self.retired_hits + sum(int(v.native.hits) for v in self.variants)
+
+
+class Owners:
+    """Which of the functions that share a code has which root.
+
+    Functions made by one `def` share its code and, as the user's program knows nothing of it, its
+    root and the limit of its variants. One that was asked for by itself gets a root of its own,
+    known by the number in its prologue; when it is collected, the next one takes the root over.
+    """
+
+    most = 256  # for one code; the rest share the first
+
+    def __init__(self, make: Callable[[types.CodeType], Root]) -> None:
+        self._make = make
+        self._rows: dict[CodeKey, list[tuple[weakref.ref[types.FunctionType], Root]]] = {}
+
+    def claim(self, f: types.FunctionType, shared: Root) -> Root:
+        """The root of `f`, whose code has the root `shared`; gives `f` the prologue for it."""
+        assert shared.code is not None
+        rows = self._rows.setdefault(code_key(shared.code), [])
+        number, root = self._free(f, rows)
+        if root is None:
+            if len(rows) == self.most:
+                return shared
+            root = self._make(shared.code) if rows else shared
+        if number == len(rows) or rows[number][0]() is not f:
+            rows[number : number + 1] = [(weakref.ref(f), root)]
+            code = prologue.under_prologue(f.__code__)
+            f.__code__ = prologue.insert_prologue(code, root.entry.index)
+        return root
+
+    def _free(self, f: types.FunctionType, rows: list[Any]) -> tuple[int, Root | None]:
+        """The row of `f`, or one whose function has been collected; else a new one."""
+        owners = [owner() for owner, _ in rows]
+        if f in owners:
+            return owners.index(f), rows[owners.index(f)][1]
+        for number, (owner, (_, root)) in enumerate(zip(owners, rows, strict=True)):
+            if owner is None and not root.pending and not root.is_recording:
+                if root.state in SETTLED:
+                    root.begin_again()
+                return number, root
+        return len(rows), None
