@@ -96,6 +96,7 @@ class _Emitter:
         self.accumulators: dict[str, tuple[str, str, int, bool]] = {}
         self.tables: list[str] = []
         self.tiles: dict[str, str] = {}  # pointer of a strided load -> its tile
+        self.rounded: set[str] = set()  # locals that are rounded to bfloat16
         self.in_vector = False
         self.depth = 1
 
@@ -417,10 +418,14 @@ class _Emitter:
     def _emit_let(self, s: ir.Let) -> None:
         value = self.expr(s.expr)
         self.line(f"const auto {self.local(s.name)} = {value};")
+        if self._is_rounded(s.expr):
+            self.rounded.add(s.name)
 
     def _emit_store(self, s: ir.Store) -> None:
         pointer, step = self._pointer(s.param, s.address)
         value = self.expr(s.expr)
+        if s.dtype == "bfloat16" and self._is_rounded(s.expr):
+            pointer = f"(rounded_bfloat16*)({pointer})"
         if is_same(step, 0):
             self.line(f"store_one<L>({pointer}, {value});")
         elif is_same(step, 1):
@@ -428,6 +433,12 @@ class _Emitter:
             self.line(f"{store}<L, K>({pointer}, {value});")
         else:
             self.line(f"store_strided<L, K>({pointer}, {step}, {value});")
+
+    def _is_rounded(self, e: ir.Expr) -> bool:
+        """True when rounding to bfloat16 would change nothing."""
+        if isinstance(e, ir.Local):
+            return e.name in self.rounded
+        return isinstance(e, ir.Op) and e.name == "round_bfloat16"
 
     def _streams(self, s: ir.Store) -> bool:
         """True when the store is to be streamed and fills whole, aligned vectors."""

@@ -191,14 +191,42 @@ template <> struct memory<boolean> {
   template <int N> INLINE vec<int, N> up(vec<raw, N> v) { return __builtin_convertvector(v, vec<int, N>) != 0; }
   template <int N> INLINE vec<raw, N> down(vec<int, N> v) { return __builtin_convertvector(v & 1, vec<raw, N>); }
 };
+// GCC halves a vector of 16 to convert it: five instructions for one.
+template <int N> INLINE vec<unsigned, N> widened(vec<unsigned short, N> v) {
+#ifdef __AVX512F__
+  if constexpr (N == 16) {
+    typedef short S __attribute__((vector_size(32)));
+    typedef int I __attribute__((vector_size(64)));
+    return (vec<unsigned, N>)__builtin_ia32_pmovzxwd512_mask((S)v, (I){}, (unsigned short)-1);
+  }
+#endif
+  return __builtin_convertvector(v, vec<unsigned, N>);
+}
+template <int N> INLINE vec<unsigned short, N> narrowed(vec<unsigned, N> v) {
+#ifdef __AVX512F__
+  if constexpr (N == 16) {
+    typedef short S __attribute__((vector_size(32)));
+    typedef int I __attribute__((vector_size(64)));
+    return (vec<unsigned short, N>)__builtin_ia32_pmovdw512_mask((I)v, (S){}, (unsigned short)-1);
+  }
+#endif
+  return __builtin_convertvector(v, vec<unsigned short, N>);
+}
 template <> struct memory<bfloat16> {
   typedef unsigned short raw;
   typedef float value;
   template <int N> INLINE vec<float, N> up(vec<raw, N> v) {
-    return (vec<float, N>)(__builtin_convertvector(v, vec<unsigned, N>) << 16);
+    return (vec<float, N>)(widened<N>(v) << 16);
   }
   template <int N> INLINE vec<raw, N> down(vec<float, N> v) {
-    return __builtin_convertvector((vec<unsigned, N>)v_round_bfloat16(v) >> 16, vec<raw, N>);
+    return narrowed<N>((vec<unsigned, N>)v_round_bfloat16(v) >> 16);
+  }
+};
+// A bfloat16 for values that have been rounded to one already.
+struct rounded_bfloat16 { unsigned short bits; };
+template <> struct memory<rounded_bfloat16> : memory<bfloat16> {
+  template <int N> INLINE vec<raw, N> down(vec<float, N> v) {
+    return narrowed<N>((vec<unsigned, N>)v >> 16);
   }
 };
 template <> struct memory<float16> {
