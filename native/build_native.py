@@ -70,6 +70,8 @@ class BuildNative(BuildExtension):
 def prebuild_products(folder: Path) -> None:
     """The matrix products of this machine; where that fails, they are made at first need."""
     sys.path.insert(0, "src")
+    worker = os.environ.get("ACCEL_WORKER")
+    os.environ["ACCEL_WORKER"] = "0"  # a build needs none, and not the module that was built
     try:
         from accel.codegen import CompileError, build
 
@@ -81,3 +83,7 @@ def prebuild_products(folder: Path) -> None:
         print(f"accel: matrix products are not built ahead: {error}", file=sys.stderr)
     finally:
         sys.path.remove("src")
+        if worker is None:
+            del os.environ["ACCEL_WORKER"]
+        else:
+            os.environ["ACCEL_WORKER"] = worker

@@ -144,11 +144,15 @@ def fork(preload: bool) -> None:
 
 def _wanted() -> bool | None:
     """Whether it is to prepare itself; None where the settings want no worker."""
-    from accel import config, runtime
-    from accel.cache import DiskCache
+    from accel import config
 
     settings = config.load()
-    if not settings.worker or settings.backend != "native" or not runtime.available:
+    if not settings.worker or settings.backend != "native":
+        return None
+    from accel import runtime
+    from accel.cache import DiskCache
+
+    if not runtime.available:
         return None
     return DiskCache(Path(settings.cache_dir) / "plans", settings.cache_size_mb << 20).is_fresh
 
