@@ -145,8 +145,10 @@ PyObject* try_variants(Entry* entry, PyObject* const* roots, size_t count, PyObj
     auto* variant = reinterpret_cast<Variant*>(object);
     Serving serving;
     switch (serve(variant, roots, count, last, serving)) {
-      case Outcome::guarded:
-      case Outcome::misspeculated: continue;
+      case Outcome::guarded: continue;
+      case Outcome::misspeculated:
+        if (doubt_due(variant)) tell(entry, "misspeculated", "");
+        continue;
       case Outcome::served:
         entry->hits++;
         result = serving.result;

@@ -8,14 +8,15 @@ new nodes, since pads are numbered by plan.
 
 from __future__ import annotations
 
+import functools
 import types
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from accel import log, runtime
+from accel import branching, log, runtime
 from accel.capture import segments
 from accel.capture.recorder import Recording
 from accel.capture.segments import LandingFacts, NodeFacts, Segment, SegmentRun
@@ -23,13 +24,15 @@ from accel.capture.twins import mark_twin, with_code
 from accel.errors import reason_text
 from accel.rewriter import islands, prologue, twin
 from accel.rewriter.flow import local_names
-from accel.roots import Root
+from accel.roots import Installed, Root
 
 MAX_PLANS = 12  # times a root's exits are found anew
 MAX_RUNS = 24  # recorded runs of one root
 MAX_FAILURES = 4  # stretches from one node that could not be used
+MAX_IN_VAIN = 4  # recorded runs in a row that do not pass the node for whose sake they are made
 MAX_VISITS = 2  # stretches from one node in one run
 MAX_SEGMENTS = 48  # of one run
+CHANGES = 3  # variants that one value keeps from serving: it is Python's
 
 
 @dataclass
@@ -46,6 +49,8 @@ class Split:
     plans: int = 0
     runs: int = 0
     wanted: bool = True  # its next call is to be recorded
+    asked: set[int] = field(default_factory=set)  # nodes that the next recorded run should pass
+    in_vain: int = 0  # runs in a row that passed none of them
     settled: bool = False  # the last run met no unknown exit
     failures: Counter[int] = field(default_factory=Counter)
     calls_before: int = -1  # calls of the root when its functions got resumable code
@@ -74,11 +79,13 @@ class Splitter:
         compile_segment: Callable[[Root, int, Recording], None],
         poll: Callable[[], None],
         count_break: Callable[[], None],
+        arm_inlined: Callable[[Root, tuple[types.CodeType, ...]], None],
     ) -> None:
         self._twin_of = twin_of
         self._compile = compile_segment
         self._poll = poll
         self._count_break = count_break
+        self._arm_inlined = arm_inlined
 
     # ------------------------------------------------------------- plans
 
@@ -96,6 +103,7 @@ class Splitter:
             log.artifact("exits", "%s is not split: %s", root.name, error)
             return False
         root.split = split
+        self._arm_inlined(root, recording.exit_codes)
         return bool(split.nodes)
 
     def _plan(self, root: Root, split: Split, found: set[int]) -> None:
@@ -118,11 +126,13 @@ class Splitter:
         self._retire(root, split)
         split.plan, split.points, split.twin_code = plan, points, twin_code
         split.plans += 1
+        split.runs = 0
         split.settled = False
         split.failures.clear()
-        split.nodes = [self._node_root(root, node) for node in plan.nodes]
+        split.asked.clear()
+        split.nodes = [self._node_root(root, k, node) for k, node in enumerate(plan.nodes)]
 
-    def _node_root(self, root: Root, node: islands.Node) -> Root:
+    def _node_root(self, root: Root, number: int, node: islands.Node) -> Root:
         reference = weakref.ref(root)
 
         def on_call(entry: Any, _roots: tuple[Any, ...]) -> None:
@@ -134,6 +144,7 @@ class Splitter:
                     return
                 if owner.split.runs < MAX_RUNS:
                     owner.split.wanted = True
+                    owner.split.asked.add(number)
                     owner.entry.threshold = 1
                 entry.threshold = min(2 * max(entry.threshold, 1), 4096)
 
@@ -141,13 +152,24 @@ class Splitter:
         entry.stack_depth = node.depth
         entry.threshold = 2
         assert root.code is not None
-        return Root(
+        node_root = Root(
             f"{root.name}:{node.line}",
             "node",
             f"{root.code.co_filename}:{node.line}",
             entry,
             backend=root.backend,
+            owner=reference,
         )
+        entry.on_event = functools.partial(self._on_event, weakref.ref(node_root))
+        return node_root
+
+    def _on_event(
+        self, node_reference: weakref.ref[Root], _entry: Any, kind: str, _message: str
+    ) -> None:
+        """Native dispatch tells of a node's failed speculations."""
+        node = node_reference()
+        if node is not None and kind == "misspeculated":
+            branching.leave(node, branching.doubt(node))
 
     def _retire(self, root: Root, split: Split) -> None:
         hits, ops, missed, _, failures = split.totals(root)
@@ -170,7 +192,6 @@ class Splitter:
         code = root.code
         assert code is not None
         visits: Counter[int] = Counter()
-        checks: dict[int, list[Any]] = {}
         split.functions.add(function)
         split.runs += 1
         split.wanted = False
@@ -178,6 +199,7 @@ class Splitter:
 
         def wanted(number: int, values: tuple[Any, ...]) -> bool:
             visits[number] += 1
+            split.asked.discard(number)
             if visits[number] > MAX_VISITS or len(run.segments) >= MAX_SEGMENTS:
                 return False
             if number >= len(split.nodes):
@@ -185,10 +207,18 @@ class Splitter:
             node = split.nodes[number]
             if split.failures[number] >= MAX_FAILURES or node.state in ("full", "blacklisted"):
                 return False
-            if number not in checks:
-                checks[number] = [v.program for v in node.variants]
-            known = [*checks[number], *(_program(s) for s in run.segments if s.node == number)]
-            return all(p.check((*values, function)) != -1 for p in known)
+            roots = (*values, function)
+            checks = [(v, v.program.check(roots)) for v in node.variants]
+            rivals = [v for v, k in checks if k < 0]
+            fresh = [s for s in run.segments if s.node == number]
+            # Guards are not all: what a tensor decides, and sizes, are seen when it runs.
+            if not all(v.native.misspeculations for v in rivals) or any(
+                _program(s).check(roots) == -1 and not s.recording.assumed for s in fresh
+            ):
+                return False
+            run.failed_guards.extend((number, v.recording.checked[k]) for v, k in checks if k >= 0)
+            run.rivals = tuple(r.assumed for r in _assuming([*rivals, *fresh]))
+            return True
 
         def _program(segment: Segment) -> Any:
             guards = segment.recording.guards
@@ -233,6 +263,8 @@ class Splitter:
                 why = reason_text(discovery.void.kind, discovery.void.detail)
                 split.reasons[at] = f"{why} ({discovery.location})"
                 found.add(at)
+                self._arm_inlined(root, discovery.codes)
+        found |= self._consumers(split, run) - split.exits
         if found and split.plans < MAX_PLANS:
             self._plan(root, split, found)
             split.wanted = True
@@ -252,12 +284,38 @@ class Splitter:
             )
         for segment in run.segments:
             node = split.nodes[segment.node]
+            if segment.recording.assumed in segment.rivals:
+                continue  # this way has been recorded already
+            places = branching.places_to_leave(node.variants, segment.recording)
+            if branching.leave(node, places):
+                continue
             segment.recording.landing = segment.native_landing
             count = len(run.names) + split.plan.nodes[segment.node].depth + 1
             self._compile(node, count, segment.recording)
         if run.segments:
             self.rewrite(root, split)
             root.entry.threshold = 1  # while they are being compiled
+        # A node that misses need not lie on the way of the very next call.
+        split.in_vain = split.in_vain + 1 if split.asked else 0
+        if 0 < split.in_vain < MAX_IN_VAIN:
+            split.wanted, root.entry.threshold = True, 1
+        else:
+            split.asked.clear()
+
+    def _consumers(self, split: Split, run: SegmentRun) -> set[int]:
+        """The instructions that use locals and slots whose value is another at each visit."""
+        assert split.plan is not None
+        found: set[int] = set()
+        for (number, name), count in Counter(run.failed_guards).items():
+            node = split.plan.nodes[number]
+            slots = {segments.stack_name(k): k - node.depth for k in range(node.depth)}
+            named = {name: k for k, name in enumerate(run.names)} | slots
+            if count >= CHANGES and name in named:
+                users = split.plan.flow.users(node.at, named[name], node.stretch)
+                found |= users
+                for at in users:
+                    split.reasons[at] = reason_text("changes", name)
+        return found
 
     def rewrite(self, root: Root, split: Split) -> None:
         """Gives the root's functions resumable code."""
@@ -279,6 +337,11 @@ class Splitter:
             under = prologue.under_prologue(function.__code__)
             if under is not function.__code__:
                 function.__code__ = prologue.insert_prologue(under, root.entry.index)
+
+
+def _assuming(parts: Iterable[Installed | Segment]) -> list[Recording]:
+    """The recordings that assume what tensors decide."""
+    return [part.recording for part in parts if part.recording.assumed]
 
 
 def _node_facts(number: int, node: islands.Node) -> NodeFacts:

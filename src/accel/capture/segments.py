@@ -25,7 +25,7 @@ from accel.sources import Source
 
 # What cannot be recorded but can be done by Python, between two stretches.
 EXITS = frozenset(
-    """class_or_module_store closure_store container container_write delete disabled finaliser global_store
+    """branch class_or_module_store closure_store container container_write delete disabled finaliser global_store
     import no_twin opaque_attribute opaque_call opaque_operation operand read_after_write
     unknown_function tensor_attribute tensor_attribute_store tensor_method tensor_subclass
     text_of_object unbound_slot unknown_tensor unknown_value value_from_tensor""".split()
@@ -68,6 +68,7 @@ class Segment:
     recording: Recording
     written: tuple[int, ...] = ()
     unset: tuple[int, ...] = ()
+    rivals: tuple[Any, ...] = ()  # what others whose guards held assume
 
     @property
     def native_landing(self) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
@@ -87,7 +88,7 @@ class SegmentRecorder(Recorder):
     ) -> None:
         if any(map(_has_finaliser, values)):
             raise Void("finaliser", "in a local variable")
-        stack = [f"<stack {k}>" for k in range(node.depth)]
+        stack = [stack_name(k) for k in range(node.depth)]
         roots = list(zip([*names, *stack], values, strict=True))
         touched = range(len(names) + node.untouched, len(values))
         self.node = node
@@ -205,6 +206,7 @@ class Discovery:
     offset: int  # in the twin's code
     void: Void
     location: str
+    codes: tuple[types.CodeType, ...] = ()  # twins of what was inlined there
 
 
 @dataclass
@@ -226,11 +228,14 @@ class SegmentRun:
     segments: list[Segment] = field(default_factory=list)
     voided: list[Segment] = field(default_factory=list)
     found: list[Discovery] = field(default_factory=list)
+    # By variant that did not serve where a stretch was recorded: node, and what differed.
+    failed_guards: list[tuple[int, str]] = field(default_factory=list)
     failed: bool = False
     error: BaseException | None = None
     started: float = field(default_factory=time.perf_counter)
     seconds: float = 0.0
     current: SegmentRecorder | None = None
+    rivals: tuple[Any, ...] = ()  # of the stretch that is wanted, see Segment
 
     @property
     def handlers(self) -> tuple[Callable[..., Any], ...]:
@@ -293,6 +298,7 @@ class SegmentRun:
             self.error = error
             recorder.release()
             return
+        segment.rivals = self.rivals
         if segment.node < len(self.nodes):
             kept = self.segments if segment.recording.void is None else self.voided
             kept.append(segment)
@@ -304,10 +310,16 @@ class SegmentRun:
             return
         void = recorder.voided
         if void is not None and void.kind in EXITS and recorder.exit_offset is not None:
-            self.found.append(Discovery(recorder.exit_offset, void, recorder.location))
+            at, codes = recorder.exit_offset, recorder.exit_codes
+            self.found.append(Discovery(at, void, recorder.location, codes))
         if void is not None and void.kind == "recorder_error":
             self.error = void
         recorder.release()
+
+
+def stack_name(slot: int) -> str:
+    """What a slot of the stack is called as a root."""
+    return f"<stack {slot}>"
 
 
 def _has_finaliser(value: Any, depth: int = 1) -> bool:
@@ -324,4 +336,4 @@ def _nothing(*_arguments: Any) -> None:
     return None
 
 
-__all__ = ["EXITS", "LandingFacts", "NodeFacts", "Segment", "SegmentRun"]
+__all__ = ["EXITS", "LandingFacts", "NodeFacts", "Segment", "SegmentRun", "stack_name"]

@@ -360,3 +360,45 @@ def test_what_a_stretch_reads_and_writes():
     assert {names[i] for i in body.reads} == {"b", "i", "total"}
     assert body.stretch.untouched == 1  # the iterator
     assert "total" in {names[i] for i in body.stretch.writes}
+
+
+def _takers(function: types.FunctionType, local: str) -> set[str]:
+    code = function.__code__
+    found = flow.Flow(code)
+    start = found.names.index("RESUME") + 1
+    stretch = found.stretch(start, frozenset())
+    index = flow.local_names(code).index(local)
+    return {found.names[i] for i in found.users(start, index, stretch)}
+
+
+def test_who_takes_the_value_of_a_local() -> None:
+    def adds(a, b):
+        return b + a * 2
+
+    def tests(a, b):
+        if a > 1:
+            return b
+        return [b, -b]
+
+    def overwrites(a, b):
+        for a in b:
+            pass
+        return b
+
+    assert _takers(adds, "a") == {"BINARY_OP"} == _takers(adds, "b")
+    assert _takers(tests, "a") == {"COMPARE_OP"}
+    assert _takers(tests, "b") == {"UNARY_NEGATIVE", "BUILD_LIST"}  # a return is no exit
+    assert not _takers(overwrites, "a")
+
+
+def test_who_takes_a_slot_of_the_stack() -> None:
+    def f(a, b):
+        return max(a, b * 2)
+
+    found = flow.Flow(f.__code__)
+    product = found.names.index("BINARY_OP")
+    stretch = found.stretch(product, frozenset())
+    call = next(i for i, name in enumerate(found.names) if name == "CALL")
+    assert found.users(product, -1, stretch) == {product}  # 2
+    assert found.users(product, -2, stretch) == {product}  # b
+    assert found.users(product, -3, stretch) == {call}  # a
