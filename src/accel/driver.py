@@ -39,7 +39,7 @@ from accel.capture import branches, left_to_python
 from accel.capture.recorder import Recorder, Recording
 from accel.capture.twins import CodeKey, TwinFactory, code_key
 from accel.capture.values import class_lookup
-from accel.capture.variation import GRADIENTS, Variation
+from accel.capture.variation import Variation
 from accel.compile import gradients
 from accel.compile.family import Family
 from accel.compile.service import CompiledSegment, CompileService
@@ -78,6 +78,7 @@ class Driver:
             self._poll,
             lambda: self.counters.add("graph_breaks"),
             self._arm_inlined,
+            self._variation,
         )
         self.progress = Progress(config)
         self._closed = False
@@ -232,6 +233,8 @@ class Driver:
         *values, function = roots
         if (times := self._wants_measuring(root)) is not None:
             return (times, function, *call_arguments(code, values))
+        if (metered := self.splitter.metered(root, function)) is not None:
+            return ([], metered, *call_arguments(code, values), True)
         if not self._wants_recording(root):
             return None
         named = list(zip(argument_names(code), values, strict=True))
@@ -407,9 +410,7 @@ class Driver:
         try:
             if recording.void is not None:
                 return self._voided(root, recording)
-            if root.variation is not None and recording.graph is not None:
-                metas = [meta for _, meta in recording.graph.inputs]
-                root.variation.observe(list(zip(recording.inputs, metas, strict=True)))
+            recording.show(root.variation)
             if branching.leave(root, branching.places_to_leave(root.variants, recording)):
                 return None
             self._compile(root, len(named), recording)
@@ -438,11 +439,7 @@ class Driver:
             root.transient_voids += 1
             root.entry.threshold = 1 + root.transient_voids
             return None
-        if void.kind == "dynamic" and root.variation is not None:
-            if void.detail == GRADIENTS:
-                root.variation.no_gradients = True
-            else:
-                root.variation.refused = root.reason
+        if void.kind == "dynamic" and root.fix_sizes(void.detail):
             root.entry.threshold = 1
             return None
         if recording.is_plain and not root.forced and void.kind != "raised":
@@ -610,12 +607,12 @@ class Driver:
         variant.landing = recording.landing
         installed = Installed(variant, recording, program, segment.key, recording.operations)
         # The eager backend is there to look for errors with; it cannot win.
-        timed = not self.config.deterministic and root.kind != "node"
-        if timed and (root.backend or self.config.backend) != "eager":
+        if not self.config.deterministic and (root.backend or self.config.backend) != "eager":
             variant.probe_every, variant.review_at = 1, trial.FIRST_REVIEW
             if not root.variants:
                 installed.trial.eager_ns.extend(root.eager_ns)
-        root.eager_ns.clear()
+        if root.kind != "node":  # whose trial is its own, see accel.metering
+            root.eager_ns.clear()
         branching.watch(root, installed)
         if root.kind != "node":
             root.entry.on_event = self.on_event

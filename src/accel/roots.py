@@ -15,7 +15,8 @@ from typing import Any
 
 from accel.capture.recorder import Recording
 from accel.capture.twins import CodeKey, code_key
-from accel.capture.variation import Variation
+from accel.capture.variation import GRADIENTS, Variation
+from accel.errors import reason_text
 from accel.rewriter import prologue
 from accel.trial import Trial
 
@@ -105,6 +106,16 @@ class Root:
 
     def __repr__(self) -> str:
         return f"<Root {self.name} at {self.location}: {self.state}>"
+
+    def fix_sizes(self, why: str) -> bool:
+        """Its recordings have fixed sizes from now on, for `why`; False when they had anyway."""
+        if self.variation is None:
+            return False
+        if why == GRADIENTS:
+            self.variation.no_gradients = True
+        else:
+            self.variation.refused = reason_text("dynamic", why)
+        return True
 
     @property
     def is_recording(self) -> bool:

@@ -16,15 +16,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from accel import branching, log, runtime
+from accel import branching, log, metering, runtime
 from accel.capture import segments
 from accel.capture.recorder import Recording
 from accel.capture.segments import LandingFacts, NodeFacts, Segment, SegmentRun
 from accel.capture.twins import mark_twin, with_code
+from accel.capture.variation import Variation
 from accel.errors import reason_text
-from accel.rewriter import islands, prologue, twin
+from accel.rewriter import islands, prologue, resumable, twin
 from accel.rewriter.flow import local_names
-from accel.roots import Installed, Root
+from accel.roots import SETTLED, Installed, Root
+from accel.trial import Trial
 
 MAX_PLANS = 12  # times a root's exits are found anew
 MAX_RUNS = 24  # recorded runs of one root
@@ -52,6 +54,8 @@ class Split:
     asked: set[int] = field(default_factory=set)  # nodes that the next recorded run should pass
     in_vain: int = 0  # runs in a row that passed none of them
     settled: bool = False  # the last run met no unknown exit
+    trials: dict[int, Trial] = field(default_factory=dict)  # by node
+    meters: bool = False  # the next call that asks is to be metered
     failures: Counter[int] = field(default_factory=Counter)
     calls_before: int = -1  # calls of the root when its functions got resumable code
     retired: list[int] = field(default_factory=lambda: [0, 0, 0, 0])  # totals of former nodes
@@ -80,12 +84,14 @@ class Splitter:
         poll: Callable[[], None],
         count_break: Callable[[], None],
         arm_inlined: Callable[[Root, tuple[types.CodeType, ...]], None],
+        variation_of: Callable[[Root], Variation | None],
     ) -> None:
         self._twin_of = twin_of
         self._compile = compile_segment
         self._poll = poll
         self._count_break = count_break
         self._arm_inlined = arm_inlined
+        self._variation_of = variation_of
 
     # ------------------------------------------------------------- plans
 
@@ -130,6 +136,7 @@ class Splitter:
         split.settled = False
         split.failures.clear()
         split.asked.clear()
+        split.trials.clear()
         split.nodes = [self._node_root(root, k, node) for k, node in enumerate(plan.nodes)]
 
     def _node_root(self, root: Root, number: int, node: islands.Node) -> Root:
@@ -158,18 +165,45 @@ class Splitter:
             f"{root.code.co_filename}:{node.line}",
             entry,
             backend=root.backend,
+            dynamic=root.dynamic,
             owner=reference,
         )
-        entry.on_event = functools.partial(self._on_event, weakref.ref(node_root))
+        entry.on_event = functools.partial(self._on_event, weakref.ref(node_root), number)
         return node_root
 
     def _on_event(
-        self, node_reference: weakref.ref[Root], _entry: Any, kind: str, _message: str
+        self,
+        node_reference: weakref.ref[Root],
+        number: int,
+        _entry: Any,
+        kind: str,
+        _message: str,
     ) -> None:
-        """Native dispatch tells of a node's failed speculations."""
+        """Native dispatch tells of a node's failed speculations, or of measured hits."""
         node = node_reference()
-        if node is not None and kind == "misspeculated":
+        root = node.owner() if node is not None and node.owner is not None else None
+        if node is None or root is None or root.split is None:
+            return
+        if kind == "misspeculated":
             branching.leave(node, branching.doubt(node))
+        elif kind == "review" and metering.review(
+            node, root.split.trials.setdefault(number, Trial())
+        ):
+            root.split.meters, root.entry.threshold = True, 1
+
+    def metered(self, root: Root, function: types.FunctionType) -> types.FunctionType | None:
+        """What runs the next call as Python and measures it, when that is wanted."""
+        split = root.split
+        if split is None or split.plan is None or not split.functions:
+            return None
+        # While they compile, nodes run as Python anyway.
+        pending = [node for node in split.nodes if node.pending and not node.variants]
+        spare = any(len(node.eager_ns) < metering.ENOUGH for node in pending)
+        if not spare and (not split.meters or split.wanted):
+            return None
+        split.meters = False
+        under = prologue.under_prologue(function.__code__)
+        return metering.metered(split.plan, split.nodes, function, under)
 
     def _retire(self, root: Root, split: Split) -> None:
         hits, ops, missed, _, failures = split.totals(root)
@@ -205,7 +239,7 @@ class Splitter:
             if number >= len(split.nodes):
                 return not split.settled
             node = split.nodes[number]
-            if split.failures[number] >= MAX_FAILURES or node.state in ("full", "blacklisted"):
+            if split.failures[number] >= MAX_FAILURES or node.state in SETTLED:
                 return False
             roots = (*values, function)
             checks = [(v, v.program.check(roots)) for v in node.variants]
@@ -217,7 +251,8 @@ class Splitter:
             ):
                 return False
             run.failed_guards.extend((number, v.recording.checked[k]) for v, k in checks if k >= 0)
-            run.rivals = tuple(r.assumed for r in _assuming([*rivals, *fresh]))
+            others = [v for v in rivals if branching.failures(v)] + fresh
+            run.rivals = tuple(r.assumed for r in _assuming(others))
             return True
 
         def _program(segment: Segment) -> Any:
@@ -235,6 +270,7 @@ class Splitter:
             self._twin_of,
             wanted,
             lambda run: self._over(root, split, run),
+            lambda k: self._variation_of(split.nodes[k]) if k < len(split.nodes) else None,
         )
         return run, with_code(function, split.twin_code)
 
@@ -274,6 +310,9 @@ class Splitter:
         for segment in run.voided:
             void = segment.recording.void
             assert void is not None
+            if void.kind == "dynamic" and split.nodes[segment.node].fix_sizes(void.detail):
+                split.wanted, root.entry.threshold = True, 1
+                continue
             split.failures[segment.node] += 2 if void.kind == "no_operations" else 1
             if split.failures[segment.node] >= MAX_FAILURES:
                 entry = split.nodes[segment.node].entry
@@ -291,6 +330,7 @@ class Splitter:
                 continue
             segment.recording.landing = segment.native_landing
             count = len(run.names) + split.plan.nodes[segment.node].depth + 1
+            segment.recording.show(node.variation)
             self._compile(node, count, segment.recording)
         if run.segments:
             self.rewrite(root, split)
@@ -324,7 +364,7 @@ class Splitter:
             split.calls_before = root.entry.calls
         for function in list(split.functions):
             under = prologue.under_prologue(function.__code__)
-            body = islands.resumable(split.plan, under, lambda k: int(split.nodes[k].entry.index))
+            body = resumable.resumable(split.plan, under, lambda k: int(split.nodes[k].entry.index))
             function.__code__ = prologue.insert_prologue(under, root.entry.index, body=body)
 
     def restore(self, root: Root) -> None:

@@ -59,6 +59,12 @@ class Recording:
     assumed: tuple[tuple[Place, bool], ...] = ()  # by speculation: where, and what
     checked: tuple[str, ...] = ()  # by instruction of its guard program: what that looks at
 
+    def show(self, variation: Variation | None) -> None:
+        """Tells the history of the root what this run has read."""
+        if variation is not None and self.graph is not None:
+            metas = [meta for _, meta in self.graph.inputs]
+            variation.observe(list(zip(self.inputs, metas, strict=True)))
+
 
 class Recorder(NumberEvents):
     """Handlers for the native session; `on_done(recording)` is told when the run is over."""

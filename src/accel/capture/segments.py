@@ -21,6 +21,7 @@ from accel.capture.recorder import Recorder, Recording
 from accel.capture.results import Describer, Template
 from accel.capture.steps import Answer, Void
 from accel.capture.values import class_lookup, is_python_class
+from accel.capture.variation import Variation
 from accel.sources import Source
 
 # What cannot be recorded but can be done by Python, between two stretches.
@@ -85,6 +86,7 @@ class SegmentRecorder(Recorder):
         values: tuple[Any, ...],
         function: types.FunctionType,
         twin_of: Callable[[types.FunctionType], types.FunctionType | None],
+        variation: Variation | None = None,
     ) -> None:
         if any(map(_has_finaliser, values)):
             raise Void("finaliser", "in a local variable")
@@ -100,6 +102,7 @@ class SegmentRecorder(Recorder):
                 lambda _recording: None,
                 function=len(values),
                 live=(node.reads | frozenset(touched)) - node.cells,
+                variation=variation,
             )
             for i in sorted(node.cells):
                 self._track_cell(i, values[i], i in node.reads)
@@ -225,6 +228,8 @@ class SegmentRun:
     twin_of: Callable[[types.FunctionType], types.FunctionType | None]
     wanted: Callable[[int, tuple[Any, ...]], bool]
     on_done: Callable[[SegmentRun], BaseException | None]
+    # Which sizes the stretches from this node leave open.
+    variation_of: Callable[[int], Variation | None] = lambda _node: None
     segments: list[Segment] = field(default_factory=list)
     voided: list[Segment] = field(default_factory=list)
     found: list[Discovery] = field(default_factory=list)
@@ -251,7 +256,9 @@ class SegmentRun:
             if not self.wanted(number, values):
                 return None
             node = self._node(number, len(values))
-            self.current = SegmentRecorder(node, self.names, values, self.function, self.twin_of)
+            self.current = SegmentRecorder(
+                node, self.names, values, self.function, self.twin_of, self.variation_of(number)
+            )
             self.current.twin_code = self.twin_code
             return tuple(
                 self.finish if name == "finish" else handler
@@ -286,7 +293,7 @@ class SegmentRun:
         finally:
             self.segments.clear()
             self.voided.clear()
-            del self.wanted, self.on_done
+            del self.wanted, self.on_done, self.variation_of
 
     def _close(self, landing: LandingFacts, values: tuple[Any, ...], unseen: int) -> None:
         recorder, self.current = self.current, None
