@@ -76,7 +76,7 @@ class Driver:
             self.twins.function,
             self._compile,
             self._poll,
-            lambda: self.counters.add("graph_breaks"),
+            self.counters.add,
             self._arm_inlined,
             self._variation,
         )

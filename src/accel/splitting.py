@@ -31,7 +31,7 @@ from accel.trial import Trial
 MAX_PLANS = 12  # times a root's exits are found anew
 MAX_RUNS = 24  # recorded runs of one root
 MAX_FAILURES = 4  # stretches from one node that could not be used
-MAX_IN_VAIN = 4  # recorded runs in a row that do not pass the node for whose sake they are made
+MAX_IN_VAIN = 2  # recorded runs in a row that do not pass the node for whose sake they are made
 MAX_VISITS = 2  # stretches from one node in one run
 MAX_SEGMENTS = 48  # of one run
 CHANGES = 3  # variants that one value keeps from serving: it is Python's
@@ -82,14 +82,14 @@ class Splitter:
         twin_of: Callable[[types.FunctionType], types.FunctionType | None],
         compile_segment: Callable[[Root, int, Recording], None],
         poll: Callable[[], None],
-        count_break: Callable[[], None],
+        count: Callable[[str], None],
         arm_inlined: Callable[[Root, tuple[types.CodeType, ...]], None],
         variation_of: Callable[[Root], Variation | None],
     ) -> None:
         self._twin_of = twin_of
         self._compile = compile_segment
         self._poll = poll
-        self._count_break = count_break
+        self._count = count
         self._arm_inlined = arm_inlined
         self._variation_of = variation_of
 
@@ -117,7 +117,7 @@ class Splitter:
         assert code is not None
         split.exits |= found
         for _ in found:
-            self._count_break()
+            self._count("graph_breaks")
         plan = islands.plan_islands(code, split.exits)
         points: dict[int, list[tuple[str, tuple[int, ...]]]] = {}
         for k, landing in enumerate(plan.landings):
@@ -186,10 +186,13 @@ class Splitter:
             return
         if kind == "misspeculated":
             branching.leave(node, branching.doubt(node))
-        elif kind == "review" and metering.review(
-            node, root.split.trials.setdefault(number, Trial())
-        ):
-            root.split.meters, root.entry.threshold = True, 1
+        elif kind == "review":
+            trial = root.split.trials.setdefault(number, Trial())
+            if metering.review(node, trial):
+                root.split.meters, root.entry.threshold = True, 1
+            if node.state == "losing":
+                self._count("variants_losing")
+                root.history.append(f"{node.location}: {node.reason}")
 
     def metered(self, root: Root, function: types.FunctionType) -> types.FunctionType | None:
         """What runs the next call as Python and measures it, when that is wanted."""
@@ -340,6 +343,7 @@ class Splitter:
         if 0 < split.in_vain < MAX_IN_VAIN:
             split.wanted, root.entry.threshold = True, 1
         else:
+            split.in_vain = 0
             split.asked.clear()
 
     def _consumers(self, split: Split, run: SegmentRun) -> set[int]:

@@ -74,6 +74,7 @@ def test_a_losing_node_runs_as_python_and_the_other_stays() -> None:
     first, second = split.nodes
     assert second.state == "losing" and "us compiled" in second.reason and not second.variants
     assert first.state == "compiled" and first.variants
+    assert accel.counters()["variants_losing"] == 1
     hits = first.hits
     with torch.no_grad():
         torch.testing.assert_close(optimized(x), expected)
