@@ -478,7 +478,11 @@ class Driver:
         """What the root calls at an exit runs as Python: those functions get their own turn."""
         denied = self._denied | set(self.config.deny)
         for function in arming.functions_to_arm(self.twins, codes, lambda m: _inside(m, denied)):
-            inner = self.root_of_function(function)
+            try:
+                inner = self.root_of_function(function)
+            except prologue.RewriteError as error:
+                log.artifact("driver", "%s gets no prologue: %s", function.__qualname__, error)
+                continue
             inner.backend = inner.backend or root.backend
 
     def _ran_plain(self, root: Root) -> None:

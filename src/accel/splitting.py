@@ -42,6 +42,7 @@ class Split:
     """What is known of a split root."""
 
     exits: set[int] = field(default_factory=set)  # instructions of the original code
+    refused: set[int] = field(default_factory=set)  # exits that no plan can have
     reasons: dict[int, str] = field(default_factory=dict)  # exit -> why, with file and line
     plan: islands.Islands | None = None
     nodes: list[Root] = field(default_factory=list)
@@ -115,10 +116,7 @@ class Splitter:
     def _plan(self, root: Root, split: Split, found: set[int]) -> None:
         code = root.code
         assert code is not None
-        split.exits |= found
-        for _ in found:
-            self._count("graph_breaks")
-        plan = islands.plan_islands(code, split.exits)
+        plan = islands.plan_islands(code, split.exits | found)
         points: dict[int, list[tuple[str, tuple[int, ...]]]] = {}
         for k, landing in enumerate(plan.landings):
             points.setdefault(landing.at, []).append(("land", (k, landing.depth)))
@@ -130,6 +128,9 @@ class Splitter:
         twin_code = twin.bind_twin(twin.build_twin_with(code, points), runtime.native.TRAMPOLINES)
         mark_twin(twin_code)
         self._retire(root, split)
+        split.exits |= found
+        for _ in found:
+            self._count("graph_breaks")
         split.plan, split.points, split.twin_code = plan, points, twin_code
         split.plans += 1
         split.runs = 0
@@ -304,10 +305,8 @@ class Splitter:
                 found.add(at)
                 self._arm_inlined(root, discovery.codes)
         found |= self._consumers(split, run) - split.exits
-        if found and split.plans < MAX_PLANS:
-            self._plan(root, split, found)
-            split.wanted = True
-            root.entry.threshold = 1
+        found -= split.refused
+        if found and split.plans < MAX_PLANS and self._replanned(root, split, found):
             return
         split.settled = not run.failed
         for segment in run.voided:
@@ -345,6 +344,17 @@ class Splitter:
         else:
             split.in_vain = 0
             split.asked.clear()
+
+    def _replanned(self, root: Root, split: Split, found: set[int]) -> bool:
+        """Whether there is a plan with these exits too; then the next call is recorded."""
+        try:
+            self._plan(root, split, found)
+        except twin.RewriteError as error:
+            split.refused |= found
+            log.artifact("exits", "%s has no further exits: %s", root.name, error)
+            return False
+        split.wanted, root.entry.threshold = True, 1
+        return True
 
     def _consumers(self, split: Split, run: SegmentRun) -> set[int]:
         """The instructions that use locals and slots whose value is another at each visit."""

@@ -382,7 +382,8 @@ def test_who_takes_the_value_of_a_local() -> None:
         return [b, -b]
 
     def overwrites(a, b):
-        return [a for a in b]
+        a = -b
+        return a + 1
 
     assert _takers(adds, "a") == {"BINARY_OP"} == _takers(adds, "b")
     assert _takers(tests, "a") == {"COMPARE_OP"}
