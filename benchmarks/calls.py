@@ -7,7 +7,9 @@ for each competitor, so that none of them shares functions or modules with anoth
 from __future__ import annotations
 
 import functools
+import os
 import sys
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +47,7 @@ class CallRow:
     over_eager: float | None = None  # at least so many times faster than eager
     over_compile: float | None = None  # at least so many times faster than torch.compile
     baseline: str | None = None  # subtract this row's time: what remains is overhead
+    of_baseline: float | None = None  # or: at least so much of that row's speed
 
 
 def tiny() -> Subject:
@@ -111,6 +114,53 @@ def gelu_mul_add() -> Subject:
     return Subject(gelu_chain, tuple(torch.randn(64, 1024) for _ in range(3)))
 
 
+def one_exit() -> Subject:
+    def interrupted(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        z = torch.relu(x * y + 1.0)
+        zlib.crc32(b"only Python can call this")
+        return torch.relu(z * y - 1.0)
+
+    return Subject(interrupted, (torch.randn(8, 16), torch.randn(8, 16)))
+
+
+def no_exit() -> Subject:
+    def whole(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        z = torch.relu(x * y + 1.0)
+        return torch.relu(z * y - 1.0)
+
+    return Subject(whole, (torch.randn(8, 16), torch.randn(8, 16)))
+
+
+def _mlp() -> nn.Module:
+    layers = [part for _ in range(3) for part in (nn.Linear(64, 64), nn.ReLU())]
+    return nn.Sequential(*layers).eval()
+
+
+def printing_loop() -> Subject:
+    model, sink = _mlp(), open(os.devnull, "w")
+
+    def loop(x: torch.Tensor) -> torch.Tensor:
+        for i in range(100):
+            x = model(x) + x
+            x = x / x.abs().max()
+            print(i, file=sink)
+        return x
+
+    return Subject(loop, (torch.randn(32, 64),))
+
+
+def silent_loop() -> Subject:
+    model = _mlp()
+
+    def loop(x: torch.Tensor) -> torch.Tensor:
+        for _ in range(100):
+            x = model(x) + x
+            x = x / x.abs().max()
+        return x
+
+    return Subject(loop, (torch.randn(32, 64),))
+
+
 def bert() -> Subject:
     from transformers import BertConfig, BertModel
 
@@ -148,6 +198,12 @@ CALL_ROWS = [
             "6 us over the row below", target_us=6.0, baseline="dispatch-nothing"),
     CallRow("dispatch-nothing", "the same result with nothing to guard", dispatch_nothing, 60,
             "(baseline)"),
+    CallRow("exit", "two pointwise kernels and an opaque call between them", one_exit, 60,
+            "5 us over the row below", target_us=5.0, baseline="exit-nothing"),
+    CallRow("exit-nothing", "the same result without the call", no_exit, 60, "(baseline)"),
+    CallRow("loop-print", "100 rounds of a small MLP, a print in each", printing_loop, 30,
+            "0.8x the speed of the row below", of_baseline=0.8, baseline="loop-nothing"),
+    CallRow("loop-nothing", "the same loop without the print", silent_loop, 30, "(baseline)"),
     CallRow("mlp50", "50 x (Linear 16x16, ReLU), batch 8", mlp50, 60, "3x torch.compile",
             over_compile=3.0),
     CallRow("softmax", "softmax on 64x1024", softmax, 60, "1.5x torch.compile", over_compile=1.5),

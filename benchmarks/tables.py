@@ -87,14 +87,17 @@ def _verdict(row: CallRow, record: dict[str, Any], records: dict[Any, Any]) -> s
     checks: list[bool] = []
     if "accel" not in record["us"]:
         return ""
+    us = record["us"]["accel"]["median"]
+    baseline_us = 0.0
+    if row.baseline is not None:
+        baseline = records.get((row.baseline, record["threads"]), {}).get("us", {})
+        if "accel" not in baseline:
+            return f"needs {row.baseline}"
+        baseline_us = baseline["accel"]["median"]
     if row.target_us is not None:
-        us = record["us"]["accel"]["median"]
-        if row.baseline is not None:
-            baseline = records.get((row.baseline, record["threads"]), {}).get("us", {})
-            if "accel" not in baseline:
-                return f"needs {row.baseline}"
-            us -= baseline["accel"]["median"]
-        checks.append(us <= row.target_us)
+        checks.append(us - baseline_us <= row.target_us)
+    if row.of_baseline is not None:
+        checks.append(baseline_us >= row.of_baseline * us)
     for name, least in (("eager", row.over_eager), ("torch.compile", row.over_compile)):
         if least is not None and name in speedup:
             # "Not slower" is judged by the interval, a factor by the median.

@@ -28,6 +28,7 @@ from accel.codegen.tensor_graph import (
     is_random,
     span,
 )
+from accel.errors import untraceable
 from accel.trace import SegmentGraph, TensorMeta, map_values, resolve
 
 if TYPE_CHECKING:
@@ -169,10 +170,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
             raise
         except Exception as error:  # whatever torch raises: the graph is not ours to run
             text = (str(error).splitlines() or [""])[0]
-            raise CompileError(
-                f"{o.target} at {o.location or 'an unknown place'} cannot be traced: "
-                f"{type(error).__name__}: {text}"
-            ) from error
+            why = f"{type(error).__name__}: {text}"
+            raise CompileError(untraceable(o.target, o.location, why)) from error
 
     # ------------------------------------------------------------ inputs, outputs
 

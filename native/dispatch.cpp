@@ -15,6 +15,7 @@
 #include <cstddef>
 #include <cstring>
 #include <ctime>
+#include <optional>
 #include <structmember.h>
 #include <vector>
 
@@ -53,9 +54,8 @@ PyObject* pack_roots(PyObject* const* roots, size_t count, PyObject* last) {
   return tuple;
 }
 
-// The program's own call, eagerly to the last callee; its nanoseconds go to `times`.
+// The program's own call; its nanoseconds go to `times`.
 PyObject* run_timed(PyObject* times, PyObject* callable, PyObject* args, PyObject* kwargs) {
-  DispatchPause pause;
   int64_t start = now_ns();
   PyObject* result = PyObject_Call(callable, args, kwargs);
   int64_t ns = now_ns() - start;
@@ -69,14 +69,19 @@ PyObject* run_timed(PyObject* times, PyObject* callable, PyObject* args, PyObjec
 // The driver's answer to a notification: None, what to record, or what to measure.
 PyObject* follow(PyObject* answer) {
   if (answer == Py_None) return answer_run_body();
-  if (!PyTuple_CheckExact(answer) || PyTuple_GET_SIZE(answer) != 4) {
+  Py_ssize_t size = PyTuple_CheckExact(answer) ? PyTuple_GET_SIZE(answer) : 0;
+  bool timed = size >= 4 && PyList_CheckExact(PyTuple_GET_ITEM(answer, 0));
+  if (size != 4 && !(timed && size == 5)) {
     return PyErr_Format(PyExc_TypeError,
                         "on_call must return None, (recorder, callable, args, kwargs) or "
-                        "(list, callable, args, kwargs), not %R",
+                        "(list, callable, args, kwargs[, dispatches]), not %R",
                         answer);
   }
   PyObject* kwargs = PyTuple_GET_ITEM(answer, 3);
-  if (PyList_CheckExact(PyTuple_GET_ITEM(answer, 0))) {
+  if (timed) {
+    // Eagerly to the last callee, unless the callees are to be served as always.
+    std::optional<DispatchPause> pause;
+    if (size == 4 || PyTuple_GET_ITEM(answer, 4) != Py_True) pause.emplace();
     return run_timed(PyTuple_GET_ITEM(answer, 0), PyTuple_GET_ITEM(answer, 1),
                      PyTuple_GET_ITEM(answer, 2), kwargs == Py_None ? nullptr : kwargs);
   }
@@ -145,8 +150,10 @@ PyObject* try_variants(Entry* entry, PyObject* const* roots, size_t count, PyObj
     auto* variant = reinterpret_cast<Variant*>(object);
     Serving serving;
     switch (serve(variant, roots, count, last, serving)) {
-      case Outcome::guarded:
-      case Outcome::misspeculated: continue;
+      case Outcome::guarded: continue;
+      case Outcome::misspeculated:
+        if (doubt_due(variant)) tell(entry, "misspeculated", "");
+        continue;
       case Outcome::served:
         entry->hits++;
         result = serving.result;

@@ -37,6 +37,7 @@ struct Variant {
   long eager_runs;   // so many calls that this variant would serve are given to on_call
   long probe_every;  // measure each so-manyth hit; 0: none
   long until_probe;
+  long doubt_at;     // the failed speculation after which on_event is told; 0: never
   long review_at;    // the hit after which on_event is told; 0: never
   PyObject* landing;  // of a node's variant: where Python goes on, see islands.cpp; or NULL
   int64_t* probes;   // ring of the last PROBES measured times; NULL until the first
@@ -421,6 +422,8 @@ PyMemberDef MEMBERS[] = {
     {"probe_every", T_LONG, offsetof(Variant, probe_every), 0, "measure each so-manyth hit"},
     {"landing", T_OBJECT, offsetof(Variant, landing), 0,
      "of a node's variant: (pad, locals written, locals unbound); set before it serves"},
+    {"doubt_at", T_LONG, offsetof(Variant, doubt_at), 0,
+     "the misspeculation after which the entry's on_event is told \"misspeculated\"; 0: never"},
     {"review_at", T_LONG, offsetof(Variant, review_at), 0,
      "the hit after which the entry's on_event is told \"review\"; 0: never"},
     {nullptr, 0, 0, 0, nullptr},
@@ -459,6 +462,12 @@ long error_count(const Variant* variant) { return variant->errors; }
 bool review_due(Variant* v) {
   if (v->review_at <= 0 || v->hits < v->review_at) return false;
   v->review_at = 0;
+  return true;
+}
+
+bool doubt_due(Variant* v) {
+  if (v->doubt_at <= 0 || v->misspeculations < v->doubt_at) return false;
+  v->doubt_at = 0;
   return true;
 }
 

@@ -37,6 +37,9 @@ Outcome serve(Variant* variant, PyObject* const* roots, size_t count, PyObject* 
 // True once, when the variant has served as many calls as its `review_at` says.
 bool review_due(Variant* variant);
 
+// True once, when so many speculations of the variant have failed as its `doubt_at` says.
+bool doubt_due(Variant* variant);
+
 // How often the executor of this variant failed.
 long error_count(const Variant* variant);
 

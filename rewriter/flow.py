@@ -338,6 +338,44 @@ class Flow:
             carried,
         )
 
+    def users(self, start: int, index: int, stretch: Stretch) -> frozenset[int]:
+        """The instructions of a stretch from `start` that take the value which local number
+        `index` has there, or, below zero, slot number `index` from the top of the stack."""
+        if index < 0:
+            return self._takers(start, len(self.stack(start)) + index, stretch)
+        found: frozenset[int] = frozenset()
+        for i in self._before_writes(start, index, stretch) - stretch.carried:
+            for k, local in enumerate(reads_of(self.names[i], self.args[i])):
+                if local == index and self.names[i].startswith("LOAD_FAST"):
+                    found |= self._takers(i + 1, len(self.stack(i)) + k, stretch)
+        return found
+
+    def _before_writes(self, start: int, local: int, stretch: Stretch) -> set[int]:
+        """The instructions of a stretch that find in a local what it held at `start`."""
+        seen: set[int] = set()
+        todo = [start]
+        while todo:
+            i = todo.pop()
+            if i not in seen and i in stretch.instructions:
+                seen.add(i)
+                if local not in writes_of(self.names[i], self.args[i]):
+                    todo += self.edges(i)
+        return seen
+
+    def _takers(self, start: int, slot: int, stretch: Stretch) -> frozenset[int]:
+        """The first instructions from `start` on that look at a slot of the stack."""
+        found, seen, todo = set(), set(), [start]
+        while todo:
+            i = todo.pop()
+            if i in seen or i not in stretch.instructions:
+                continue
+            seen.add(i)
+            if self._touched(i) <= slot:
+                found.add(i)
+            else:
+                todo += self.next(i)
+        return frozenset(found)
+
     def _carried(self, region: set[int], writes: set[int]) -> frozenset[int]:
         """Loads in `region`, of locals that it does not write, whose value nothing in it uses."""
         loads = {

@@ -24,12 +24,22 @@ from typing import Any
 
 import torch
 
-from accel import errors, log, optimizers, other_tracers, runtime, teardown, trial
-from accel.capture import left_to_python
+from accel import (
+    arming,
+    branching,
+    errors,
+    log,
+    optimizers,
+    other_tracers,
+    runtime,
+    teardown,
+    trial,
+)
+from accel.capture import branches, left_to_python
 from accel.capture.recorder import Recorder, Recording
 from accel.capture.twins import CodeKey, TwinFactory, code_key
 from accel.capture.values import class_lookup
-from accel.capture.variation import GRADIENTS, Variation
+from accel.capture.variation import Variation
 from accel.compile import gradients
 from accel.compile.family import Family
 from accel.compile.service import CompiledSegment, CompileService
@@ -47,8 +57,6 @@ from accel.trace import SegmentGraph
 TRANSIENT = frozenset({"foreign_frame", "interrupted", "escaped_operation"})
 # Voids that hang on how the root was called: it is tried again, ever more rarely.
 PASSING = frozenset({"requires_grad", "ambient_changed", "raised", "tensor_kind", "first_use"})
-
-_NO_ROOT = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
 class Driver:
@@ -68,7 +76,9 @@ class Driver:
             self.twins.function,
             self._compile,
             self._poll,
-            lambda: self.counters.add("graph_breaks"),
+            self.counters.add,
+            self._arm_inlined,
+            self._variation,
         )
         self.progress = Progress(config)
         self._closed = False
@@ -142,7 +152,7 @@ class Driver:
     def root_of_function(self, f: types.FunctionType) -> Root:
         """Arms a function: its code gets a prologue if it has none."""
         original = prologue.original_code(f.__code__)
-        if original.co_flags & _NO_ROOT or not original.co_flags & inspect.CO_OPTIMIZED:
+        if original.co_flags & arming.NO_ROOT or not original.co_flags & inspect.CO_OPTIMIZED:
             raise TypeError(
                 f"{f.__qualname__} cannot be a root: generators, coroutines and class bodies "
                 "run as Python; optimize the function that calls it"
@@ -223,6 +233,8 @@ class Driver:
         *values, function = roots
         if (times := self._wants_measuring(root)) is not None:
             return (times, function, *call_arguments(code, values))
+        if (metered := self.splitter.metered(root, function)) is not None:
+            return ([], metered, *call_arguments(code, values), True)
         if not self._wants_recording(root):
             return None
         named = list(zip(argument_names(code), values, strict=True))
@@ -352,6 +364,7 @@ class Driver:
             starred=starred,
             function=len(named) - 1 if root.kind == "function" else None,
             variation=self._variation(root),
+            assumes_all=root.assumes_all or root.fullgraph,
         )
         recorder.twin_code = twin_function.__code__
         if root.variants:
@@ -397,9 +410,9 @@ class Driver:
         try:
             if recording.void is not None:
                 return self._voided(root, recording)
-            if root.variation is not None and recording.graph is not None:
-                metas = [meta for _, meta in recording.graph.inputs]
-                root.variation.observe(list(zip(recording.inputs, metas, strict=True)))
+            recording.show(root.variation)
+            if branching.leave(root, branching.places_to_leave(root.variants, recording)):
+                return None
             self._compile(root, len(named), recording)
         except Exception as error:
             if self.config.strict:
@@ -426,11 +439,7 @@ class Driver:
             root.transient_voids += 1
             root.entry.threshold = 1 + root.transient_voids
             return None
-        if void.kind == "dynamic" and root.variation is not None:
-            if void.detail == GRADIENTS:
-                root.variation.no_gradients = True
-            else:
-                root.variation.refused = root.reason
+        if void.kind == "dynamic" and root.fix_sizes(void.detail):
             root.entry.threshold = 1
             return None
         if recording.is_plain and not root.forced and void.kind != "raised":
@@ -446,6 +455,9 @@ class Driver:
         if not root.variants and self.splitter.offer(root, recording):
             root.state, root.entry.threshold = "split", 1
             return None
+        if void.kind == "branch" and _own_forward(root) is None:
+            root.assumes_all, root.entry.threshold = True, 1
+            return None
         self.counters.add("graph_breaks")
         self._give_up(root, void.kind, void.detail, recording.location)
         if root.kind == "module":
@@ -454,16 +466,24 @@ class Driver:
 
     def _arm_forward(self, root: Root) -> None:
         """A module that cannot be recorded whole: its `forward` may be split."""
-        module = root.module() if root.module is not None else None
-        forward = class_lookup(type(module), "forward")
-        if isinstance(forward, types.FunctionType) and not _inside(
-            forward.__module__ or "", {"torch"}
-        ):
+        forward = _own_forward(root)
+        if forward is not None:
             function_root = self.root_of_function(forward)
             function_root.forced |= root.forced
             function_root.backend = function_root.backend or root.backend
             if root.forced and function_root.state == "cold":
                 function_root.entry.threshold = 1
+
+    def _arm_inlined(self, root: Root, codes: tuple[types.CodeType, ...]) -> None:
+        """What the root calls at an exit runs as Python: those functions get their own turn."""
+        denied = self._denied | set(self.config.deny)
+        for function in arming.functions_to_arm(self.twins, codes, lambda m: _inside(m, denied)):
+            try:
+                inner = self.root_of_function(function)
+            except prologue.RewriteError as error:
+                log.artifact("driver", "%s gets no prologue: %s", function.__qualname__, error)
+                continue
+            inner.backend = inner.backend or root.backend
 
     def _ran_plain(self, root: Root) -> None:
         """A call without torch operations: once more, later; then the root is left alone."""
@@ -536,6 +556,8 @@ class Driver:
             except (errors.CompileError, OSError, ValueError) as error:
                 if self._retries_static(root, recording, str(error)):
                     return
+                if branching.leave_operation(root, recording, str(error)):
+                    return
                 if "compiler" in str(error):
                     log.notice_once(f"running eagerly: {error}", "compiler")
                 self._give_up(root, "compile_failed", str(error), root.location)
@@ -589,15 +611,18 @@ class Driver:
         variant.landing = recording.landing
         installed = Installed(variant, recording, program, segment.key, recording.operations)
         # The eager backend is there to look for errors with; it cannot win.
-        timed = not self.config.deterministic and root.kind != "node"
-        if timed and (root.backend or self.config.backend) != "eager":
+        if not self.config.deterministic and (root.backend or self.config.backend) != "eager":
             variant.probe_every, variant.review_at = 1, trial.FIRST_REVIEW
             if not root.variants:
                 installed.trial.eager_ns.extend(root.eager_ns)
+        if root.kind != "node":  # whose trial is its own, see accel.metering
+            root.eager_ns.clear()
+        branching.watch(root, installed)
+        if root.kind != "node":
             root.entry.on_event = self.on_event
-        root.eager_ns.clear()
         # Variants for one size come first: they know more.
         root.variants.insert(len(root.variants) if is_family else 0, installed)
+        branching.order(root.variants)
         self.counters.add("variants")
         root.entry.variants = tuple(v.native for v in root.variants)
         root.entry.state = "armed"
@@ -672,6 +697,9 @@ class Driver:
         if kind == "error":
             log.artifact("driver", "%s: the executor failed: %s", root.name, message)
             self._drop_failed(root, message)
+            return
+        if kind == "misspeculated":
+            branching.leave(root, branching.doubt(root))
             return
         for installed in list(root.variants):
             if installed.native.review_at == 0:
@@ -760,8 +788,10 @@ class Driver:
         for root in self.roots.values():
             if root.state != "disabled":
                 self._forget(root)
-                root.retired_hits = root.recordings = 0
+                root.retired_hits = root.retired_failures = root.recordings = 0
         self.counters.reset()
+        branches.both_ways.clear()
+        branches.untraceable.clear()
         self._base_calls = {index: root.entry.calls for index, root in self.roots.items()}
 
     def _forget(self, root: Root) -> None:
@@ -816,6 +846,7 @@ class Driver:
             ops_eager += misses * root.ops_per_call
             refused = sum(getattr(v.native.executor, "refusals", 0) for v in root.variants)
             missed = sum(v.native.misspeculations for v in root.variants) - refused
+            missed += root.retired_failures
             failed += missed
             deopts += missed + sum(v.native.errors for v in root.variants)
         values.update(
@@ -854,6 +885,15 @@ def _is_beside(program: str, directory: str) -> bool:
     return (path == Path(program) or Path(program) in path.parents) and (
         "site-packages" not in path.parts
     )
+
+
+def _own_forward(root: Root) -> types.FunctionType | None:
+    """The `forward` of a root's module, which may be split in its place; None if it is torch's."""
+    module = root.module() if root.module is not None else None
+    forward = class_lookup(type(module), "forward")
+    if isinstance(forward, types.FunctionType) and not _inside(forward.__module__ or "", {"torch"}):
+        return forward
+    return None
 
 
 def _is_forward_of(root: Root, enclosing: Root) -> bool:

@@ -6,6 +6,8 @@ Invariant: every reason that code gives is a row of REASONS.
 
 from __future__ import annotations
 
+import re
+
 
 class AccelError(Exception):
     """Base of the errors that accel raises to its user."""
@@ -43,6 +45,8 @@ class GraphBreakError(AccelError):
 REASONS: dict[str, tuple[str, str]] = {
     "aliased_write": ("a tensor is written through an alias: {}", "pass separate tensors"),
     "ambient_changed": ("the call changes torch's global state: {}", "change it outside"),
+    "branch": ("a branch goes both ways, {}", "nothing: Python takes it, between compiled parts"),
+    "changes": ("{} is another at each visit", "nothing: what uses it runs as Python"),
     "class_or_module_store": ("a class, module or function is changed: {}", "do it outside"),
     "closure_store": ("a variable of an enclosing function is written", "return the value"),
     "compile_failed": ("compilation failed: {}", "run `python -m accel doctor`"),
@@ -115,6 +119,20 @@ def hint_for(text: str) -> str:
         if not hole and text.startswith(f"{start}: "):
             return hint
     return ""
+
+
+_UNTRACEABLE = re.compile(r"(\S+) at (.+?) cannot be traced: ")
+
+
+def untraceable(target: str, location: str, why: str) -> str:
+    """What a compiler says of an operation that it cannot follow."""
+    return f"{target} at {location or 'an unknown place'} cannot be traced: {why}"
+
+
+def untraceable_operation(text: str) -> tuple[str, str] | None:
+    """Target and location that `untraceable` was given; None for other texts."""
+    found = _UNTRACEABLE.search(text)
+    return (found[1], found[2]) if found is not None else None
 
 
 def graph_break(location: str, kind: str, detail: str) -> GraphBreakError:

@@ -15,7 +15,8 @@ from typing import Any
 
 from accel.capture.recorder import Recording
 from accel.capture.twins import CodeKey, code_key
-from accel.capture.variation import Variation
+from accel.capture.variation import GRADIENTS, Variation
+from accel.errors import reason_text
 from accel.rewriter import prologue
 from accel.trial import Trial
 
@@ -62,6 +63,7 @@ class Installed:
     key: str
     operations: int
     trial: Trial = field(default_factory=Trial)
+    doubted: tuple[int, int] = (0, 0)  # calls and failed speculations when somebody looked
 
 
 @dataclass(repr=False)
@@ -77,6 +79,7 @@ class Root:
     backend: Any = None
     forced: bool = False  # asked for by optimize(): recorded at the first call
     fullgraph: bool = False
+    assumes_all: bool = False  # it cannot be split where a tensor decides
     dynamic: bool | None = None  # of optimize(); None: as the setting says
     variation: Variation | None = None
     state: str = "cold"
@@ -90,6 +93,7 @@ class Root:
     recordings: int = 0
     variants: list[Installed] = field(default_factory=list)
     retired_hits: int = 0  # calls that dropped variants have served
+    retired_failures: int = 0  # failed speculations of dropped variants
     pending: int = 0
     backward_patterns: int = 0
     # Held while one of its calls is recorded, in whatever thread, and what it gave is submitted.
@@ -97,10 +101,21 @@ class Root:
     eager_ns: list[int] = field(default_factory=list)  # calls measured while it compiles
     ops_per_call: int = 0
     history: list[str] = field(default_factory=list)
+    owner: weakref.ref[Root] | None = None  # of a node: the split root
     split: Any = None  # accel.splitting.Split of a function that runs between its graph breaks
 
     def __repr__(self) -> str:
         return f"<Root {self.name} at {self.location}: {self.state}>"
+
+    def fix_sizes(self, why: str) -> bool:
+        """Its recordings have fixed sizes from now on, for `why`; False when they had anyway."""
+        if self.variation is None:
+            return False
+        if why == GRADIENTS:
+            self.variation.no_gradients = True
+        else:
+            self.variation.refused = reason_text("dynamic", why)
+        return True
 
     @property
     def is_recording(self) -> bool:
@@ -120,6 +135,7 @@ class Root:
         self.variation = None
         self.eager_ns.clear()
         self.backoff = 1
+        self.assumes_all = False
         self.entry.disarm = False
         self.entry.state = "count"
 

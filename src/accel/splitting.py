@@ -8,28 +8,33 @@ new nodes, since pads are numbered by plan.
 
 from __future__ import annotations
 
+import functools
 import types
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from accel import log, runtime
+from accel import branching, log, metering, runtime
 from accel.capture import segments
 from accel.capture.recorder import Recording
 from accel.capture.segments import LandingFacts, NodeFacts, Segment, SegmentRun
 from accel.capture.twins import mark_twin, with_code
+from accel.capture.variation import Variation
 from accel.errors import reason_text
-from accel.rewriter import islands, prologue, twin
+from accel.rewriter import islands, prologue, resumable, twin
 from accel.rewriter.flow import local_names
-from accel.roots import Root
+from accel.roots import SETTLED, Installed, Root
+from accel.trial import Trial
 
 MAX_PLANS = 12  # times a root's exits are found anew
 MAX_RUNS = 24  # recorded runs of one root
 MAX_FAILURES = 4  # stretches from one node that could not be used
+MAX_IN_VAIN = 2  # recorded runs in a row that do not pass the node for whose sake they are made
 MAX_VISITS = 2  # stretches from one node in one run
 MAX_SEGMENTS = 48  # of one run
+CHANGES = 3  # variants that one value keeps from serving: it is Python's
 
 
 @dataclass
@@ -37,6 +42,7 @@ class Split:
     """What is known of a split root."""
 
     exits: set[int] = field(default_factory=set)  # instructions of the original code
+    refused: set[int] = field(default_factory=set)  # exits that no plan can have
     reasons: dict[int, str] = field(default_factory=dict)  # exit -> why, with file and line
     plan: islands.Islands | None = None
     nodes: list[Root] = field(default_factory=list)
@@ -46,7 +52,11 @@ class Split:
     plans: int = 0
     runs: int = 0
     wanted: bool = True  # its next call is to be recorded
+    asked: set[int] = field(default_factory=set)  # nodes that the next recorded run should pass
+    in_vain: int = 0  # runs in a row that passed none of them
     settled: bool = False  # the last run met no unknown exit
+    trials: dict[int, Trial] = field(default_factory=dict)  # by node
+    meters: bool = False  # the next call that asks is to be metered
     failures: Counter[int] = field(default_factory=Counter)
     calls_before: int = -1  # calls of the root when its functions got resumable code
     retired: list[int] = field(default_factory=lambda: [0, 0, 0, 0])  # totals of former nodes
@@ -73,12 +83,16 @@ class Splitter:
         twin_of: Callable[[types.FunctionType], types.FunctionType | None],
         compile_segment: Callable[[Root, int, Recording], None],
         poll: Callable[[], None],
-        count_break: Callable[[], None],
+        count: Callable[[str], None],
+        arm_inlined: Callable[[Root, tuple[types.CodeType, ...]], None],
+        variation_of: Callable[[Root], Variation | None],
     ) -> None:
         self._twin_of = twin_of
         self._compile = compile_segment
         self._poll = poll
-        self._count_break = count_break
+        self._count = count
+        self._arm_inlined = arm_inlined
+        self._variation_of = variation_of
 
     # ------------------------------------------------------------- plans
 
@@ -96,15 +110,13 @@ class Splitter:
             log.artifact("exits", "%s is not split: %s", root.name, error)
             return False
         root.split = split
+        self._arm_inlined(root, recording.exit_codes)
         return bool(split.nodes)
 
     def _plan(self, root: Root, split: Split, found: set[int]) -> None:
         code = root.code
         assert code is not None
-        split.exits |= found
-        for _ in found:
-            self._count_break()
-        plan = islands.plan_islands(code, split.exits)
+        plan = islands.plan_islands(code, split.exits | found)
         points: dict[int, list[tuple[str, tuple[int, ...]]]] = {}
         for k, landing in enumerate(plan.landings):
             points.setdefault(landing.at, []).append(("land", (k, landing.depth)))
@@ -116,13 +128,19 @@ class Splitter:
         twin_code = twin.bind_twin(twin.build_twin_with(code, points), runtime.native.TRAMPOLINES)
         mark_twin(twin_code)
         self._retire(root, split)
+        split.exits |= found
+        for _ in found:
+            self._count("graph_breaks")
         split.plan, split.points, split.twin_code = plan, points, twin_code
         split.plans += 1
+        split.runs = 0
         split.settled = False
         split.failures.clear()
-        split.nodes = [self._node_root(root, node) for node in plan.nodes]
+        split.asked.clear()
+        split.trials.clear()
+        split.nodes = [self._node_root(root, k, node) for k, node in enumerate(plan.nodes)]
 
-    def _node_root(self, root: Root, node: islands.Node) -> Root:
+    def _node_root(self, root: Root, number: int, node: islands.Node) -> Root:
         reference = weakref.ref(root)
 
         def on_call(entry: Any, _roots: tuple[Any, ...]) -> None:
@@ -134,6 +152,7 @@ class Splitter:
                     return
                 if owner.split.runs < MAX_RUNS:
                     owner.split.wanted = True
+                    owner.split.asked.add(number)
                     owner.entry.threshold = 1
                 entry.threshold = min(2 * max(entry.threshold, 1), 4096)
 
@@ -141,13 +160,54 @@ class Splitter:
         entry.stack_depth = node.depth
         entry.threshold = 2
         assert root.code is not None
-        return Root(
+        node_root = Root(
             f"{root.name}:{node.line}",
             "node",
             f"{root.code.co_filename}:{node.line}",
             entry,
             backend=root.backend,
+            dynamic=root.dynamic,
+            owner=reference,
         )
+        entry.on_event = functools.partial(self._on_event, weakref.ref(node_root), number)
+        return node_root
+
+    def _on_event(
+        self,
+        node_reference: weakref.ref[Root],
+        number: int,
+        _entry: Any,
+        kind: str,
+        _message: str,
+    ) -> None:
+        """Native dispatch tells of a node's failed speculations, or of measured hits."""
+        node = node_reference()
+        root = node.owner() if node is not None and node.owner is not None else None
+        if node is None or root is None or root.split is None:
+            return
+        if kind == "misspeculated":
+            branching.leave(node, branching.doubt(node))
+        elif kind == "review":
+            trial = root.split.trials.setdefault(number, Trial())
+            if metering.review(node, trial):
+                root.split.meters, root.entry.threshold = True, 1
+            if node.state == "losing":
+                self._count("variants_losing")
+                root.history.append(f"{node.location}: {node.reason}")
+
+    def metered(self, root: Root, function: types.FunctionType) -> types.FunctionType | None:
+        """What runs the next call as Python and measures it, when that is wanted."""
+        split = root.split
+        if split is None or split.plan is None or not split.functions:
+            return None
+        # While they compile, nodes run as Python anyway.
+        pending = [node for node in split.nodes if node.pending and not node.variants]
+        spare = any(len(node.eager_ns) < metering.ENOUGH for node in pending)
+        if not spare and (not split.meters or split.wanted):
+            return None
+        split.meters = False
+        under = prologue.under_prologue(function.__code__)
+        return metering.metered(split.plan, split.nodes, function, under)
 
     def _retire(self, root: Root, split: Split) -> None:
         hits, ops, missed, _, failures = split.totals(root)
@@ -170,7 +230,6 @@ class Splitter:
         code = root.code
         assert code is not None
         visits: Counter[int] = Counter()
-        checks: dict[int, list[Any]] = {}
         split.functions.add(function)
         split.runs += 1
         split.wanted = False
@@ -178,17 +237,27 @@ class Splitter:
 
         def wanted(number: int, values: tuple[Any, ...]) -> bool:
             visits[number] += 1
+            split.asked.discard(number)
             if visits[number] > MAX_VISITS or len(run.segments) >= MAX_SEGMENTS:
                 return False
             if number >= len(split.nodes):
                 return not split.settled
             node = split.nodes[number]
-            if split.failures[number] >= MAX_FAILURES or node.state in ("full", "blacklisted"):
+            if split.failures[number] >= MAX_FAILURES or node.state in SETTLED:
                 return False
-            if number not in checks:
-                checks[number] = [v.program for v in node.variants]
-            known = [*checks[number], *(_program(s) for s in run.segments if s.node == number)]
-            return all(p.check((*values, function)) != -1 for p in known)
+            roots = (*values, function)
+            checks = [(v, v.program.check(roots)) for v in node.variants]
+            rivals = [v for v, k in checks if k < 0]
+            fresh = [s for s in run.segments if s.node == number]
+            # Guards are not all: what a tensor decides, and sizes, are seen when it runs.
+            if not all(v.native.misspeculations for v in rivals) or any(
+                _program(s).check(roots) == -1 and not s.recording.assumed for s in fresh
+            ):
+                return False
+            run.failed_guards.extend((number, v.recording.checked[k]) for v, k in checks if k >= 0)
+            others = [v for v in rivals if branching.failures(v)] + fresh
+            run.rivals = tuple(r.assumed for r in _assuming(others))
+            return True
 
         def _program(segment: Segment) -> Any:
             guards = segment.recording.guards
@@ -205,6 +274,7 @@ class Splitter:
             self._twin_of,
             wanted,
             lambda run: self._over(root, split, run),
+            lambda k: self._variation_of(split.nodes[k]) if k < len(split.nodes) else None,
         )
         return run, with_code(function, split.twin_code)
 
@@ -233,15 +303,18 @@ class Splitter:
                 why = reason_text(discovery.void.kind, discovery.void.detail)
                 split.reasons[at] = f"{why} ({discovery.location})"
                 found.add(at)
-        if found and split.plans < MAX_PLANS:
-            self._plan(root, split, found)
-            split.wanted = True
-            root.entry.threshold = 1
+                self._arm_inlined(root, discovery.codes)
+        found |= self._consumers(split, run) - split.exits
+        found -= split.refused
+        if found and split.plans < MAX_PLANS and self._replanned(root, split, found):
             return
         split.settled = not run.failed
         for segment in run.voided:
             void = segment.recording.void
             assert void is not None
+            if void.kind == "dynamic" and split.nodes[segment.node].fix_sizes(void.detail):
+                split.wanted, root.entry.threshold = True, 1
+                continue
             split.failures[segment.node] += 2 if void.kind == "no_operations" else 1
             if split.failures[segment.node] >= MAX_FAILURES:
                 entry = split.nodes[segment.node].entry
@@ -252,12 +325,51 @@ class Splitter:
             )
         for segment in run.segments:
             node = split.nodes[segment.node]
+            if segment.recording.assumed in segment.rivals:
+                continue  # this way has been recorded already
+            places = branching.places_to_leave(node.variants, segment.recording)
+            if branching.leave(node, places):
+                continue
             segment.recording.landing = segment.native_landing
             count = len(run.names) + split.plan.nodes[segment.node].depth + 1
+            segment.recording.show(node.variation)
             self._compile(node, count, segment.recording)
         if run.segments:
             self.rewrite(root, split)
             root.entry.threshold = 1  # while they are being compiled
+        # A node that misses need not lie on the way of the very next call.
+        split.in_vain = split.in_vain + 1 if split.asked else 0
+        if 0 < split.in_vain < MAX_IN_VAIN:
+            split.wanted, root.entry.threshold = True, 1
+        else:
+            split.in_vain = 0
+            split.asked.clear()
+
+    def _replanned(self, root: Root, split: Split, found: set[int]) -> bool:
+        """Whether there is a plan with these exits too; then the next call is recorded."""
+        try:
+            self._plan(root, split, found)
+        except twin.RewriteError as error:
+            split.refused |= found
+            log.artifact("exits", "%s has no further exits: %s", root.name, error)
+            return False
+        split.wanted, root.entry.threshold = True, 1
+        return True
+
+    def _consumers(self, split: Split, run: SegmentRun) -> set[int]:
+        """The instructions that use locals and slots whose value is another at each visit."""
+        assert split.plan is not None
+        found: set[int] = set()
+        for (number, name), count in Counter(run.failed_guards).items():
+            node = split.plan.nodes[number]
+            slots = {segments.stack_name(k): k - node.depth for k in range(node.depth)}
+            named = {name: k for k, name in enumerate(run.names)} | slots
+            if count >= CHANGES and name in named:
+                users = split.plan.flow.users(node.at, named[name], node.stretch)
+                found |= users
+                for at in users:
+                    split.reasons[at] = reason_text("changes", name)
+        return found
 
     def rewrite(self, root: Root, split: Split) -> None:
         """Gives the root's functions resumable code."""
@@ -266,7 +378,7 @@ class Splitter:
             split.calls_before = root.entry.calls
         for function in list(split.functions):
             under = prologue.under_prologue(function.__code__)
-            body = islands.resumable(split.plan, under, lambda k: int(split.nodes[k].entry.index))
+            body = resumable.resumable(split.plan, under, lambda k: int(split.nodes[k].entry.index))
             function.__code__ = prologue.insert_prologue(under, root.entry.index, body=body)
 
     def restore(self, root: Root) -> None:
@@ -279,6 +391,11 @@ class Splitter:
             under = prologue.under_prologue(function.__code__)
             if under is not function.__code__:
                 function.__code__ = prologue.insert_prologue(under, root.entry.index)
+
+
+def _assuming(parts: Iterable[Installed | Segment]) -> list[Recording]:
+    """The recordings that assume what tensors decide."""
+    return [part.recording for part in parts if part.recording.assumed]
 
 
 def _node_facts(number: int, node: islands.Node) -> NodeFacts:

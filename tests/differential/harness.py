@@ -225,13 +225,18 @@ class Session:
         return result
 
     def split(
-        self, function: Callable[..., Any], *args: Any, segments: int = 2, calls: int = 5
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        segments: int = 2,
+        calls: int = 5,
+        tries: int = 3,
     ) -> Any:
-        """Some calls, then three; in one of them at least so many compiled segments must run."""
+        """Some calls, then some more; in one of those at least so many compiled segments must run."""
         for _ in range(calls):
             self._call(function, args, {})
         served = 0
-        for _ in range(3):  # one or two of them may be recorded, for the sake of a rarer path
+        for _ in range(tries):  # one or two of them may be recorded, for the sake of a rarer path
             before = int(self._engine.counters().get("segments_served", 0))
             result = self._call(function, args, {})
             after = int(self._engine.counters().get("segments_served", 0))

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from accel import runtime
+from accel.capture.branches import Place
 from accel.capture.numbers import NumberEvents
 from accel.capture.results import Describer, Template
 from accel.capture.state import RecorderState, user_location
@@ -53,8 +54,16 @@ class Recording:
     traceback: str = ""  # of an error of ours
     is_plain: bool = False  # no torch operation ran, seen or unseen
     exit_offset: int | None = None  # where in the root's twin it was voided
+    exit_codes: tuple[types.CodeType, ...] = ()  # twins of what was inlined there
     landing: tuple[int, tuple[int, ...], tuple[int, ...]] | None = None  # of a segment
+    assumed: tuple[tuple[Place, bool], ...] = ()  # by speculation: where, and what
     checked: tuple[str, ...] = ()  # by instruction of its guard program: what that looks at
+
+    def show(self, variation: Variation | None) -> None:
+        """Tells the history of the root what this run has read."""
+        if variation is not None and self.graph is not None:
+            metas = [meta for _, meta in self.graph.inputs]
+            variation.observe(list(zip(self.inputs, metas, strict=True)))
 
 
 class Recorder(NumberEvents):
@@ -70,11 +79,14 @@ class Recorder(NumberEvents):
         function: int | None = None,
         live: frozenset[int] | None = None,
         variation: Variation | None = None,
+        assumes_all: bool = False,
     ) -> None:
         """`roots` name the call's locals; those at `starred` are *args and **kwargs, which the
         recorded call binds anew; the one at `function` is the root function itself. Only
-        those in `live` can be read, if it is given; `variation` says which sizes are left open."""
+        those in `live` can be read, if it is given; `variation` says which sizes are left open;
+        `assumes_all`: what tensors decide is assumed even where it is known to change."""
         RecorderState.__init__(self)
+        self.assumes_all = assumes_all
         self.follow_numbers(variation)
         self.missing = runtime.native.MISSING
         self.twin_of = twin_of
@@ -89,6 +101,7 @@ class Recorder(NumberEvents):
         self.input_tensors: dict[int, Any] = {}
         self.twin_code: types.CodeType | None = None
         self.exit_offset: int | None = None
+        self.exit_codes: tuple[types.CodeType, ...] = ()
         self.ambient = runtime.native.Ambient()
         self.rng = torch.default_generator.get_state()
         self.roots = [root(i, name) for i, (name, _) in enumerate(roots)]
@@ -125,7 +138,7 @@ class Recorder(NumberEvents):
         """The recording is over before its end; the run itself goes on."""
         if self.voided is None:
             self.location = user_location()
-            self.exit_offset = self._offset_in_root()
+            self.exit_offset, self.exit_codes = self._position_in_root()
             if kind == "recorder_error" and isinstance(detail, Void):
                 # Without its traceback, whose frames would keep the program's objects alive.
                 self.voided = Void(detail.kind, detail.detail)
@@ -142,15 +155,19 @@ class Recorder(NumberEvents):
                     self.traceback = "".join(traceback.format_exception(detail))
         return None
 
-    def _offset_in_root(self) -> int | None:
-        """At which byte of the root's twin the run is."""
-        found = None
+    def _position_in_root(self) -> tuple[int | None, tuple[types.CodeType, ...]]:
+        """At which byte of the root's twin the run is, and the codes of what it has called."""
+        found: int | None = None
+        codes: list[types.CodeType] = []
+        inner: tuple[types.CodeType, ...] = ()
         frame: types.FrameType | None = sys._getframe(2)
         while frame is not None and self.twin_code is not None:
             if frame.f_code is self.twin_code:
-                found = frame.f_lasti  # the outermost: the root may call itself
+                # The outermost: the root may call itself.
+                found, inner = frame.f_lasti, tuple(codes)
+            codes.append(frame.f_code)
             frame = frame.f_back
-        return found
+        return found, inner
 
     def checkpoint(self) -> Answer:
         """Some thousand events have passed: is this recording still worth its time?"""
@@ -199,6 +216,8 @@ class Recorder(NumberEvents):
             self.traceback,
             len(self.operations) == len(self.hints) and not unseen_operations,
             self.exit_offset,
+            self.exit_codes,
+            assumed=tuple(self.assumed),
         )
 
     def release(self) -> None:

@@ -21,11 +21,12 @@ from accel.capture.recorder import Recorder, Recording
 from accel.capture.results import Describer, Template
 from accel.capture.steps import Answer, Void
 from accel.capture.values import class_lookup, is_python_class
+from accel.capture.variation import Variation
 from accel.sources import Source
 
 # What cannot be recorded but can be done by Python, between two stretches.
 EXITS = frozenset(
-    """class_or_module_store closure_store container container_write delete disabled finaliser global_store
+    """branch class_or_module_store closure_store container container_write delete disabled finaliser global_store
     import no_twin opaque_attribute opaque_call opaque_operation operand read_after_write
     unknown_function tensor_attribute tensor_attribute_store tensor_method tensor_subclass
     text_of_object unbound_slot unknown_tensor unknown_value value_from_tensor""".split()
@@ -68,6 +69,7 @@ class Segment:
     recording: Recording
     written: tuple[int, ...] = ()
     unset: tuple[int, ...] = ()
+    rivals: tuple[Any, ...] = ()  # what others whose guards held assume
 
     @property
     def native_landing(self) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
@@ -84,10 +86,11 @@ class SegmentRecorder(Recorder):
         values: tuple[Any, ...],
         function: types.FunctionType,
         twin_of: Callable[[types.FunctionType], types.FunctionType | None],
+        variation: Variation | None = None,
     ) -> None:
         if any(map(_has_finaliser, values)):
             raise Void("finaliser", "in a local variable")
-        stack = [f"<stack {k}>" for k in range(node.depth)]
+        stack = [stack_name(k) for k in range(node.depth)]
         roots = list(zip([*names, *stack], values, strict=True))
         touched = range(len(names) + node.untouched, len(values))
         self.node = node
@@ -99,6 +102,7 @@ class SegmentRecorder(Recorder):
                 lambda _recording: None,
                 function=len(values),
                 live=(node.reads | frozenset(touched)) - node.cells,
+                variation=variation,
             )
             for i in sorted(node.cells):
                 self._track_cell(i, values[i], i in node.reads)
@@ -205,6 +209,7 @@ class Discovery:
     offset: int  # in the twin's code
     void: Void
     location: str
+    codes: tuple[types.CodeType, ...] = ()  # twins of what was inlined there
 
 
 @dataclass
@@ -223,14 +228,19 @@ class SegmentRun:
     twin_of: Callable[[types.FunctionType], types.FunctionType | None]
     wanted: Callable[[int, tuple[Any, ...]], bool]
     on_done: Callable[[SegmentRun], BaseException | None]
+    # Which sizes the stretches from this node leave open.
+    variation_of: Callable[[int], Variation | None] = lambda _node: None
     segments: list[Segment] = field(default_factory=list)
     voided: list[Segment] = field(default_factory=list)
     found: list[Discovery] = field(default_factory=list)
+    # By variant that did not serve where a stretch was recorded: node, and what differed.
+    failed_guards: list[tuple[int, str]] = field(default_factory=list)
     failed: bool = False
     error: BaseException | None = None
     started: float = field(default_factory=time.perf_counter)
     seconds: float = 0.0
     current: SegmentRecorder | None = None
+    rivals: tuple[Any, ...] = ()  # of the stretch that is wanted, see Segment
 
     @property
     def handlers(self) -> tuple[Callable[..., Any], ...]:
@@ -246,7 +256,9 @@ class SegmentRun:
             if not self.wanted(number, values):
                 return None
             node = self._node(number, len(values))
-            self.current = SegmentRecorder(node, self.names, values, self.function, self.twin_of)
+            self.current = SegmentRecorder(
+                node, self.names, values, self.function, self.twin_of, self.variation_of(number)
+            )
             self.current.twin_code = self.twin_code
             return tuple(
                 self.finish if name == "finish" else handler
@@ -281,7 +293,7 @@ class SegmentRun:
         finally:
             self.segments.clear()
             self.voided.clear()
-            del self.wanted, self.on_done
+            del self.wanted, self.on_done, self.variation_of
 
     def _close(self, landing: LandingFacts, values: tuple[Any, ...], unseen: int) -> None:
         recorder, self.current = self.current, None
@@ -293,6 +305,7 @@ class SegmentRun:
             self.error = error
             recorder.release()
             return
+        segment.rivals = self.rivals
         if segment.node < len(self.nodes):
             kept = self.segments if segment.recording.void is None else self.voided
             kept.append(segment)
@@ -304,10 +317,16 @@ class SegmentRun:
             return
         void = recorder.voided
         if void is not None and void.kind in EXITS and recorder.exit_offset is not None:
-            self.found.append(Discovery(recorder.exit_offset, void, recorder.location))
+            at, codes = recorder.exit_offset, recorder.exit_codes
+            self.found.append(Discovery(at, void, recorder.location, codes))
         if void is not None and void.kind == "recorder_error":
             self.error = void
         recorder.release()
+
+
+def stack_name(slot: int) -> str:
+    """What a slot of the stack is called as a root."""
+    return f"<stack {slot}>"
 
 
 def _has_finaliser(value: Any, depth: int = 1) -> bool:
@@ -324,4 +343,4 @@ def _nothing(*_arguments: Any) -> None:
     return None
 
 
-__all__ = ["EXITS", "LandingFacts", "NodeFacts", "Segment", "SegmentRun"]
+__all__ = ["EXITS", "LandingFacts", "NodeFacts", "Segment", "SegmentRun", "stack_name"]

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from accel import runtime
+from accel.capture import branches
 from accel.capture.steps import OPERATION, Answer, Void
 from accel.capture.values import (
     BUILTIN_CONTAINERS,
@@ -36,8 +37,6 @@ from accel.guards import GuardSet
 from accel.sources import Source, constant
 from accel.trace import Operation, Ref, TensorMeta
 
-_PACKAGE_FILES = __file__.rsplit("/", 2)[0]
-
 
 @dataclass
 class Effect:
@@ -55,7 +54,7 @@ class Effect:
 def user_location() -> str:
     """`file:line` of the innermost frame that is not accel's own."""
     frame: types.FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE_FILES):
+    while frame is not None and frame.f_code.co_filename.startswith(branches.PACKAGE_FILES):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else "?"
 
@@ -122,6 +121,8 @@ class RecorderState:
         self.operations: list[Operation] = []
         self.output_tensors: list[torch.Tensor] = []
         self.speculations: list[tuple[str, bool]] = []
+        self.assumed: list[tuple[branches.Place, bool]] = []  # where, for each of them
+        self.assumes_all = False  # also where branches are known to go both ways
         self.effects: list[Effect] = []
         self.voided: Void | None = None
         self.location = ""
@@ -252,6 +253,8 @@ class RecorderState:
         self, kind: str, target: str, f: Callable[..., Any], args: Any, kwargs: Any
     ) -> Answer:
         """A step that runs a torch operation and records it."""
+        if branches.untraceable and (target, user_location()) in branches.untraceable:
+            raise Void("opaque_operation", target.removeprefix("_operator."))
         token = (kind, target, self.refs(args), self.refs(kwargs) if kwargs else {})
         return (OPERATION, f, args, kwargs or None, self.after_operation, token)
 
@@ -303,9 +306,13 @@ class RecorderState:
         ref = self.tensor_ref(tensor)
         if tensor.numel() != 1:
             raise Void("value_from_tensor", "truth of a tensor with several elements")
+        place = branches.here()
+        if place in branches.both_ways and not self.assumes_all:
+            raise Void("branch", "as a tensor decides")
         truth = bool(tensor)
         if (ref.name, truth) not in self.speculations:
             self.speculations.append((ref.name, truth))
+            self.assumed.append((place, truth))
         return truth
 
     # ---------------------------------------------------------- containers

@@ -40,6 +40,12 @@ class TwinFactory:
                 mark_twin(twin)
             return twin
 
+    def running(self, codes: set[types.CodeType]) -> list[types.FunctionType]:
+        """The functions whose twins have one of these codes."""
+        keys = {code_key(code) for code in codes}
+        found = list(self._functions.items())
+        return [f for f, twin in found if code_key(twin.__code__) in keys]
+
     def function(self, f: types.FunctionType) -> types.FunctionType | None:
         """The twin of `f`, up to date with its code and defaults."""
         twin = self._functions.get(f)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import sys
 import types
 
 import pytest
 from plain_trampolines import TRAMPOLINES
 
-from accel.rewriter import flow, islands, prologue, twin, verify
+from accel.rewriter import flow, islands, prologue, resumable, twin, verify
 
 LOG: list[object] = []
 
@@ -191,10 +192,10 @@ def outcome(f, arguments):
 
 
 def install(f, plan, answer):
-    code = islands.resumable(plan, f.__code__, lambda k: 1000 + k)
+    code = resumable.resumable(plan, f.__code__, lambda k: 1000 + k)
     verify.check_code(code)
     sentinel = object()
-    names = {islands.NODE_CALLEE: answer, "__accel_run_body__": sentinel}
+    names = {resumable.NODE_CALLEE: answer, "__accel_run_body__": sentinel}
     new = types.FunctionType(code, {**f.__globals__, **names}, f.__name__, f.__defaults__)
     return new, sentinel
 
@@ -315,7 +316,7 @@ def test_errors_are_handled_where_the_landing_is():
 
 def test_originals_are_kept():
     plan = islands.plan_islands(c_for.__code__, exits_of(c_for.__code__))
-    body = islands.resumable(plan, c_for.__code__, lambda k: k)
+    body = resumable.resumable(plan, c_for.__code__, lambda k: k)
     code = prologue.insert_prologue(c_for.__code__, 7, body=body)
     verify.check_code(code)
     assert prologue.original_code(code) is c_for.__code__
@@ -360,3 +361,63 @@ def test_what_a_stretch_reads_and_writes():
     assert {names[i] for i in body.reads} == {"b", "i", "total"}
     assert body.stretch.untouched == 1  # the iterator
     assert "total" in {names[i] for i in body.stretch.writes}
+
+
+def _takers(function: types.FunctionType, local: str) -> set[str]:
+    code = function.__code__
+    found = flow.Flow(code)
+    start = found.names.index("RESUME") + 1
+    stretch = found.stretch(start, frozenset())
+    index = flow.local_names(code).index(local)
+    return {found.names[i] for i in found.users(start, index, stretch)}
+
+
+def test_who_takes_the_value_of_a_local() -> None:
+    def adds(a, b):
+        return b + a * 2
+
+    def tests(a, b):
+        if a > 1:
+            return b
+        return [b, -b]
+
+    def overwrites(a, b):
+        a = -b
+        return a + 1
+
+    assert _takers(adds, "a") == {"BINARY_OP"} == _takers(adds, "b")
+    assert _takers(tests, "a") == {"COMPARE_OP"}
+    assert _takers(tests, "b") == {"UNARY_NEGATIVE", "BUILD_LIST"}  # a return is no exit
+    assert not _takers(overwrites, "a")
+
+
+def test_who_takes_a_slot_of_the_stack() -> None:
+    def f(a, b):
+        return max(a, b * 2)
+
+    found = flow.Flow(f.__code__)
+    product = found.names.index("BINARY_OP")
+    stretch = found.stretch(product, frozenset())
+    call = next(i for i, name in enumerate(found.names) if name == "CALL")
+    assert found.users(product, -1, stretch) == {product}  # 2
+    assert found.users(product, -2, stretch) == {product}  # b
+    assert found.users(product, -3, stretch) == {call}  # a
+
+
+@pytest.mark.parametrize("function", [c_straight, c_nested_call, c_for], ids=lambda f: f.__name__)
+def test_metered_code_does_the_same_and_tells_where_it_comes(function: types.FunctionType) -> None:
+    code = function.__code__
+    calls = [i for i, name in enumerate(flow.Flow(code).names) if name == "CALL"]
+    plan = islands.plan_islands(code, calls)
+    marks: list[int] = []
+    metered = resumable.metered(plan, code, marks.append)
+    verify.check_code(metered)
+    LOG.clear()
+    expected, expected_log = function(2, 5), list(LOG)
+    LOG.clear()
+    result = types.FunctionType(metered, function.__globals__)(2, 5)
+    assert (result, LOG) == (expected, expected_log)
+    assert marks[-1] == -1 and set(marks) <= {-1, *range(len(plan.nodes))}
+    assert any(k >= 0 for k in marks)
+    # Two landings may follow each other; two nodes cannot without an exit between them.
+    assert all(a < 0 or b < 0 for a, b in itertools.pairwise(marks))
