@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from accel.codegen.decompositions import DECOMPOSITIONS
 from accel.codegen.options import CompileError
+from accel.codegen.result_shapes import RESULTS
 from accel.codegen.symbols import hint, is_symbolic
 from accel.codegen.tensor_graph import (
     Commit,
@@ -279,7 +280,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         schema = func._schema
         if schema.is_mutable:
             return self._mutating(func, args, kwargs)
-        out = func(*args, **kwargs)
+        out = RESULTS.get(func, func)(*args, **kwargs)
         self._record(func, args, kwargs, out)
         return out
 

@@ -1,0 +1,256 @@
+"""torch.autograd.Function, custom operations of libraries, and what models by hand do with them."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from harness import ANY, EAGER, Program, Session, program
+
+PROGRAMS: list[Program] = []
+
+
+def square() -> type[torch.autograd.Function]:
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, k):
+            ctx.save_for_backward(x)
+            ctx.k = k
+            return x * x * k
+
+        @staticmethod
+        def backward(ctx, gradient):
+            (x,) = ctx.saved_tensors
+            return 2 * x * gradient * ctx.k, None
+
+    return Square
+
+
+@program(PROGRAMS, "an autograd function without gradients")
+def _(s: Session) -> None:
+    function = square()
+
+    def f(x):
+        return function.apply(x + 1, 3) - 1
+
+    f = s.root(f)
+    s.warm(f, torch.randn(4))
+    s.hit(f, torch.randn(4))
+    with torch.no_grad():
+        s.warm(f, torch.randn(4, requires_grad=True))
+
+
+@program(PROGRAMS, "an autograd function whose forward is replaced")
+def _(s: Session) -> None:
+    function = square()
+
+    def f(x):
+        return function.apply(x, 2) + 1
+
+    f, x = s.root(f), torch.randn(4)
+    s.warm(f, x)
+    s.patch(function, "forward", staticmethod(lambda ctx, x, k: x - k))
+    s.miss(f, x)
+    s.call(f, x)
+
+
+@program(PROGRAMS, "an autograd function with gradients", expect=ANY)
+def _(s: Session) -> None:
+    function = square()
+
+    def f(x):
+        y = (x + 1) * 2
+        y = function.apply(y, 3)
+        return (y * 2 - 1).relu()
+
+    def step(x):
+        loss = root(x).sum()
+        loss.backward()
+        return loss.detach(), x.grad
+
+    root = s.root(f)
+    for _ in range(6):
+        s.call(step, torch.randn(4).requires_grad_())
+    s.call(step, torch.randn(5).requires_grad_())
+
+
+@program(
+    PROGRAMS, "an autograd function that hands its input on", expect=EAGER, reason="Same.apply()"
+)
+def _(s: Session) -> None:
+    class Same(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x
+
+    def f(x):
+        return Same.apply(x)
+
+    f = s.root(f)
+    for _ in range(3):
+        s.call(f, torch.randn(4) + 1)
+
+
+@program(PROGRAMS, "an autograd function that gives a view", expect=ANY)
+def _(s: Session) -> None:
+    class Turned(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.t(), x.sum()
+
+    def f(x):
+        turned, total = Turned.apply(x * 2)
+        return turned + 1, total
+
+    f = s.root(f)
+    for _ in range(5):
+        s.call(f, torch.randn(3, 4))
+
+
+@program(PROGRAMS, "an autograd function with setup_context", expect=ANY)
+def _(s: Session) -> None:
+    class Cube(torch.autograd.Function):
+        @staticmethod
+        def forward(x):
+            return x**3
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            ctx.save_for_backward(*inputs)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return 3 * ctx.saved_tensors[0] ** 2 * gradient
+
+    def f(x):
+        return Cube.apply(x + 1) * 2
+
+    f = s.root(f)
+    for _ in range(5):
+        s.call(f, torch.randn(4))
+
+
+@program(PROGRAMS, "an autograd function that looks at its context", expect=ANY)
+def _(s: Session) -> None:
+    class Looking(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.set_materialize_grads(False)
+            ctx.kept = x.sum()
+            scale = 2.0 if ctx.needs_input_grad[0] else 3.0
+            return x * scale + ctx.kept
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient
+
+    def f(x):
+        return Looking.apply(x) + 1
+
+    f = s.root(f)
+    for _ in range(4):
+        s.call(f, torch.randn(4))
+    s.call(f, torch.randn(4, requires_grad=True))
+    s.call(f, torch.randn(4))
+
+
+@program(PROGRAMS, "an autograd function that writes its input", expect=ANY)
+def _(s: Session) -> None:
+    class Writing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            x.add_(1)
+            ctx.mark_dirty(x)
+            return x
+
+    def f(x):
+        return Writing.apply(x) * 2
+
+    f = s.root(f)
+    for _ in range(5):
+        s.call(f, torch.randn(4))
+
+
+@program(PROGRAMS, "an autograd function with an effect in its forward", expect=ANY)
+def _(s: Session) -> None:
+    seen = s.watch([])
+
+    class Noting(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            seen.append(len(seen))
+            return x * 2
+
+    def f(x):
+        return Noting.apply(x) + 1
+
+    f = s.root(f)
+    for _ in range(5):
+        s.call(f, torch.randn(4))
+
+
+@program(PROGRAMS, "a grouped matrix product")
+def _(s: Session) -> None:
+    def f(x, weights, ends):
+        return F.grouped_mm(x * 2, weights, offs=ends) + 1
+
+    f, weights = s.root(f), torch.randn(2, 8, 4)
+    ends = torch.tensor([2, 5], dtype=torch.int32)
+    s.warm(f, torch.randn(5, 8), weights, ends)
+    s.hit(f, torch.randn(5, 8), weights, torch.tensor([4, 5], dtype=torch.int32))
+
+
+@program(PROGRAMS, "a grouped matrix product with padded rows")
+def _(s: Session) -> None:
+    def f(x, weights, ends):
+        y = F.grouped_mm(x, weights, offs=ends)
+        return y, y.relu()
+
+    weights = torch.randn(2, 5, 8).transpose(1, 2)
+    ends = torch.tensor([1, 6], dtype=torch.int32)
+    f = s.root(f)
+    s.warm(f, torch.randn(6, 8), weights, ends)
+    s.hit(f, torch.randn(6, 8), weights, ends)
+
+
+@program(PROGRAMS, "slices whose bounds are tensors", expect=ANY)
+def _(s: Session) -> None:
+    data = torch.arange(100.0)
+
+    def f(n):
+        at = torch.randint(len(data) - n, (4,))
+        x = torch.stack([data[i : i + n] for i in at])
+        y = torch.stack([data[i + 1 : i + 1 + n] for i in at])
+        return (x * 2 + y).relu().sum(0)
+
+    f = s.root(f)
+    s.split(f, 8, segments=1)
+    s.call(f, 5)
+
+
+@program(PROGRAMS, "a sliding mask of positions in attention")
+def _(s: Session) -> None:
+    def f(scores, values):
+        n = scores.size(-1)
+        q = (torch.arange(n) + 0)[None, None, :, None]
+        k = (torch.arange(n) + 0)[None, None, None, :]
+        near = q.new_ones((), dtype=torch.bool) & (k > q - 4) & (k <= q)
+        mask = torch.where(near.expand(2, -1, n, n), torch.zeros(()), -1e30)
+        capped = torch.tanh(scores / 16 / 50) * 50
+        return torch.softmax(capped + mask, -1) @ values
+
+    f = s.root(f)
+    s.warm(f, torch.randn(2, 4, 7, 7), torch.randn(2, 4, 7, 8))
+    s.hit(f, torch.randn(2, 4, 7, 7), torch.randn(2, 4, 7, 8))
+
+
+@program(PROGRAMS, "a call without keywords of a hint to Dynamo, sizes open")
+def _(s: Session) -> None:
+    cache = torch.zeros(4, 4)
+
+    def f(x):
+        torch._dynamo.mark_static_address(cache)
+        return x + cache[: x.size(0)]
+
+    f = s.root(f, dynamic=True)
+    s.warm(f, torch.randn(3, 4))
+    s.call(f, torch.randn(2, 4))
