@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import torch
 import torch.nn.functional as F
 from harness import ANY, EAGER, Program, Session, program
@@ -254,3 +256,71 @@ def _(s: Session) -> None:
     f = s.root(f, dynamic=True)
     s.warm(f, torch.randn(3, 4))
     s.call(f, torch.randn(2, 4))
+
+
+@program(PROGRAMS, "running statistics are written behind autograd's back")
+def _(s: Session) -> None:
+    norm = torch.nn.BatchNorm1d(4)
+    running = s.watch([])
+
+    def f(x):
+        return norm(x).relu() * 2
+
+    def step(x, y, together):
+        first = root(x)
+        second = f(y) if together else root(y)  # a history of eager's beside one of ours
+        (first.sum() - second.sum()).backward()
+        gradient = norm.weight.grad
+        norm.zero_grad()
+        running.append(norm.running_mean._version)
+        return gradient, x.grad
+
+    root = s.root(lambda x: norm(x).relu() * 2)
+    for together in (False, False, False, True, False):
+        x, y = (torch.randn(3, 4).requires_grad_() for _ in range(2))
+        (s.call if together else s.hit if len(running) > 1 else s.call)(step, x, y, together)
+    with torch.no_grad():
+        for _ in range(4):
+            s.call(root, torch.randn(3, 4))
+            running.append(norm.running_mean._version)
+
+
+@program(PROGRAMS, "a history of eager's is unwound after compiled calls", expect=ANY)
+def _(s: Session) -> None:
+    norm = torch.nn.BatchNorm1d(4)
+
+    def f(x):
+        return norm(x) + 1
+
+    root = s.root(f)
+    early = f(torch.randn(3, 4).requires_grad_())
+    for _ in range(4):
+        s.call(root, torch.randn(3, 4).requires_grad_())
+
+    def unwind():
+        early.sum().backward()
+        return norm.weight.grad
+
+    s.call(unwind)
+
+
+@program(PROGRAMS, "a generator is advanced beside an exit in an `and`", expect=ANY)
+def _(s: Session) -> None:
+    def pieces(v, count):
+        for i in range(count):
+            yield v + i
+
+    def f(x):
+        a, seen = x, 0
+        for v in pieces(a, 4):
+            seen += 1
+            assert seen < 5
+            a.tolist() and zlib.crc32(b"more")
+            a = a + v
+        return a - x.detach()
+
+    f = s.root(f)
+    for _ in range(7):
+        s.call(f, torch.rand(3, 4))
+    for _ in range(5):
+        s.call(f, torch.rand(3, 4).requires_grad_())

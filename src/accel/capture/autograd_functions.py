@@ -23,6 +23,10 @@ _OWN_SETUP = class_lookup(torch.autograd.Function, "setup_context")
 class AutogradFunctions(LibraryCalls):
     """Rules for autograd functions."""
 
+    def fresh_event(self, obj: Any) -> Answer:
+        """An object was made while recording."""
+        raise NotImplementedError
+
     contexts: frozenset[type] = frozenset()  # classes of the contexts that torch makes now
 
     def _call_unwrap_if_dead(self, f: Any, args: Any, kwargs: Any) -> Answer:
