@@ -16,8 +16,7 @@ from typing import Any
 from accel import runtime
 
 DIFFERENTIAL = Path(__file__).resolve().parents[1] / "differential"
-if str(DIFFERENTIAL) not in sys.path:
-    sys.path.insert(0, str(DIFFERENTIAL))
+sys.path.insert(0, str(DIFFERENTIAL))
 
 from harness import ANY, Accel, Program, Session, check
 
