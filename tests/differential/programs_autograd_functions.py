@@ -324,3 +324,36 @@ def _(s: Session) -> None:
         s.call(f, torch.rand(3, 4))
     for _ in range(5):
         s.call(f, torch.rand(3, 4).requires_grad_())
+
+
+@program(PROGRAMS, "a gradient at one output, of a state that the call has written", expect=ANY)
+def _(s: Session) -> None:
+    state = s.watch(torch.ones(4))
+
+    def f(x, z):
+        state.add_(1)
+        return x * state, x * 2 * state + z
+
+    def step(x, z):
+        root(x, z)[0].sum().backward()
+        return x.grad, z.grad
+
+    root = s.root(f)
+    for _ in range(6):
+        s.call(step, torch.rand(4).requires_grad_(), torch.rand(4).requires_grad_())
+
+
+@program(PROGRAMS, "a gradient at one output, of an input written since", expect=ANY)
+def _(s: Session) -> None:
+    def f(x, y, z):
+        return x + y, x * 2, z * 3
+
+    def step(x, y, z):
+        first, second, _ = root(x, y, z)
+        y.mul_(0.5)
+        (first if len(x) == 4 else second).sum().backward()
+        return x.grad, z.grad
+
+    root = s.root(f)
+    for n in (4, 4, 4, 4, 5, 5, 5):
+        s.call(step, torch.rand(n).requires_grad_(), torch.rand(n), torch.rand(n).requires_grad_())

@@ -18,7 +18,7 @@ from accel import runtime
 DIFFERENTIAL = Path(__file__).resolve().parents[1] / "differential"
 sys.path.insert(0, str(DIFFERENTIAL))
 
-from harness import ANY, Accel, Program, Session, check
+from harness import ANY, Accel, Program, Session, check  # noqa: E402
 
 KINDS = ("guard", "speculation", "executor")
 
