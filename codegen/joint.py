@@ -8,7 +8,9 @@ is what it would be without gradients.
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,7 +76,8 @@ class _JointTracer(Tracer):
     def _run_operations(self, values: dict[str, Any]) -> None:
         for o in self.source.operations:
             self.location = o.location
-            with torch.set_grad_enabled(o.name not in self.gradients.no_grad):
+            records = o.name not in self.gradients.no_grad
+            with torch.set_grad_enabled(records), _plain_rnn(o.target):
                 values[o.name] = self._run_operation(o, values)
 
     def _sort_outputs(self, values: dict[str, Any]) -> None:
@@ -149,6 +152,21 @@ class _JointTracer(Tracer):
         self.graph.output_identity.append(id(grad))
         self.graph.output_detached.append(False)
         self.alive.append(grad)
+
+
+@contextlib.contextmanager
+def _plain_rnn(target: str) -> Iterator[None]:
+    """oneDNN's LSTM keeps a workspace for its backward whose size no fake tensor has; without it
+    torch makes an LSTM of plain operations."""
+    if target.rpartition(".")[2] != "lstm":
+        yield
+        return
+    was = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(was)
 
 
 def _input_of(graph: TensorGraph, buffer: int) -> int:

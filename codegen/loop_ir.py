@@ -295,7 +295,7 @@ def substitute(expr: Expr, by: Mapping[str, Affine]) -> Expr:
         if isinstance(e, Load):
             return Load(e.buffer, e.address.substitute(by), e.dtype)
         if isinstance(e, Iota):
-            return Iota(e.address.substitute(by))
+            return Iota(e.address.substitute(by), e.type)
         if isinstance(e, Table):
             return Table(e.values, e.address.substitute(by), e.type)
         return e

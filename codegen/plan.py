@@ -266,10 +266,17 @@ class Planner:
         raise CompileError(f"a list argument {values!r} in an ATen call")
 
     def _mark_writes(self, commit: list[dict[str, Any]]) -> None:
-        """Says which inputs a commit kernel writes."""
+        """Says which inputs a commit kernel writes, and which writes no version counts."""
+        silent = {c.region.buffer for c in self.graph.commits if not c.versioned}
         for step, row in zip(self.commit, commit, strict=True):
             if isinstance(step, Group):
-                row["writes"] = sorted(self.ids[b] for b in step.writes())
+                written = step.writes()
+                row["writes"] = sorted(self.ids[b] for b in written)
+            else:
+                assert isinstance(step, ExternNode)  # a copy to a region
+                written = {step.args[0].buffer}
+            if silent & written:
+                row["unversioned"] = sorted(self.ids[b] for b in silent & written)
 
     def _with_frees(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Adds the steps that drop dynamic buffers after their last use."""

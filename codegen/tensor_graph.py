@@ -74,10 +74,14 @@ class Node:
 
 @dataclass
 class Commit:
-    """A write to an input: `region` of it becomes `value`, both as views."""
+    """A write to an input: `region` of it becomes `value`, both as views.
+
+    `versioned` is False for one that eager does not count in the tensor's version.
+    """
 
     region: View
     value: View
+    versioned: bool = True
 
 
 @dataclass

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from accel.codegen.decompositions import DECOMPOSITIONS
 from accel.codegen.options import CompileError
+from accel.codegen.result_shapes import RESULTS
 from accel.codegen.symbols import hint, is_symbolic
 from accel.codegen.tensor_graph import (
     Commit,
@@ -52,6 +53,7 @@ class _Storage:
     shift: int = 0  # of an input: its storage offset; addresses count from its first element
     original: int = -1
     writes: int = 0
+    versioned: bool = False  # whether eager counted one of them in the version
     last_write: tuple[View, View] | None = None  # region and value, when there was only one
 
 
@@ -74,6 +76,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         self.storages: dict[int, _Storage] = {}
         self.alive: list[Any] = []  # storages are known by address: none may be freed
         self.location = ""
+        self.unversioned = False  # writes that no schema mentions are going on
         # Torch's shape environment is only imported for graphs that need it.
         self.shapes: ShapeSpace | None = None
         if graph.sizes is not None:
@@ -247,7 +250,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         if state.writes == 1 and state.last_write is not None:
             region, value = state.last_write
             return Commit(
-                View(original.id, region.sizes, region.strides, region.offset, region.dtype), value
+                View(original.id, region.sizes, region.strides, region.offset, region.dtype),
+                value,
+                state.versioned,
             )
         now = self.graph.buffers[state.buffer]
         if original.numel != _dense_numel(original.sizes):
@@ -255,7 +260,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
                 "an input with gaps or overlap between its elements is written twice"
             )
         flat = View(original.id, (original.numel,), (1,), 0, original.dtype)
-        return Commit(flat, View(now.id, (original.numel,), (1,), 0, now.dtype))
+        return Commit(flat, View(now.id, (original.numel,), (1,), 0, now.dtype), state.versioned)
 
     # ------------------------------------------------------------ operations
 
@@ -273,14 +278,22 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
             return self._constant(func, args, kwargs)
         decomposition = DECOMPOSITIONS.get(func)
         if decomposition is not None:
-            with self:
-                return decomposition(*args, **kwargs)
+            return self._decomposed(decomposition, args, kwargs)
         schema = func._schema
         if schema.is_mutable:
             return self._mutating(func, args, kwargs)
-        out = func(*args, **kwargs)
+        out = RESULTS.get(func, func)(*args, **kwargs)
         self._record(func, args, kwargs, out)
         return out
+
+    def _decomposed(self, decomposition: Any, args: Any, kwargs: Any) -> Any:
+        """What it writes in place, eager's kernel writes behind autograd's back."""
+        outside, self.unversioned = self.unversioned, True
+        try:
+            with self:
+                return decomposition(*args, **kwargs)
+        finally:
+            self.unversioned = outside
 
     def _record(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         self.alive.append(out)
@@ -400,8 +413,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         if func._schema.is_mutable and "out" in kwargs:
             kwargs = {k: v for k, v in kwargs.items() if k != "out"}
         if functional in DECOMPOSITIONS:
-            with self:
-                return DECOMPOSITIONS[functional](*args, **kwargs)
+            return self._decomposed(DECOMPOSITIONS[functional], args, kwargs)
         value = functional(*args, **kwargs)
         self._record(functional, args, kwargs, value)
         return value
@@ -441,6 +453,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         self.graph.nodes.append(Node("write", (base, placed, value), {}, [after.id]))
         state.buffer = after.id
         state.writes += 1
+        state.versioned |= not self.unversioned
         written = View(after.id, region.sizes, region.strides, region.offset, region.dtype)
         state.last_write = (region, written if whole else value)
         if whole:

@@ -83,19 +83,42 @@ def _kept(source: SegmentGraph, joint: Joint) -> list[int]:
     return [i for i, size in enumerate(sizes) if size <= _SMALL_BYTES]
 
 
+def _inputs_behind(whole: Joint, buffer: int) -> set[int]:
+    """The inputs whose values at the start have a part in `buffer`."""
+    makers = {result: node for node in whole.graph.nodes for result in node.results}
+    found: set[int] = set()
+    seen: set[int] = set()
+    todo = [buffer]
+    while todo:
+        at = todo.pop()
+        if at in seen:
+            continue
+        seen.add(at)
+        position = whole.graph.buffers[at].input
+        if position is not None:
+            found.add(position)
+        elif at in makers:
+            todo += [view.buffer for view in makers[at].views()]
+    return found
+
+
 def _facts(source: SegmentGraph, whole: Joint) -> dict[str, Any]:
     """What autograd sees of the graph, wherever gradients arrive."""
     assert source.gradients is not None
     names = [name for name, _ in source.inputs]
     nodes = dict(zip(source.gradients.outputs, source.gradients.nodes, strict=True))
     commits = whole.graph.commits
+    written = sorted({whole.graph.buffers[c.region.buffer].input for c in commits})
+    reached = [_inputs_behind(whole, whole.graph.outputs[k].buffer) for k in whole.node_outputs]
     return {
         "outputs": whole.output_count,
         "node_outputs": whole.node_outputs,
         "names": [nodes[source.outputs[k]] for k in whole.node_outputs],
         "detached": whole.detached,
         "grads": whole.grads,
-        "written": sorted({whole.graph.buffers[c.region.buffer].input for c in commits}),
+        "written": written,
+        "stale": [i for i in written if any(i in inputs for inputs in reached)],
+        "reach": [[k for k, inputs in enumerate(reached) if i in inputs] for i in whole.grads],
         "kept": _kept(source, whole),
         "leaves": [names.index(name) for name in source.gradients.inputs],
     }

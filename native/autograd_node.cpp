@@ -84,6 +84,8 @@ struct Description {
   std::vector<Watched> watched;
   std::vector<bool> written;           // by input: the forward writes it
   std::vector<bool> kept;              // by input: recomputing needs it held
+  std::vector<bool> stale;             // by input: written, and what it held before is needed
+  std::vector<uint64_t> reach;         // by edge: which of node_outputs depend on the input
   mutable std::atomic<long> runs{0}, recomputed{0};
 
   ~Description() {
@@ -124,6 +126,9 @@ struct Remembered {
   }
 };
 
+PyObject* tensor_list(const std::vector<at::Tensor>& tensors);
+[[noreturn]] void throw_python_error();
+
 class PlanBackward : public torch::autograd::Node {
  public:
   explicit PlanBackward(std::shared_ptr<const Description> description)
@@ -156,8 +161,22 @@ class PlanBackward : public torch::autograd::Node {
     bool any = false;
     for (const at::Tensor& grad : grads) any |= grad.defined();
     if (!any) return variable_list(d.grads.size());
-    if (c10::GradMode::is_enabled() || !expected(grads)) return recompute(grads);
-    std::vector<at::Tensor> held = unpack_saved(arrived(grads));
+    if (c10::GradMode::is_enabled()) return recompute(grads);
+    if (expected(grads)) return run_backward(grads, arrived(grads), false);
+    variable_list whole = grads;
+    if (!complete(whole)) return recompute(grads);
+    variable_list result = run_backward(whole, arrived(grads), true);
+    for (size_t i = 0; i < result.size(); ++i) {
+      if (!(d.reach[i] & arrived(grads))) result[i] = at::Tensor();
+    }
+    return result;
+  }
+
+  // The compiled backward. With `filled` gradients it answers only if all it gives is finite:
+  // a zero times an infinity would not be what eager, which leaves the product out, gives.
+  variable_list run_backward(const variable_list& grads, uint64_t bits, bool filled) {
+    const Description& d = *description_;
+    std::vector<at::Tensor> held = unpack_saved(bits);
     const Plan& plan = plan_of(*d.executor);
     for (size_t k = 0; k < d.tangents.size(); ++k) {
       held.push_back(arranged(grads[d.tangents[k]], plan.inputs[d.saved.size() + k]));
@@ -170,6 +189,11 @@ class PlanBackward : public torch::autograd::Node {
     {
       pybind11::gil_scoped_acquire gil;
       status = run(*d.executor, impls.data(), impls.size(), outputs, &why);
+    }
+    if (status == RunStatus::ok && filled) {
+      for (const at::Tensor& output : outputs) {
+        if (!at::isfinite(output).all().item<bool>()) status = RunStatus::misspeculated;
+      }
     }
     if (status != RunStatus::ok) return recompute(grads);  // it gives eager's own error
     d.runs.fetch_add(1, std::memory_order_relaxed);
@@ -232,6 +256,33 @@ class PlanBackward : public torch::autograd::Node {
     return true;
   }
 
+  // Gradients have arrived at fewer outputs than the plan takes, and the forward cannot run
+  // again: true after zeros stand for the others.
+  bool complete(variable_list& grads) {
+    std::string why;
+    unchanged_inputs(arrived(grads), &why);
+    if (why.empty()) return false;
+    const Description& d = *description_;
+    const Plan& plan = plan_of(*d.executor);
+    variable_list whole = grads;
+    for (size_t k = 0; k < d.tangents.size(); ++k) {
+      at::Tensor& grad = whole[d.tangents[k]];
+      const Layout& layout = plan.inputs[d.saved.size() + k];
+      if (!grad.defined()) grad = at::zeros(layout.sizes, at::TensorOptions(layout.dtype));
+    }
+    if (!expected(whole)) return false;
+    pybind11::gil_scoped_acquire gil;
+    PyObject* arguments[4] = {Py_NewRef(Py_None), tensor_list(grads), Py_NewRef(Py_False),
+                              Py_NewRef(Py_None)};
+    PyObject* answer = arguments[1] ? PyObject_Vectorcall(d.recompute, arguments, 4, nullptr)
+                                    : nullptr;
+    for (PyObject* argument : arguments) Py_XDECREF(argument);
+    if (!answer) throw_python_error();
+    Py_DECREF(answer);
+    grads = std::move(whole);
+    return true;
+  }
+
   // A gradient in the layout that the plan's kernels read.
   static at::Tensor arranged(const at::Tensor& grad, const Layout& layout) {
     if (grad.scalar_type() == layout.dtype && grad.sizes() == c10::IntArrayRef(layout.sizes) &&
@@ -287,8 +338,11 @@ class PlanBackward : public torch::autograd::Node {
     for (size_t i = 0; i < inputs_.size(); ++i) {
       at::Tensor input = inputs_[i].get();
       bool changed =
-          input.defined() && inputs_[i].has_version && !description_->written[i] &&
-          input.unsafeGetTensorImpl()->version_counter().current_version() != inputs_[i].version;
+          input.defined() &&
+          (description_->stale[i] ||
+           (inputs_[i].has_version && !description_->written[i] &&
+            input.unsafeGetTensorImpl()->version_counter().current_version() !=
+                inputs_[i].version));
       if (!input.defined() || changed) {
         *why = "accel: this backward needs " + name() + " to run again, but its input " +
                std::to_string(i) +
@@ -488,6 +542,18 @@ void read_spec(const py::dict& spec, const Plan& forward, const Plan& backward, 
   for (uint32_t i : numbers(spec, "written", inputs)) d.written[i] = true;
   d.kept.assign(inputs, false);
   for (uint32_t i : numbers(spec, "kept", inputs)) d.kept[i] = true;
+  d.stale.assign(inputs, false);
+  for (uint32_t i : numbers(spec, "stale", inputs)) d.stale[i] = true;
+  d.reach.assign(d.grads.size(), 0);
+  size_t edge = 0;
+  for (const auto& row : as_list(member(spec, "reach", "gradient"), "gradient.reach")) {
+    if (edge >= d.reach.size()) fail("gradient", "reach: one row for each of grads");
+    for (const auto& item : as_list(row, "gradient.reach")) {
+      d.reach[edge] |= uint64_t{1} << take<uint32_t>(item, "gradient.reach", "a number");
+    }
+    ++edge;
+  }
+  if (edge != d.reach.size()) fail("gradient", "reach: one row for each of grads");
   // A saved variable holds its tensor anyway.
   auto held = [&](const Place& place) {
     if (!place.output) d.kept[place.index] = false;

@@ -4,6 +4,7 @@
 // speculations are checked after the steps and before the commit steps.
 #include "executor.h"
 
+#include "forced_failures.h"
 #include "frame.h"
 #include "output_pool.h"
 #include "tensors.h"
@@ -205,6 +206,9 @@ RunStatus run_work(const Plan& plan, Frame& frame, c10::TensorImpl* const* input
   for (const Speculation& speculation : plan.speculations) {
     if (frame.truth(speculation.buffer) != speculation.expected) return RunStatus::misspeculated;
   }
+  // Up to here everything can be thrown away: any run may fail now.
+  if (must_fail(Failure::speculation)) return RunStatus::misspeculated;
+  TORCH_CHECK(!must_fail(Failure::executor), "a failure that a test has asked for");
   if (!plan.commit.empty()) {
     frame.check_writable();
     run_steps(plan, frame, plan.commit, threads, committed);

@@ -9,6 +9,7 @@ namespace accel {
 
 // Each adds its names to `module` (borrowed); returns -1 with a Python error set.
 int init_tensors(PyObject* module);
+int init_forced_failures(PyObject* module);
 int init_executor(PyObject* module);
 int init_autograd_node(PyObject* module);
 int init_optimizers(PyObject* module);

@@ -8,6 +8,8 @@
 
 #include <ATen/record_function.h>
 
+#include <cstring>
+
 namespace accel {
 namespace {
 
@@ -22,7 +24,15 @@ struct Watch {
 
 thread_local Watch watch;
 
+// Operations are named "namespace::name". Other things are measured as well: the `apply` of an
+// autograd.Function bears its class's name, and what its `forward` does counts by itself.
+bool is_operation(const at::RecordFunction& function) {
+  const char* name = function.name();
+  return !name || std::strstr(name, "::") != nullptr;
+}
+
 std::unique_ptr<at::ObserverContext> on_begin(const at::RecordFunction& function) {
+  if (!is_operation(function)) return nullptr;
   if (watch.depth++ == 0 && watch.announced == 0 && watch.unannounced++ == 0) {
     const char* name = function.name();
     size_t used = 0;
@@ -34,7 +44,8 @@ std::unique_ptr<at::ObserverContext> on_begin(const at::RecordFunction& function
   return nullptr;
 }
 
-void on_end(const at::RecordFunction&, at::ObserverContext*) {
+void on_end(const at::RecordFunction& function, at::ObserverContext*) {
+  if (!is_operation(function)) return;
   // An operation that began before the watch was restarted ends in the new watch.
   if (watch.depth > 0) --watch.depth;
 }

@@ -214,10 +214,20 @@ class PlanParser {
         note_write(buffer_id(item, where + ".writes"), writes);
       }
     }
+    drop_unversioned(dict, where, writes);
     plan_.parallel |= kernel.parallel;
     plan_.max_kernel_buffers = std::max(plan_.max_kernel_buffers, kernel.buffers.size());
     plan_.kernels.push_back(std::move(kernel));
     return {StepKind::kernel, static_cast<uint32_t>(plan_.kernels.size() - 1), std::move(writes)};
+  }
+
+  // Writes that eager does not count in the tensor's version.
+  void drop_unversioned(const py::dict& dict, const std::string& where,
+                        std::vector<uint32_t>& writes) {
+    if (!dict.contains("unversioned")) return;
+    for (const auto& item : as_list(dict["unversioned"], where + ".unversioned")) {
+      std::erase(writes, plan_.buffers[buffer_id(item, where + ".unversioned")].root);
+    }
   }
 
   void note_write(uint32_t id, std::vector<uint32_t>& writes) {
@@ -251,6 +261,7 @@ class PlanParser {
     plan_.random |= handle->hasTag(at::Tag::nondeterministic_seeded);
     parse_arguments(dict, where, step);
     std::vector<uint32_t> writes = extern_writes(step, where, commit);
+    drop_unversioned(dict, where, writes);
     bool binds_alias = parse_results(dict, where, step);
     if (!binds_alias && step.results.size() <= 3) {
       step.direct = find_direct_call(overload.empty() ? name : name + "." + overload);

@@ -9,6 +9,7 @@
 #include "dispatch.h"
 #include "entry.h"
 #include "executor.h"
+#include "forced_failures.h"
 #include "guards.h"
 #include "tensors.h"
 
@@ -480,7 +481,7 @@ Outcome serve(Variant* v, PyObject* const* roots, size_t count, PyObject* last,
   bool probe = v->probe_every > 0 && v->until_probe <= 1;
   int64_t start = probe ? now_ns() : 0;
   GuardCheck check(*as_guard_program(v->guards));
-  if (!check.holds(roots, count, last)) {
+  if (!check.holds(roots, count, last) || must_fail(Failure::guard)) {
     v->guard_failures++;
     return Outcome::guarded;
   }

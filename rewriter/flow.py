@@ -235,7 +235,7 @@ class Flow:
         new = list(stack[:depth]) + [VALUE] * max(effect, 0)
         replaced = len(stack) - 1 if effect >= 0 else depth - 1
         takes = name not in _ONLY_GIVE and name not in _ONLY_TAKE and name != "FOR_ITER"
-        if takes and replaced >= 0 and not name.startswith("POP_JUMP"):
+        if takes and replaced >= 0 and not name.startswith(("POP_JUMP", "JUMP_IF")):
             new[replaced] = VALUE
         return tuple(new)
 

@@ -97,6 +97,7 @@ class _Planner:
 
     def plan(self, exits: Iterable[int]) -> Islands:
         flow = self.flow
+        self._check_iterators()
         all_exits = self._with_enclosing(exits)
         landed = {i: self._landing_of(i) for i in all_exits}
         returns = {
@@ -119,6 +120,16 @@ class _Planner:
             tuple(self._landing(i) for i in landings),
             tuple(self._statements(set(landings) | {node.at for node in nodes})),
         )
+
+    def _check_iterators(self) -> None:
+        """No stretch may advance an iterator that it has not made: each must be known for one.
+
+        Errors: RewriteError.
+        """
+        for i, name in enumerate(self.flow.names):
+            stack = self.flow.stacks[i]
+            if name == "FOR_ITER" and stack and stack[-1].kind != "iterator":
+                raise RewriteError(f"{self.flow.code.co_qualname}: an iterator of unknown origin")
 
     # ---------------------------------------------------------- exits
 

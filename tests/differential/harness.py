@@ -316,11 +316,13 @@ def run(program: Program, engine: Engine, is_truth: bool) -> Session:
     return session
 
 
-def check(program: Program, engine: Engine | None = None) -> None:
-    """Run `program` plainly and under `engine`; raise AssertionError on any difference."""
+def check(program: Program, engine: Engine | None = None, truth: Session | None = None) -> Session:
+    """Run `program` plainly and under `engine`; raise AssertionError on any difference. The plain
+    run is what it answers, and what later checks of the program may be given."""
     engine = Accel() if engine is None else engine
-    with engine.absent():
-        truth = run(program, Eager(), True)
+    if truth is None:
+        with engine.absent():
+            truth = run(program, Eager(), True)
     engine.reset()
     before = engine.counters()
     trial = run(program, engine, False)
@@ -344,6 +346,7 @@ def check(program: Program, engine: Engine | None = None) -> None:
         lines = "\n  ".join(found[:20])
         more = f"\n  ... and {len(found) - 20} more" if len(found) > 20 else ""
         raise AssertionError(f"{program.name} ({program.location}):\n  {lines}{more}")
+    return truth
 
 
 def program(

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from accel.capture import left_to_python
-from accel.capture.library_calls import LibraryCalls, short_name
+from accel.capture.autograd_functions import AutogradFunctions
+from accel.capture.library_calls import short_name
 from accel.capture.numpy_rules import array_type
 from accel.capture.operators import _BINARY, BINARY_NAMES, _c_length, is_python_len
 from accel.capture.policy import METHODS, callable_rules, is_dynamo_mark, method_rule
@@ -65,7 +66,7 @@ _OBJECT_GETSTATE = getattr(object, "__getstate__", None)  # since CPython 3.11
 _MAX_LITERALS = 64  # of torch.tensor([...]): more would be data, not a constant
 
 
-class CallEvents(LibraryCalls):
+class CallEvents(AutogradFunctions):
     """Handlers of calls."""
 
     twin_of: Callable[[types.FunctionType], types.FunctionType | None]
@@ -91,6 +92,7 @@ class CallEvents(LibraryCalls):
         """A frame without a twin is about to run; C code called it."""
         if f.__code__.co_filename.startswith("<frozen importlib"):
             return (FOLD, f, args, kwargs, None, None)
+        self.admit_context(args)
         for value in args:
             self.check_value(value, f"argument of {f.__qualname__}")
         for value in (kwargs or {}).values():

@@ -300,7 +300,7 @@ class NumberEvents(CallEvents):
 
     def _call_fold(self, f: Any, args: Any, kwargs: Any) -> Answer:
         name = getattr(f, "__name__", "")
-        tensors = [a for a in (*args, *kwargs.values()) if type(a) in PLAIN_TENSORS]
+        tensors = [a for a in (*args, *(kwargs or {}).values()) if type(a) in PLAIN_TENSORS]
         if name in _SIZE_FUNCTIONS and any(self.has_open_sizes(t) for t in tensors):
             if kwargs:
                 raise Void("dynamic", f"torch.{name}() with options")

@@ -182,6 +182,7 @@ METHODS: dict[type, dict[str, str]] = {
     torch.Size: _names("pure", "numel __getitem__ __len__ __iter__ __eq__ __ne__ count index"),
     type(threading.RLock()): _names("first_use", "__enter__ acquire"),
     **method_rows(),
+    torch._C._FunctionBase: {"apply": "autograd_apply"},
     types.GeneratorType: _names("iterate", "send throw close __next__ __iter__"),
 }
 
@@ -313,6 +314,7 @@ def callable_rules() -> dict[int, str]:
             if ambient is not None:
                 rules.setdefault(id(ambient), "fold")
     rules[id(torch._C._set_grad_enabled)] = "grad_mode"
+    rules[id(torch._C._functorch.unwrap_if_dead)] = "unwrap_if_dead"
     rules[id(torch.tensor)] = "torch_tensor"
     rules[id(torch.as_tensor)] = "as_tensor"
     return rules

@@ -229,7 +229,7 @@ class RecorderState:
                 self.consume(value)
             return kind(self.refs(v) for v in value)
         if kind is slice:
-            return slice(self.refs(value.start), self.refs(value.stop), self.refs(value.step))
+            return self._slice(value)
         if kind is dict:
             if id(value) in self.known:
                 self.consume(value)
@@ -241,6 +241,12 @@ class RecorderState:
         if issubclass(kind, enum.Enum) and type(value._value_) in CONSTANT_TYPES:
             return value._value_  # an IntEnum: its identity is guarded where it was read
         raise Void("operand", f"a {kind.__name__}")
+
+    def _slice(self, value: slice) -> slice:
+        parts = (value.start, value.stop, value.step)
+        if any(type(part) in PLAIN_TENSORS for part in parts):
+            raise Void("value_from_tensor", "a tensor as the bound of a slice")
+        return slice(*(self.refs(part) for part in parts))
 
     @staticmethod
     def _python_number(value: Any) -> Any:

@@ -24,8 +24,8 @@ def recomputation(
     """`recompute(inputs, gradients, create_graph, random_state) -> gradients`; `on_use(why, names)` is told first;
     `names` are the outputs at which gradients arrived, if others than expected.
 
-    Without inputs, because they are gone or changed, the third argument says so, and there is
-    no answer.
+    Inputs that are gone or changed are None, and there is no answer; without gradients too, the
+    third argument says why nothing serves this backward.
     """
     leaves, written = frozenset(spec["leaves"]), frozenset(spec["written"])
     programs: list[Any] = []
@@ -36,7 +36,7 @@ def recomputation(
         create_graph: bool | str,
         random_state: torch.Tensor | None,
     ) -> Tensors | None:
-        if inputs is None or gradients is None:
+        if gradients is None:
             on_use(str(create_graph), ())
             return None
         if create_graph:
@@ -45,6 +45,8 @@ def recomputation(
             arrived = zip(spec["node_outputs"], gradients, strict=True)
             names = tuple(graph.outputs[k] for k, gradient in arrived if gradient is not None)
             on_use(f"gradients of {', '.join(names)}", names)
+        if inputs is None:  # the compiled backward does it once more, with zeros
+            return None
         if not programs:
             programs.append(graph.to_fx())
         with torch.enable_grad():

@@ -51,6 +51,8 @@ class Doubler:
             "watched": [],
             "written": [],
             "kept": [0],
+            "stale": [],
+            "reach": [[0, 1]],
             **changes,
         }
         self.recomputed: list[Any] = []
@@ -182,21 +184,52 @@ def test_watched_only_where_gradients_arrive(library: str) -> None:
     z.sum().backward()
 
 
-def test_inputs_that_are_gone_are_a_clear_error(library: str) -> None:
+def test_zeros_stand_for_gradients_that_did_not_arrive(library: str) -> None:
+    """Where the forward cannot run again: its input is gone, or has changed."""
     doubler = Doubler(library, kept=[])
     x = leaf()
     y, _z = doubler(x * torch.ones(8))
+    y.sum().backward()
+    assert torch.equal(x.grad, torch.full((8,), 2.0))
+    inputs, gradients, create_graph = doubler.recomputed[0]
+    assert inputs is None and gradients[1] is None and not create_graph
+
+    doubler = Doubler(library)
+    x = leaf()
+    h = x * 1
+    _y, z = doubler(h)
+    h.add_(1)
+    z.sum().backward()
+    assert torch.equal(x.grad, torch.ones(8))
+    assert len(doubler.recomputed) == 1
+
+
+def test_an_input_that_no_gradient_reaches_gets_none(library: str) -> None:
+    doubler = Doubler(library, kept=[], reach=[[1]])
+    x = leaf()
+    h = x * 1
+    y, _z = doubler(h)
+    del h
+    y.sum().backward()
+    assert x.grad is None or not x.grad.any()
+    assert doubler.recomputed[0][0] is None
+
+
+def test_inputs_that_are_gone_are_a_clear_error(library: str) -> None:
+    doubler = Doubler(library, kept=[])
+    y, _z = doubler(leaf() * torch.ones(8))
     with pytest.raises(RuntimeError, match="does not exist any more"):
-        y.sum().backward()
+        y.sum().backward(create_graph=True)
     assert doubler.recomputed[0][0] is None and "input 0" in doubler.recomputed[0][2]
 
 
 def test_changed_inputs_are_a_clear_error(doubler: Doubler) -> None:
+    """Unless zeros can stand for the gradients that are missing: times infinity they cannot."""
     h = leaf() * 1
     y, _z = doubler(h)
     h.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        y.sum().backward()
+        y.backward(torch.full((8,), float("inf")))
 
 
 def test_errors_of_recomputing_are_the_programs(library: str) -> None:

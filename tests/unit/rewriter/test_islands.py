@@ -72,6 +72,14 @@ def c_for_nested(a, b):
     return out
 
 
+def c_for_and(a, b):
+    out = []
+    for i in iter([a, b, 9]):
+        i and opaque(i + b)
+        opaque(i) or out.append(i)
+    return out
+
+
 def c_while(a, b):
     while a < 20:
         a = a + b
@@ -342,6 +350,16 @@ def test_what_python_entered_python_leaves():
     assert seen.names.index("FOR_ITER") not in plan.exits
     plan = islands.plan_islands(f.__code__, [seen.names.index("GET_ITER")])
     assert seen.names.index("FOR_ITER") in plan.exits and enters in plan.exits
+
+
+def test_iterators_are_known_behind_and_and_or():
+    """What `and` leaves on the stack says nothing about the iterator below it."""
+    seen = flow.Flow(c_for_and.__code__)
+    (advance,) = (i for i, name in enumerate(seen.names) if name == "FOR_ITER")
+    assert [slot.kind for slot in seen.stack(advance)] == ["iterator"]
+    calls = [i for i, name in enumerate(seen.names) if name == "CALL"]
+    for call in calls[1:]:
+        assert advance in islands.plan_islands(c_for_and.__code__, [call]).exits
 
 
 def test_refusals():

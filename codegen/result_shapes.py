@@ -1,0 +1,39 @@
+"""What ATen operations give, where torch's own functions for fake tensors do not know it.
+
+In: the arguments of one operation, on fake tensors. Out: a fake tensor like its result.
+Rules for a new row: (1) only for operations that eager runs on the CPU and torch's meta function
+refuses or states otherwise; (2) sizes, strides and dtype are those that eager gives. What the
+arguments must fulfil was checked by eager when they were recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+aten = torch.ops.aten
+
+_ROW_BYTES = 16  # rows of a grouped product begin at multiples of this
+
+
+def _grouped_mm(
+    a: Any, b: Any, offs: Any = None, bias: Any = None, out_dtype: torch.dtype | None = None
+) -> Any:
+    """Source: ATen `create_grouped_gemm_output_tensor`; torch's meta function takes bfloat16 only."""
+    dtype = out_dtype or a.dtype
+    rows, columns = a.size(-2), b.size(-1)
+    if a.dim() == 2 and b.dim() == 2:
+        lead = [offs.size(0)]
+    elif a.dim() == 3 and b.dim() == 3:
+        lead = [a.size(0)]
+    else:
+        lead = []
+    step = _ROW_BYTES // dtype.itemsize
+    width = (columns + step - 1) // step * step
+    strides = [rows * width, width, 1] if lead else [width, 1]
+    return a.new_empty_strided([*lead, rows, columns], strides, dtype=dtype)
+
+
+RESULTS: dict[Any, Callable[..., Any]] = {aten._grouped_mm.default: _grouped_mm}
