@@ -214,7 +214,7 @@ class Driver:
         if not self._wants_recording(root):
             return None
         named = [("self", module), ("args", args), ("kwargs", kwargs)]
-        return self._record(root, named, function, (module, *args), kwargs, (1, 2))
+        return self._record(root, named, function, _module_arguments, (1, 2))
 
     def _decide_function(self, entry: Any, roots: tuple[Any, ...]) -> Any:
         root = self.roots[entry.index]
@@ -226,9 +226,9 @@ class Driver:
         if not self._wants_recording(root):
             return None
         named = list(zip(argument_names(code), values, strict=True))
-        args, kwargs = call_arguments(code, values)
         named.append((code.co_name, function))
-        return self._record(root, named, function, args, kwargs, starred_positions(code))
+        bind = functools.partial(call_arguments, code)
+        return self._record(root, named, function, bind, starred_positions(code))
 
     def _wants_measuring(self, root: Root) -> list[int] | None:
         """Where this call's time goes when it is to run eagerly and be measured; or None."""
@@ -327,10 +327,10 @@ class Driver:
         root: Root,
         named: list[tuple[str, Any]],
         function: types.FunctionType,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any] | None,
+        bind: Callable[[list[Any]], tuple[tuple[Any, ...], dict[str, Any] | None]],
         starred: tuple[int, ...],
     ) -> Any:
+        values = [value for _, value in named]
         if root.split is not None:
             try:
                 run, run_twin = self.splitter.recorder(root, function)
@@ -339,7 +339,7 @@ class Driver:
                 raise
             self.counters.add("recordings")
             root.recordings += 1
-            return (run, run_twin, args, kwargs)
+            return (run, run_twin, *bind(values))
         twin_function = self.twins.function(function)
         if twin_function is None:
             root.turn.release()
@@ -360,7 +360,7 @@ class Driver:
             log.artifact("guards", "%s recompiles: %s", root.name, why)
         self.counters.add("recordings")
         root.recordings += 1
-        return (recorder, twin_function, args, kwargs)
+        return (recorder, twin_function, *bind(recorder.bound_arguments(values)))
 
     def _why_missed(self, root: Root, roots: tuple[Any, ...]) -> list[str]:
         """For each variant, what kept it from serving this call, with old and new value."""
@@ -399,7 +399,9 @@ class Driver:
                 return self._voided(root, recording)
             if root.variation is not None and recording.graph is not None:
                 metas = [meta for _, meta in recording.graph.inputs]
-                root.variation.observe(list(zip(recording.inputs, metas, strict=True)))
+                root.variation.observe(list(zip(recording.inputs, metas, strict=False)))
+                if recording.guards is not None:
+                    root.variation.observe_numbers(recording.guards.guards)
             self._compile(root, len(named), recording)
         except Exception as error:
             if self.config.strict:
@@ -429,6 +431,8 @@ class Driver:
         if void.kind == "dynamic" and root.variation is not None:
             if void.detail == GRADIENTS:
                 root.variation.no_gradients = True
+            elif root.variation.has_lifted:
+                root.variation.no_numbers = root.reason
             else:
                 root.variation.refused = root.reason
             root.entry.threshold = 1
@@ -493,7 +497,8 @@ class Driver:
     def _compile(self, root: Root, root_count: int, recording: Recording) -> None:
         graph, guards, template = recording.graph, recording.guards, recording.template
         assert graph is not None and guards is not None and template is not None
-        lowered = guards.lower(root_count, [*recording.inputs, *template.sources])
+        wanted = [*recording.inputs, *recording.leaves, *template.sources]
+        lowered = guards.lower(root_count, wanted)
         try:
             program = runtime.native.GuardProgram(lowered.instructions, root_count)
         except ValueError as error:
@@ -507,6 +512,7 @@ class Driver:
         needed = [slots[id(source)] for source in template.sources]
         finish = template.builder(lambda source: slots[id(source)])
         inputs = [slots[id(source)] for source in recording.inputs]
+        recording.leaf_slots = tuple(slots[id(source)] for source in recording.leaves)
         result = result_plan(template, finish, needed)
         log.artifact("graph", "%s: %s", root.name, graph)
         self.counters.add("segments")
@@ -584,7 +590,7 @@ class Driver:
         else:
             executor = segment.callable
         variant = runtime.native.Variant(
-            program, recording.ambient, executor, inputs, result, gradient
+            program, recording.ambient, executor, inputs, result, gradient, _numbers(recording)
         )
         variant.landing = recording.landing
         installed = Installed(variant, recording, program, segment.key, recording.operations)
@@ -910,6 +916,17 @@ def call_arguments(
     if code.co_flags & 8:
         kwargs.update(values[rest])
     return args, kwargs or None
+
+
+def _module_arguments(values: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any] | None]:
+    module, args, kwargs = values
+    return (module, *args), kwargs
+
+
+def _numbers(recording: Recording) -> tuple[Any, ...] | None:
+    """What native code is told of the numbers that differ between calls."""
+    program = recording.numbers
+    return None if program is None else (program, recording.leaf_slots, program.dtypes)
 
 
 def result_plan(template: Any, finish: Callable[..., Any], needed: list[int]) -> tuple[Any, ...]:

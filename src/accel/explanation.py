@@ -205,7 +205,8 @@ def report_text(roots: list[RootReport]) -> str:
 def graph_text(graph: Any, sources: Sequence[Source] = ()) -> str:
     """A segment graph as readable lines: `v3 = torch.nn.functional.gelu(v2)`; beside each input
     where its tensor comes from."""
-    names = [source_text(source) for source in sources] or [""] * len(graph.inputs)
+    names = [source_text(source) for source in sources]
+    names += [""] * (len(graph.inputs) - len(names))
     rows = [
         (f"{name}: {meta.dtype}{list(meta.sizes)}", origin)
         for (name, meta), origin in zip(graph.inputs, names, strict=True)

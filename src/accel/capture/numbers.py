@@ -591,6 +591,10 @@ class NumberEvents(CallEvents):
 
     # ------------------------------------------------------------ the end
 
+    def lifted_output(self, value: Any) -> int | None:
+        """Where a number of the program's state is among those that a call computes."""
+        return None
+
     def open_sizes(self, outputs: list[str]) -> Sizes | None:
         """What the graph needs besides tensors; None where every size is fixed."""
         symbols = [

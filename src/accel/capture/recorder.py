@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from accel import runtime
-from accel.capture.numbers import NumberEvents
+from accel.capture.lifted import LiftedEvents
+from accel.capture.number_program import NumberProgram
 from accel.capture.results import Describer, Template
 from accel.capture.state import RecorderState, user_location
 from accel.capture.state import version as _version
@@ -54,10 +55,13 @@ class Recording:
     is_plain: bool = False  # no torch operation ran, seen or unseen
     exit_offset: int | None = None  # where in the root's twin it was voided
     landing: tuple[int, tuple[int, ...], tuple[int, ...]] | None = None  # of a segment
+    numbers: NumberProgram | None = None  # what Python computes with numbers that differ
+    leaves: tuple[Source, ...] = ()  # where these come from
+    leaf_slots: tuple[int, ...] = ()  # where the guard program finds them
     checked: tuple[str, ...] = ()  # by instruction of its guard program: what that looks at
 
 
-class Recorder(NumberEvents):
+class Recorder(LiftedEvents):
     """Handlers for the native session; `on_done(recording)` is told when the run is over."""
 
     def __init__(
@@ -103,9 +107,11 @@ class Recorder(NumberEvents):
             if value is runtime.native.UNBOUND:
                 self.guards.add(source, "UNBOUND")
                 continue
+            self.read_numbers = []
             self.track(value, source)
             if index in starred:
                 self.consume(value)
+            self.lift_arguments(index)
         self.started = time.perf_counter()
 
     def _handler(self, name: str) -> Callable[..., Any]:
@@ -181,6 +187,7 @@ class Recorder(NumberEvents):
             try:
                 self._check_ambient()
                 template = describe(Describer(self))
+                template.has_lifted = bool(self.leaf_sources)
                 graph = self._graph(template)
                 self._guard_identities()
                 self._guard_aliasing()
@@ -199,6 +206,8 @@ class Recorder(NumberEvents):
             self.traceback,
             len(self.operations) == len(self.hints) and not unseen_operations,
             self.exit_offset,
+            numbers=self.number_program if self.leaf_sources else None,
+            leaves=tuple(self.leaf_sources),
         )
 
     def release(self) -> None:
@@ -211,6 +220,10 @@ class Recorder(NumberEvents):
         self.output_tensors.clear()
         self.input_tensors.clear()
         self.numbers.clear()
+        self.lifted.clear()
+        self.leaves.clear()
+        self.own_globals.clear()
+        self.own_arguments.clear()
         self.settled.clear()
         self.handlers = ()
 
@@ -229,7 +242,7 @@ class Recorder(NumberEvents):
         if sizes is not None and gradients is not None:
             raise Void("dynamic", GRADIENTS)
         return SegmentGraph(
-            [(name, meta) for name, _, meta in self.inputs],
+            [(name, meta) for name, _, meta in self.inputs] + self.scalar_inputs(),
             self.operations,
             list(template.outputs),
             metas,
