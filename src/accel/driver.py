@@ -372,7 +372,9 @@ class Driver:
                 reasons.append(f"{installed.recording.checked[index]}: {text}")
             else:
                 executor = installed.native.executor
+                numbers = installed.recording.numbers
                 why = executor.why if isinstance(executor, Family) else ""
+                why = why or (numbers.why if numbers is not None else "")
                 reasons.append(why or installed.recording.ambient.difference() or "speculation")
         return reasons
 

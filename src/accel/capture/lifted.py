@@ -31,11 +31,11 @@ from accel.capture.number_program import (
     Use,
     is_same,
 )
-from accel.capture.numbers import NumberEvents
+from accel.capture.numbers import SMALL_INTS, NumberEvents
 from accel.capture.operators import BINARY_NAMES
 from accel.capture.state import user_location
 from accel.capture.steps import OPERATION, Answer, Void
-from accel.capture.values import PLAIN_TENSORS
+from accel.capture.values import PLAIN_TENSORS, is_constant
 from accel.capture.variation import Variation
 from accel.sources import Source
 from accel.trace import Operation, Ref, TensorMeta
@@ -58,16 +58,16 @@ _SCALARS = (
     | _REAL_ONLY
     | {"multiply", "subtract", "less", "less_equal", "greater", "greater_equal", "not_equal"}
 )
-# Operations with a factor in an option: that operand times the factor, then without the option.
-# (the option, position of the operand that it multiplies, what follows)
-_FACTORS: dict[str, tuple[str, int, tuple[str, ...]]] = {
-    "add": ("alpha", 1, ("add",)),
-    "sub": ("alpha", 1, ("sub",)),
-    "addcmul": ("value", 1, ("mul", "add")),
-    "addcdiv": ("value", 1, ("div", "add")),
+# Operations with a factor in an option, which multiplies the second operand: the option, and by
+# which operations the operands are put together.
+_FACTORS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "add": ("alpha", ("add",)),
+    "sub": ("alpha", ("sub",)),
+    "addcmul": ("value", ("mul", "add")),
+    "addcdiv": ("value", ("div", "add")),
 }
+# Not the halves: ATen computes with the number as it is, not rounded to the tensor's dtype.
 _EXACT_DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.int64: "int64"}
-_HALVES = frozenset({torch.float16, torch.bfloat16})
 
 
 def _plain_name(target: str) -> str:
@@ -80,6 +80,13 @@ def _plain_name(target: str) -> str:
     if (is_method or target.startswith("_operator.")) and name[:1] in ("i", "r"):
         return name[1:]
     return name
+
+
+def _is_item(value: Any, container: Any, key: Any) -> bool:
+    """Whether `value` is what CPython reads in `container[key]`."""
+    if type(container) not in _PLAIN_CONTAINERS or type(key) is slice or not is_constant(key):
+        return False
+    return container[key] is value
 
 
 class LiftedEvents(NumberEvents):
@@ -139,7 +146,7 @@ class LiftedEvents(NumberEvents):
         elif name in _PASSED_ON:
             is_read = answer is None and operands[0] is value
         else:
-            is_read = name == "subscr" and type(operands[0]) in _PLAIN_CONTAINERS
+            is_read = name == "subscr" and _is_item(value, *operands)
         if not is_read:
             super().track(value, source)
             return answer
@@ -153,6 +160,16 @@ class LiftedEvents(NumberEvents):
         if known is not None and known[0] is value:
             return (known[1],)
         return super().glob(value, name, namespace)
+
+    def raw_setitem(self, obj: Any, key: Any, value: Any) -> Answer:
+        """What lies under the key is not looked at, only whether something does."""
+        before, self.read_numbers = self.read_numbers, []
+        try:
+            return super().raw_setitem(obj, key, value)
+        finally:
+            read, self.read_numbers = self.read_numbers, before
+            for number, source in read:
+                self.leaf(number, source)
 
     def leaf(self, value: Any, source: Source) -> Any:
         """What stands for the number at `source`, which is guarded by its type only."""
@@ -170,6 +187,15 @@ class LiftedEvents(NumberEvents):
         own = self._own(value, number)
         self.leaves[id(source)] = (source, own)
         return own
+
+    def track_starred(self, values: Any, source: Source) -> None:
+        """*args or **kwargs; a tuple of constants is not guarded as one where some may differ."""
+        if type(values) is tuple and any(type(v) in (int, float) for v in values):
+            self.guards.add(source, "TYPE_IS", tuple)
+            self.known[id(values)] = (values, source)
+        else:
+            self.track(values, source)
+        self.consume(values)
 
     def lift_arguments(self, index: int) -> None:
         """Root number `index` has been tracked: its numbers are replaced in the call's arguments."""
@@ -209,8 +235,7 @@ class LiftedEvents(NumberEvents):
     def _compute(self, function: Callable[..., Any], operands: tuple[Any, ...], value: Any) -> Any:
         """A step of the program that gave `value`; what stands for it from now on."""
         uses = tuple(
-            Use(self.lifted[id(o)]) if id(o) in self.lifted else self._constant(o)
-            for o in operands
+            Use(self.lifted[id(o)]) if id(o) in self.lifted else self._constant(o) for o in operands
         )
         expected = value if type(value) is bool else None
         step = Step(function, uses, type(value), expected, user_location())
@@ -299,11 +324,26 @@ class LiftedEvents(NumberEvents):
         return super().not_(value)
 
     def is_(self, a: Any, b: Any) -> Answer:
-        if self.lifted:
-            for value, other in ((a, b), (b, a)):
-                if id(value) in self.lifted and type(other) in (int, float):
-                    self.settle(value)
-        return super().is_(a, b)
+        if not self.lifted or not self._is_arithmetic((a, b)):
+            return super().is_(a, b)
+        if a is b:
+            return (True,)
+        if type(a) is not type(b) or not self.ask("eq", a, b):
+            return (False,)
+        self.settle(a)
+        self.settle(b)
+        if type(a) is not int or a not in SMALL_INTS:
+            raise Void("dynamic", "whether two equal numbers are one object")
+        return (True,)
+
+    def _own_divmod(self, args: tuple[Any, ...]) -> Answer:
+        if not self.lifted or not self._is_arithmetic(args) or len(args) != 2 or args[1] == 0:
+            return super()._own_divmod(args)
+        parts = (operator.floordiv, operator.mod)
+        return (tuple(self._compute(part, args, part(*args)) for part in parts),)
+
+    def _own_abs(self, args: tuple[Any, ...]) -> Answer:
+        return None if self._is_arithmetic(args) else super()._own_abs(args)
 
     def call(self, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Answer:
         if self.lifted and not kwargs and id(f) in FUNCTIONS and self._is_arithmetic(args):
@@ -343,9 +383,8 @@ class LiftedEvents(NumberEvents):
         if not self.lifted:
             return super().operation(kind, target, f, args, kwargs)
         name = _plain_name(target)
-        factor = self._factor(name, target, args, kwargs)
-        if factor is not None:
-            return self._multiplied(kind, target, f, (args, kwargs), factor)
+        if self._has_factor(name, args, kwargs):
+            return self._multiplied(kind, target, f, args, kwargs)
         if name in _SCALARS and not kwargs and len(args) == 2:
             self.scalar_dtype = self._dtype_for(name, args)
         try:
@@ -360,43 +399,33 @@ class LiftedEvents(NumberEvents):
         tensor, number = (first, second) if type(first) in PLAIN_TENSORS else (second, first)
         if type(tensor) not in PLAIN_TENSORS or id(number) not in self.lifted:
             return ""
-        if tensor.dtype in _HALVES:
-            # ATen computes with the number as it is, not rounded to the tensor's dtype.
-            return "float64" if tensor.dim() and type(number) is float else ""
         dtype = _EXACT_DTYPES.get(tensor.dtype, "")
         if dtype == "int64" and (type(number) is float or name in _REAL_ONLY):
             return ""
         return dtype
 
-    def _factor(self, name: str, target: str, args: Any, kwargs: Any) -> Any:
-        """(option, tensor's position, operations) where the option is a lifted number."""
-        row = _FACTORS.get(name)
-        if row is None or not kwargs or len(kwargs) != 1:
-            return None
-        option, position, _ = row
-        if id(kwargs.get(option)) not in self.lifted or len(args) != len(row[2]) + 1:
-            return None
-        if any(type(a) not in PLAIN_TENSORS for a in args):
-            return None
-        if len({a.dtype for a in args}) != 1 or args[0].dtype not in (torch.float32, torch.float64):
-            return None
-        return row
+    def _has_factor(self, name: str, args: Any, kwargs: Any) -> bool:
+        """Whether an operation of plain float tensors has a lifted number as its only option."""
+        if name not in _FACTORS or not kwargs or len(kwargs) != 1:
+            return False
+        option, operations = _FACTORS[name]
+        if id(kwargs.get(option)) not in self.lifted or len(args) != len(operations) + 1:
+            return False
+        dtypes = {a.dtype if type(a) in PLAIN_TENSORS else None for a in args}
+        return dtypes in ({torch.float32}, {torch.float64})
 
     def _multiplied(
-        self, kind: str, target: str, f: Callable[..., Any], call: tuple[Any, Any], row: Any
+        self, kind: str, target: str, f: Callable[..., Any], args: Any, kwargs: dict[str, Any]
     ) -> Answer:
         """`x.add(y, alpha=n)` as `x.add(y * n)`; the run itself does what the program says."""
-        args, kwargs = call
-        option, position, (*inner, _last) = row
-        first, *rest = [self.refs(a) for a in args]
-        value = self._scalar(kwargs[option], _EXACT_DTYPES[args[0].dtype])
-        product = self._silent("_operator.mul", (rest[position - 1], value))
-        for name, operand in zip(inner, rest[1:], strict=True):
-            product = self._silent(f"torch.{name}", (product, operand))
-        last = "add_" if target.endswith("_") else "add"
-        if row[2][-1] == "sub":
-            last = last.replace("add", "sub")
-        token = ("call_method", last, (first, product), {})
+        option, (*inner, last) = _FACTORS[_plain_name(target)]
+        first, second, *others = [self.refs(a) for a in args]
+        factor = self._scalar(kwargs[option], _EXACT_DTYPES[args[0].dtype])
+        value = self._silent("_operator.mul", (second, factor))
+        for name, operand in zip(inner, others, strict=True):
+            value = self._silent(f"torch.{name}", (value, operand))
+        method = f"{last}_" if target.endswith("_") else last
+        token = ("call_method", method, (first, value), {})
         return (OPERATION, f, args, kwargs, self.after_operation, token)
 
     def _silent(self, target: str, args: tuple[Any, ...]) -> Ref:

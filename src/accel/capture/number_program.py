@@ -96,11 +96,14 @@ class NumberProgram:
                     *[values[o.number] if type(o) is Use else o for o in step.operands]
                 )
             except (ArithmeticError, ValueError, TypeError) as error:
-                return self._refuse(step, leaves, f"{type(error).__name__}: {error}")
+                self._refuse(step, leaves, f"{type(error).__name__}: {error}")
+                return None
             if type(value) is not step.kind:
-                return self._refuse(step, leaves, f"gives a {type(value).__name__}")
+                self._refuse(step, leaves, f"gives a {type(value).__name__}")
+                return None
             if step.expected is not None and value is not step.expected:
-                return self._refuse(step, leaves, f"is {value} now")
+                self._refuse(step, leaves, f"is {value} now")
+                return None
             values.append(value)
         given = [values[n] for n in self.operands]
         for value, dtype in zip(given, self.dtypes, strict=True):
@@ -119,7 +122,7 @@ class NumberProgram:
         sign = _SIGNS.get(step.function)
         if sign is not None and len(parts) == 2:
             return f"{parts[0]} {sign} {parts[1]}"
-        name = getattr(step.function, "__name__", "?")
+        name: str = getattr(step.function, "__name__", "?")
         return f"{name}({', '.join(parts)})"
 
     def _operand_text(self, operand: Any) -> str:
@@ -136,7 +139,7 @@ def _fits(value: int, dtype: str) -> bool:
     return value in _INT64 if dtype == "int64" else -_EXACT <= value <= _EXACT
 
 
-def _LEAF(*_: Any) -> Any:  # noqa: N802
+def _LEAF(*_: Any) -> Any:
     raise AssertionError("a leaf is not computed")
 
 

@@ -108,9 +108,10 @@ class Recorder(LiftedEvents):
                 self.guards.add(source, "UNBOUND")
                 continue
             self.read_numbers = []
-            self.track(value, source)
             if index in starred:
-                self.consume(value)
+                self.track_starred(value, source)
+            else:
+                self.track(value, source)
             self.lift_arguments(index)
         self.started = time.perf_counter()
 

@@ -8,6 +8,7 @@ answers, the guards of the recording and the tests of its graph decide which cal
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ class Variation:
 
     def lifts(self, value: Any, source: Source) -> bool:
         """Whether the int or float at `source` differs between calls."""
-        if not self._numbers or not self.is_enabled or self.no_numbers or value != value:
+        if not self._numbers or not self.is_enabled or self.no_numbers or math.isnan(value):
             return False
         name = str(source)
         if name in self._fixed:
