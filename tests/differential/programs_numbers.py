@@ -575,3 +575,42 @@ def _(s: Session) -> None:
     with torch.no_grad():
         for p, eps in [(0.5, 1e-5), (0.25, 1e-5), (0.25, 1e-3)]:
             s.warm(g, torch.randn(3, 5), p, eps)
+
+
+@program(PROGRAMS, "numbers of a list and of nested dicts, written in place")
+def _(s: Session) -> None:
+    state = s.watch({"inner": {"step": 0}, "rates": [0.5, 2]})
+
+    def f(x: torch.Tensor) -> torch.Tensor:
+        state["inner"]["step"] += 1
+        return x * state["rates"][0] + state["inner"]["step"] * state["rates"][1]
+
+    g = s.root(f)
+    with torch.no_grad():
+        for k in range(8):
+            state["rates"][0] = 0.5 / (k + 1)
+            (s.call if k < 3 else s.hit)(g, torch.randn(3))
+        state["inner"]["step"] = 100
+        state["rates"][0] = 7.5
+        s.hit(g, torch.randn(3))
+        state["rates"][0] = 7
+        s.miss(g, torch.randn(3))
+
+
+@program(PROGRAMS, "training epochs with a smaller last batch")
+def _(s: Session) -> None:
+    model = s.watch(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh()))
+    f = s.root(lambda x: (model(x) ** 2).mean())
+    for epoch in range(4):
+        for size in (6, 6, 3):
+            model.zero_grad()
+            (s.call if epoch < 2 else s.hit)(f, torch.randn(size, 4)).backward()
+
+
+@program(PROGRAMS, "a rate that gradients flow past, and a size that changes, in training")
+def _(s: Session) -> None:
+    model = s.watch(torch.nn.Linear(4, 2))
+    f = s.root(lambda x, rate: model(x).sum() * rate + rate)
+    for k in range(14):
+        model.zero_grad()
+        (s.call if k < 9 else s.hit)(f, torch.randn(3 + k % 2, 4), 0.25 * (k + 1)).backward()

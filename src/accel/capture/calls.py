@@ -111,7 +111,9 @@ class CallEvents(LibraryCalls):
         name = _TENSOR_FUNCTIONS.get(id(f))
         if name is not None and args and type(args[0]) in PLAIN_TENSORS:
             return self._tensor_method(name, f, args, kwargs or {})
-        if f in left_to_python.functions:
+        if f in left_to_python.constant:
+            return (FOLD, f, args, kwargs, self.adopt_constant, None)
+        if left_to_python.is_left(f):
             raise Void("disabled", f.__qualname__)
         twin = self.twin_of(f)
         if twin is None:
@@ -515,7 +517,7 @@ class CallEvents(LibraryCalls):
         if len(args) != 2 or type(args[1]) is not str:
             return None
         if type(args[0]) in PLAIN_TENSORS:
-            return None
+            return self.has_tensor_attr(args[0], args[1])
         answer = self.attr(args[0], args[1])
         if answer is not None and len(answer) == 1:
             return (True,)

@@ -425,7 +425,7 @@ class LiftedEvents(NumberEvents):
         for name, operand in zip(inner, others, strict=True):
             value = self._silent(f"torch.{name}", (value, operand))
         method = f"{last}_" if target.endswith("_") else last
-        token = ("call_method", method, (first, value), {})
+        token: Any = ("call_method", method, (first, value), {})
         return (OPERATION, f, args, kwargs, self.after_operation, token)
 
     def _silent(self, target: str, args: tuple[Any, ...]) -> Ref:

@@ -119,7 +119,7 @@ class NumberProgram:
     def text(self, step: Step) -> str:
         """A step for people, in terms of leaves."""
         parts = [self._operand_text(o) for o in step.operands]
-        sign = _SIGNS.get(step.function)
+        sign: str | None = _SIGNS.get(step.function)
         if sign is not None and len(parts) == 2:
             return f"{parts[0]} {sign} {parts[1]}"
         name: str = getattr(step.function, "__name__", "?")
@@ -130,7 +130,7 @@ class NumberProgram:
             return repr(operand)
         step = self.steps[operand.number]
         if step.function is _LEAF:
-            return self.names[step.operands[0]]
+            return self.names[int(step.operands[0])]
         text = self.text(step)
         return f"({text})" if step.function in _SIGNS else text
 

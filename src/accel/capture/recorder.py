@@ -27,7 +27,7 @@ from accel.capture.state import version as _version
 from accel.capture.steps import Answer, Void
 from accel.capture.values import PLAIN_TENSORS, is_static
 from accel.capture.variation import GRADIENTS, Variation
-from accel.guards import GuardSet
+from accel.guards import Guard, GuardSet
 from accel.sources import Source, root
 from accel.trace import Gradients, SegmentGraph, TensorMeta
 
@@ -58,7 +58,7 @@ class Recording:
     numbers: NumberProgram | None = None  # what Python computes with numbers that differ
     leaves: tuple[Source, ...] = ()  # where these come from
     leaf_slots: tuple[int, ...] = ()  # where the guard program finds them
-    checked: tuple[str, ...] = ()  # by instruction of its guard program: what that looks at
+    checked: tuple[Guard | Source, ...] = ()  # by instruction of its guard program
 
 
 class Recorder(LiftedEvents):

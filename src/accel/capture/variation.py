@@ -67,7 +67,9 @@ class Variation:
 
     def lifts(self, value: Any, source: Source) -> bool:
         """Whether the int or float at `source` differs between calls."""
-        if not self._numbers or not self.is_enabled or self.no_numbers or math.isnan(value):
+        if not self._numbers or not self.is_enabled or self.no_numbers:
+            return False
+        if type(value) is float and math.isnan(value):
             return False
         name = str(source)
         if name in self._fixed:
