@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _API = (
+    "allow_in_graph",
     "assume_constant_result",
     "counters",
     "disable",
@@ -35,6 +36,7 @@ _ERRORS = (
 
 if TYPE_CHECKING:
     from accel.api import (
+        allow_in_graph,
         assume_constant_result,
         counters,
         disable,
@@ -84,6 +86,7 @@ __all__ = [
     "GraphBreakError",
     "RecompileError",
     "UnknownBackendError",
+    "allow_in_graph",
     "assume_constant_result",
     "counters",
     "disable",

@@ -17,6 +17,7 @@ from typing import Any, overload
 from accel import config as _config
 from accel import log, runtime
 
+_NOT_A_CALL = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 _ROW = "running eagerly: {}"
 
 
@@ -180,6 +181,25 @@ def set_stance(stance: str) -> Any:
     return Stance(stance, (lambda name: name) if driver is None else driver.set_stance)
 
 
+def allow_in_graph(function: Any) -> Any:
+    """Lets graphs call a function as it is: recording does not look inside, compiled code runs it
+    as one operation. The function itself is returned.
+
+    It must hang on nothing but its arguments, take plain tensors (and constants beside them), and
+    give new ones; a call that does otherwise, or that gradients flow through, runs as Python.
+
+    Errors: TypeError for what is no Python function, and for generators and coroutines.
+    """
+    plain = function.__func__ if isinstance(function, types.MethodType) else function
+    if not isinstance(plain, types.FunctionType) or plain.__code__.co_flags & _NOT_A_CALL:
+        raise TypeError(f"accel.allow_in_graph() takes a plain function, not {function!r}")
+    if _driver() is not None:
+        from accel.capture import left_to_python
+
+        left_to_python.allowed.add(plain)
+    return function
+
+
 def assume_constant_result(function: Any) -> Any:
     """Promises that a function's result hangs on nothing that changes: compiled code keeps what
     the recorded call gave, without guards. The function itself is returned.
@@ -254,6 +274,7 @@ def is_available() -> bool:
 
 
 __all__ = [
+    "allow_in_graph",
     "assume_constant_result",
     "counters",
     "disable",

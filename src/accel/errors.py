@@ -83,6 +83,10 @@ REASONS: dict[str, tuple[str, str]] = {
     "interrupted": ("the call was interrupted", "nothing: the call is tried again"),
     "losing": ("compiled code was slower than eager: {}", "nothing: calls run eagerly"),
     "no_operations": ("no torch operation ran", "nothing: there is nothing to compile"),
+    "not_allowed": (
+        "a function allowed in graphs does what no operation may: {}",
+        "let it take and give plain tensors of their own, without gradients",
+    ),
     "no_twin": ("{} cannot be instrumented", "coroutines run as Python"),
     "opaque_attribute": ("an attribute computed by C code is used: {}", "read it outside"),
     "opaque_call": ("a call that accel does not know: {}", "move it out of the compiled part"),

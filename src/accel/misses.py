@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from accel.guards import EXAMPLES, Guard
@@ -116,6 +117,13 @@ def why_missed(
     return [replace(m, what=_KEYWORD.sub(r"\1", _positional(m.what, parameters))) for m in misses]
 
 
+_SIZE = re.compile(r"\binput(\d+)\.size\((\d+)\)")
+
+
+def _size_text(inputs: list[Source], found: re.Match[str]) -> str:
+    return f"{source_text(inputs[int(found[1])])}.shape[{found[2]}]"
+
+
 _POSITIONAL = re.compile(r"\bargs\[(\d+)\]")
 _KEYWORD = re.compile(r"\bkwargs\['(\w+)'\]")
 
@@ -138,6 +146,7 @@ def _misses(variants: list[Any], roots: tuple[Any, ...]) -> list[Miss]:
             continue
         numbers = installed.recording.numbers
         why = getattr(installed.native.executor, "why", "")  # of a family: sizes
+        why = _SIZE.sub(partial(_size_text, installed.recording.inputs), why)
         why = why or (numbers.why if numbers is not None else "")
         misses.append(Miss(why or installed.recording.ambient.difference() or "a speculation"))
     return misses

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from accel.capture import left_to_python
-from accel.capture.library_calls import LibraryCalls, short_name
+from accel.capture.allowed_calls import AllowedCalls
+from accel.capture.library_calls import short_name
 from accel.capture.numpy_rules import array_type
 from accel.capture.operators import _BINARY, BINARY_NAMES, _c_length, is_python_len
 from accel.capture.policy import METHODS, callable_rules, is_dynamo_mark, method_rule
@@ -65,7 +66,7 @@ _OBJECT_GETSTATE = getattr(object, "__getstate__", None)  # since CPython 3.11
 _MAX_LITERALS = 64  # of torch.tensor([...]): more would be data, not a constant
 
 
-class CallEvents(LibraryCalls):
+class CallEvents(AllowedCalls):
     """Handlers of calls."""
 
     twin_of: Callable[[types.FunctionType], types.FunctionType | None]
@@ -111,6 +112,8 @@ class CallEvents(LibraryCalls):
         name = _TENSOR_FUNCTIONS.get(id(f))
         if name is not None and args and type(args[0]) in PLAIN_TENSORS:
             return self._tensor_method(name, f, args, kwargs or {})
+        if f in left_to_python.allowed:
+            return self.call_allowed(f, args, kwargs)
         if f in left_to_python.constant:
             return (FOLD, f, args, kwargs, self.adopt_constant, None)
         if left_to_python.is_left(f):

@@ -1,7 +1,7 @@
 """Functions that no recording looks into: Python runs them, between compiled code or at once.
 
 In: functions that the user disabled, and `accel.graph_break`; those whose result the user says is
-constant. Out: the answer to "may this call be recorded". Invariant: functions are held weakly.
+constant; those that he allows in graphs. Out: the answer to "may this call be recorded". Invariant: functions are held weakly.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import accel
 
 functions: weakref.WeakSet[types.FunctionType] = weakref.WeakSet()
+allowed: weakref.WeakSet[types.FunctionType] = weakref.WeakSet()
 constant: weakref.WeakSet[types.FunctionType] = weakref.WeakSet()
 functions.add(accel.graph_break)  # type: ignore[arg-type]
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from accel import runtime
+from accel import allowed, runtime
 from accel.capture.lifted import LiftedEvents
 from accel.capture.number_program import NumberProgram
 from accel.capture.results import Describer, Template
@@ -252,6 +252,11 @@ class Recorder(LiftedEvents):
             not torch.equal(self.rng, torch.default_generator.get_state()),
             _autocast(),
             sizes,
+            [
+                (name, list(allowed.metas_of(o.target)))
+                for o in self.operations
+                if (name := allowed.name_in(o.target))
+            ],
         )
 
     def _gradients(self, template: Template) -> Gradients | None:
