@@ -452,7 +452,7 @@ class Driver:
         if void.kind == "dynamic" and root.variation is not None:
             if void.detail == GRADIENTS:
                 root.variation.no_gradients = True
-            elif root.variation.has_lifted:
+            elif root.variation.has_lifted and not root.variation.no_numbers:
                 root.variation.no_numbers = root.reason
             else:
                 root.variation.refused = root.reason

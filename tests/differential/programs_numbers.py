@@ -37,7 +37,72 @@ def with_numbers(*numbers: Any) -> list[tuple[torch.Tensor, Any]]:
 @program(PROGRAMS, "a float argument multiplies")
 def _(s: Session) -> None:
     f = s.root(lambda x, lr: x - lr * x)
-    lifted(s, f, *with_numbers(0.5, 0.25, 0.1, 1e-9, -3.7, float("inf"), 1e300))
+    lifted(s, f, *with_numbers(0.5, 0.25, 0.1, 1e-9, -3.7, float("inf")))
+    with torch.no_grad():
+        s.miss(f, torch.randn(3, 5), 1e300)
+
+
+@program(PROGRAMS, "numbers that ATen refuses")
+def _(s: Session) -> None:
+    f = s.root(lambda x, t: torch.add(x, x, alpha=t) + x**t)
+    lifted(s, f, *with_numbers(0.5, 0.25, 2.0))
+    with torch.no_grad():
+        s.miss(f, torch.randn(3, 5), 1e300)
+        s.hit(f, torch.randn(3, 5), 0.75)
+
+
+@program(PROGRAMS, "a number compared with None and with other objects")
+def _(s: Session) -> None:
+    def f(x: torch.Tensor, t: Any, n: Any) -> Any:
+        if t is not None and n is not True and t is not n:
+            x = x * t
+        return x + n, t is None, isinstance(t, float), type(n) is int
+
+    g = s.root(f)
+    lifted(s, g, *((torch.randn(3), 0.5 + k, k + 2) for k in range(6)))
+    with torch.no_grad():
+        s.miss(g, torch.randn(3), None, 3)
+
+
+@program(PROGRAMS, "a number written on one way and read on another")
+def _(s: Session) -> None:
+    class Holder:
+        def __init__(self) -> None:
+            self.n = 1
+            self.m = 1
+
+    holder = s.watch(Holder())
+
+    def f(x: torch.Tensor, k: int) -> Any:
+        vars(holder)["n"] = k * 2
+        holder.m += 1
+        return x * holder.n + vars(holder)["m"], holder.n
+
+    g = s.root(f)
+    with torch.no_grad():
+        for k in range(8):
+            s.call(g, torch.randn(3), k + 3)
+            s.call(g, torch.randn(3), k + 3)
+
+
+@program(PROGRAMS, "a slot written and read by setattr and getattr")
+def _(s: Session) -> None:
+    class Slotted:
+        __slots__ = ("n",)
+
+    holder = Slotted()
+    holder.n = 0
+
+    def f(x: torch.Tensor) -> Any:
+        setattr(holder, "n", holder.n + 1)  # noqa: B010
+        y = x * getattr(holder, "n")  # noqa: B009
+        holder.n += 2
+        return y + holder.n, holder.n
+
+    g = s.root(f)
+    with torch.no_grad():
+        for _ in range(8):
+            s.call(g, torch.randn(3))
 
 
 @program(PROGRAMS, "an int argument in arithmetic and division")

@@ -33,7 +33,7 @@ from accel.capture.number_program import (
 )
 from accel.capture.numbers import SMALL_INTS, NumberEvents
 from accel.capture.operators import BINARY_NAMES
-from accel.capture.state import user_location
+from accel.capture.state import Effect, user_location
 from accel.capture.steps import OPERATION, Answer, Void
 from accel.capture.values import PLAIN_TENSORS, is_constant
 from accel.capture.variation import Variation
@@ -87,6 +87,20 @@ def _is_item(value: Any, container: Any, key: Any) -> bool:
     if type(container) not in _PLAIN_CONTAINERS or type(key) is slice or not is_constant(key):
         return False
     return container[key] is value
+
+
+def _writes(effect: Effect, source: Source) -> bool:
+    """Whether an effect of this call writes what lies at `source`, whatever way it went."""
+    target = effect.target
+    if target is None or not effect.operands:
+        return False
+    key = effect.operands[0]
+    if source.kind == "member":
+        return source.base is target and source.key.__name__ == key
+    if type(source.key) is not type(key) or source.key != key:
+        return False
+    holder = source.base
+    return holder is target or (holder is not None and holder.base is target)
 
 
 class LiftedEvents(NumberEvents):
@@ -179,6 +193,8 @@ class LiftedEvents(NumberEvents):
                 raise Void("unseen_write", str(source))
             return found[1]
         assert self.variation is not None
+        if any(_writes(effect, source) for effect in self.effects):
+            raise Void("read_after_write", str(source))
         self.variation.has_lifted = True
         self.guards.add(source, "TYPE_IS", type(value))
         number = self.number_program.add_leaf(str(source))
@@ -324,7 +340,7 @@ class LiftedEvents(NumberEvents):
         return super().not_(value)
 
     def is_(self, a: Any, b: Any) -> Answer:
-        if not self.lifted or not self._is_arithmetic((a, b)):
+        if id(a) not in self.lifted and id(b) not in self.lifted:
             return super().is_(a, b)
         if a is b:
             return (True,)

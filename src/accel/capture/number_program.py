@@ -17,6 +17,7 @@ from typing import Any
 
 # Whole numbers up to here are the same whether they become a double or a float at once.
 _EXACT = 1 << 53
+_LARGEST = 3.4028234663852886e38  # of float32
 _INT64 = range(-(1 << 63), 1 << 63)
 
 
@@ -107,7 +108,7 @@ class NumberProgram:
             values.append(value)
         given = [values[n] for n in self.operands]
         for value, dtype in zip(given, self.dtypes, strict=True):
-            if type(value) is int and not _fits(value, dtype):
+            if not _fits(value, dtype):
                 self.why = f"{value} is no {dtype}"
                 return None
         return given, [values[n] for n in self.outputs]
@@ -135,8 +136,12 @@ class NumberProgram:
         return f"({text})" if step.function in _SIGNS else text
 
 
-def _fits(value: int, dtype: str) -> bool:
-    return value in _INT64 if dtype == "int64" else -_EXACT <= value <= _EXACT
+def _fits(value: Any, dtype: str) -> bool:
+    """Whether a tensor of that dtype holds the number as ATen would have used it."""
+    if type(value) is int:
+        return value in _INT64 if dtype == "int64" else -_EXACT <= value <= _EXACT
+    # ATen refuses some of these numbers: its business.
+    return dtype != "float32" or abs(value) <= _LARGEST or not math.isfinite(value)
 
 
 def _LEAF(*_: Any) -> Any:

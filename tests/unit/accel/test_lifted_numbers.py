@@ -148,6 +148,15 @@ def test_a_program_refuses(leaf: Any, why: str) -> None:
     assert program.why.startswith(why)
 
 
+@pytest.mark.parametrize(("value", "fits"), [(1e38, True), (1e39, False), (math.inf, True)])
+def test_numbers_beyond_float32_are_left_to_python(value: float, fits: bool) -> None:
+    program = NumberProgram()
+    program.operand(program.add_leaf("t"), "float32")
+    assert (program([value]) is not None) is fits
+    program.dtypes = ["float64"]
+    assert program([value]) == ([value], [])
+
+
 def test_a_result_of_another_type_refuses() -> None:
     program = NumberProgram()
     root = program.add_step(Step(operator.pow, (Use(program.add_leaf("t")), 0.5), float))
