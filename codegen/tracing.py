@@ -16,6 +16,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from accel import allowed
 from accel.codegen.decompositions import DECOMPOSITIONS
 from accel.codegen.options import CompileError
 from accel.codegen.result_shapes import RESULTS
@@ -87,6 +88,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
             self.fake_mode = self.shapes.mode
         else:
             self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+
+        for name, metas in graph.allowed:
+            allowed.define(name, metas)
 
     def run(self) -> TensorGraph:
         values: dict[str, Any] = {} if self.shapes is None else dict(self.shapes.numbers)

@@ -11,6 +11,7 @@
 #include "executor.h"
 #include "forced_failures.h"
 #include "guards.h"
+#include "lifted.h"
 #include "tensors.h"
 
 #include <cstddef>
@@ -28,6 +29,7 @@ struct Variant {
   PyObject* executor;  // an accel._native.Executor, or any callable
   PyObject* payload;   // the constant, or the callable of a call; else NULL
   PyObject* gradient;  // an accel._native.Gradient; NULL: nothing requires grad
+  Lifted* lifted;      // numbers that differ between calls; NULL: none
   const AmbientState* state;  // inside ambient
   const Executor* native;     // inside executor; NULL for a callable
   std::vector<int32_t>* inputs;
@@ -48,6 +50,7 @@ struct Variant {
 namespace {
 
 constexpr long PROBES = 64;
+const std::vector<int32_t> NO_SLOTS;
 
 PyTypeObject* variant_type = nullptr;
 PyTypeObject* ambient_type = nullptr;
@@ -79,7 +82,8 @@ class Pointers {
   T* data_;
 };
 
-// The input tensors' Python objects, held.
+// The input tensors' Python objects, held; the graph's inputs that are lifted numbers come
+// behind them.
 class HeldInputs {
  public:
   HeldInputs(const GuardCheck& check, const std::vector<int32_t>& slots)
@@ -92,8 +96,17 @@ class HeldInputs {
   ~HeldInputs() {
     for (size_t k = 0; k < count_; k++) Py_XDECREF(objects_[k]);
   }
-  size_t size() const { return count_; }
-  PyObject* operator[](size_t index) { return objects_[index]; }
+  size_t size() const { return count_ + scalars.size(); }
+  PyObject* object(size_t index) {  // new; NULL with a Python error set
+    if (index >= count_) return wrap(scalars[index - count_]);
+    return Py_NewRef(objects_[index] ? objects_[index] : Py_None);
+  }
+  c10::TensorImpl* tensor(size_t index) {  // NULL: no plain tensor
+    if (index >= count_) return scalars[index - count_].unsafeGetTensorImpl();
+    return objects_[index] ? unwrap(objects_[index]) : nullptr;
+  }
+
+  std::vector<at::Tensor> scalars;
 
  private:
   Pointers<PyObject*> objects_;
@@ -124,8 +137,12 @@ bool take_error(std::string& why) {
 struct Outputs {
   std::vector<at::Tensor> tensors;
   PyObject* objects = nullptr;  // owned list or tuple; NULL when from a plan
+  PyObject* numbers = nullptr;  // owned: the list that comes behind them; NULL without one
 
-  ~Outputs() { Py_XDECREF(objects); }
+  ~Outputs() {
+    Py_XDECREF(objects);
+    Py_XDECREF(numbers);
+  }
   size_t size() const {
     return objects ? static_cast<size_t>(PySequence_Fast_GET_SIZE(objects)) : tensors.size();
   }
@@ -142,7 +159,7 @@ struct Outputs {
 Outcome run_plan(Variant* v, HeldInputs& inputs, Outputs& outputs, std::string& why) {
   Pointers<c10::TensorImpl*> tensors(inputs.size());
   for (size_t k = 0; k < inputs.size(); k++) {
-    tensors[k] = inputs[k] ? unwrap(inputs[k]) : nullptr;
+    tensors[k] = inputs.tensor(k);
     if (!tensors[k]) {
       why = "input " + std::to_string(k) + " is not a plain tensor";
       return Outcome::failed;
@@ -165,12 +182,20 @@ Outcome run_plan(Variant* v, HeldInputs& inputs, Outputs& outputs, std::string& 
   return Outcome::failed;
 }
 
-Outcome run_callable(Variant* v, HeldInputs& inputs, Outputs& outputs, std::string& why) {
-  PyObject* list = PyList_New(static_cast<Py_ssize_t>(inputs.size()));
-  if (!list) return take_error(why) ? Outcome::failed : Outcome::raised;
-  for (size_t k = 0; k < inputs.size(); k++) {
-    PyList_SET_ITEM(list, static_cast<Py_ssize_t>(k), Py_NewRef(inputs[k] ? inputs[k] : Py_None));
+// New list, or NULL with a Python error set.
+PyObject* object_list(HeldInputs& held) {
+  PyObject* list = PyList_New(static_cast<Py_ssize_t>(held.size()));
+  for (size_t k = 0; list && k < held.size(); k++) {
+    PyObject* object = held.object(k);
+    if (object) PyList_SET_ITEM(list, static_cast<Py_ssize_t>(k), object);
+    else Py_CLEAR(list);
   }
+  return list;
+}
+
+Outcome run_callable(Variant* v, HeldInputs& inputs, Outputs& outputs, std::string& why) {
+  PyObject* list = object_list(inputs);
+  if (!list) return take_error(why) ? Outcome::failed : Outcome::raised;
   PyObject* answer;
   {
     DispatchPause pause;
@@ -198,6 +223,21 @@ Outcome run_callable(Variant* v, HeldInputs& inputs, Outputs& outputs, std::stri
   return Outcome::served;
 }
 
+// Makes the numbers of the call, whose leaves are held, inputs and outputs.
+Outcome lift(Variant* v, HeldInputs& leaves, HeldInputs& inputs, Outputs& outputs,
+             std::string& why) {
+  PyObject* list = object_list(leaves);
+  Evaluation evaluation = Evaluation::failed;
+  if (list) {
+    DispatchPause pause;
+    evaluation = evaluate(*v->lifted, list, inputs.scalars, &outputs.numbers);
+    Py_DECREF(list);
+  }
+  if (evaluation == Evaluation::ok) return Outcome::served;
+  if (evaluation == Evaluation::refused) return Outcome::misspeculated;
+  return take_error(why) ? Outcome::failed : Outcome::raised;
+}
+
 // ---- results -----------------------------------------------------------------------
 
 PyObject* output_list(const Outputs& outputs) {
@@ -207,6 +247,7 @@ PyObject* output_list(const Outputs& outputs) {
     if (output) PyList_SET_ITEM(list, static_cast<Py_ssize_t>(k), output);
     else Py_CLEAR(list);
   }
+  if (list && outputs.numbers && PyList_Append(list, outputs.numbers) < 0) Py_CLEAR(list);
   return list;
 }
 
@@ -340,10 +381,12 @@ bool take_result(Variant* v, PyObject* result, size_t slots) {
 
 PyObject* variant_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
   static const char* names[] = {"guards", "ambient", "executor", "inputs",
-                                "result", "gradient", nullptr};
-  PyObject *guards, *ambient, *executor, *inputs, *result, *gradient = Py_None;
-  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOO|O:Variant", const_cast<char**>(names),
-                                   &guards, &ambient, &executor, &inputs, &result, &gradient)) {
+                                "result", "gradient", "numbers", nullptr};
+  PyObject *guards, *ambient, *executor, *inputs, *result;
+  PyObject *gradient = Py_None, *numbers = Py_None;
+  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOO|OO:Variant", const_cast<char**>(names),
+                                   &guards, &ambient, &executor, &inputs, &result, &gradient,
+                                   &numbers)) {
     return nullptr;
   }
   GuardProgram* program = as_guard_program(guards);
@@ -369,7 +412,12 @@ PyObject* variant_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
   v->inputs = new std::vector<int32_t>();
   v->picks = new std::vector<int32_t>();
   size_t slots = slot_count(*program);
-  if (!take_indices(inputs, slots, "slot", *v->inputs) || !take_result(v, result, slots)) {
+  bool ok = take_indices(inputs, slots, "slot", *v->inputs) && take_result(v, result, slots);
+  if (ok && numbers != Py_None) {
+    v->lifted = take_lifted(numbers, slots);
+    ok = v->lifted != nullptr;
+  }
+  if (!ok) {
     Py_DECREF(v);
     return nullptr;
   }
@@ -385,6 +433,7 @@ int variant_traverse(PyObject* self, visitproc visit, void* arg) {
   Py_VISIT(v->payload);
   Py_VISIT(v->gradient);
   Py_VISIT(v->landing);
+  if (v->lifted) Py_VISIT(v->lifted->program);
   return 0;
 }
 
@@ -400,6 +449,7 @@ void variant_dealloc(PyObject* self) {
   Py_XDECREF(v->payload);
   Py_XDECREF(v->gradient);
   Py_XDECREF(v->landing);
+  delete v->lifted;
   delete v->inputs;
   delete v->picks;
   delete v->needed;
@@ -447,7 +497,7 @@ PyType_Slot SLOTS[] = {
     {Py_tp_members, MEMBERS},
     {Py_tp_getset, GETSETS},
     {Py_tp_methods, METHODS},
-    {Py_tp_doc, const_cast<char*>("Variant(guards, ambient, executor, inputs, result, gradient=None)")},
+    {Py_tp_doc, const_cast<char*>("Variant(guards, ambient, executor, inputs, result, gradient=None, numbers=None)")},
     {0, nullptr},
 };
 
@@ -490,10 +540,15 @@ Outcome serve(Variant* v, PyObject* const* roots, size_t count, PyObject* last,
     return Outcome::skipped;
   }
   HeldInputs inputs(check, *v->inputs);
+  HeldInputs leaves(check, v->lifted ? v->lifted->slots : NO_SLOTS);
   if (v->kind == ResultKind::call) check.hold_slots(v->needed);
   Outputs outputs;
-  Outcome outcome = v->native ? run_plan(v, inputs, outputs, serving.why)
-                              : run_callable(v, inputs, outputs, serving.why);
+  Outcome outcome =
+      v->lifted ? lift(v, leaves, inputs, outputs, serving.why) : Outcome::served;
+  if (outcome == Outcome::served) {
+    outcome = v->native ? run_plan(v, inputs, outputs, serving.why)
+                        : run_callable(v, inputs, outputs, serving.why);
+  }
   if (outcome == Outcome::served) {
     v->hits++;
     serving.result = make_result(v, check, outputs);

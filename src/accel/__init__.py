@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _API = (
+    "allow_in_graph",
+    "assume_constant_result",
     "counters",
     "disable",
     "enable",
@@ -20,12 +22,22 @@ _API = (
     "mark_static",
     "optimize",
     "reset",
+    "set_stance",
     "wait",
 )
-_ERRORS = ("AccelError", "CompileError", "ConfigError", "GraphBreakError", "UnknownBackendError")
+_ERRORS = (
+    "AccelError",
+    "CompileError",
+    "ConfigError",
+    "GraphBreakError",
+    "RecompileError",
+    "UnknownBackendError",
+)
 
 if TYPE_CHECKING:
     from accel.api import (
+        allow_in_graph,
+        assume_constant_result,
         counters,
         disable,
         enable,
@@ -35,6 +47,7 @@ if TYPE_CHECKING:
         mark_static,
         optimize,
         reset,
+        set_stance,
         wait,
     )
     from accel.errors import (
@@ -42,6 +55,7 @@ if TYPE_CHECKING:
         CompileError,
         ConfigError,
         GraphBreakError,
+        RecompileError,
         UnknownBackendError,
     )
 
@@ -70,7 +84,10 @@ __all__ = [
     "CompileError",
     "ConfigError",
     "GraphBreakError",
+    "RecompileError",
     "UnknownBackendError",
+    "allow_in_graph",
+    "assume_constant_result",
     "counters",
     "disable",
     "enable",
@@ -81,6 +98,7 @@ __all__ = [
     "mark_static",
     "optimize",
     "reset",
+    "set_stance",
     "wait",
 ]
 

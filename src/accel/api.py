@@ -7,6 +7,7 @@ and programs run eagerly.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import types
@@ -16,6 +17,7 @@ from typing import Any, overload
 from accel import config as _config
 from accel import log, runtime
 
+_NOT_A_CALL = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 _ROW = "running eagerly: {}"
 
 
@@ -26,6 +28,12 @@ def _driver() -> Any:
         return None
     from accel import driver
 
+    if driver.current is None:
+        from accel.capture import left_to_python
+
+        # Called in a recorded function, they are to hold from there on.
+        for function in (disable, set_stance):
+            left_to_python.functions.add(function)  # type: ignore[arg-type]
     return driver.current or driver.start(_config.load())
 
 
@@ -124,17 +132,88 @@ def enable(name: str | types.ModuleType) -> None:
         driver.enable_package(name)
 
 
-def disable(target: Any) -> Any:
+class _Disabled(contextlib.ContextDecorator):
+    """While it lasts, nothing in this thread is recorded or served from compiled code."""
+
+    def __enter__(self) -> None:
+        if runtime.available:
+            runtime.native.pause()
+
+    def __exit__(self, *_: object) -> None:
+        if runtime.available:
+            runtime.native.resume()
+
+    def __call__(self, function: Any) -> Any:
+        return disable(function)
+
+
+def disable(target: Any = None) -> Any:
     """Undoes `enable` or `optimize`; a function or module runs eagerly from now on.
 
     A function is left to Python also where compiled code calls it: that code ends before the
     call and begins anew behind it. A function or module is returned, so that this works as a
-    decorator too.
+    decorator, `@disable` or `@disable()`. `with disable():` makes everything that this thread
+    calls inside run eagerly.
+
+    Errors: TypeError for what is no package, module, function or nn.Module.
     """
+    if target is None:
+        return _Disabled()
     driver = _driver()
     if driver is not None:
         driver.disable(target)
     return target
+
+
+def set_stance(stance: str) -> Any:
+    """Sets what calls do from now on: `set_stance("force_eager")`, `with set_stance(...):`, or
+    `@set_stance(...)` for the calls of one function.
+
+    `default`; `force_eager`: nothing is recorded or served; `eager_on_recompile`: compiled code
+    serves the calls it fits, others run eagerly and are not recorded; `fail_on_recompile`: so
+    too, but a call of a compiled function that nothing fits raises `accel.RecompileError`.
+
+    Errors: ValueError for another name.
+    """
+    from accel.stance import Stance
+
+    driver = _driver()
+    return Stance(stance, (lambda name: name) if driver is None else driver.set_stance)
+
+
+def allow_in_graph(function: Any) -> Any:
+    """Lets graphs call a function as it is: recording does not look inside, compiled code runs it
+    as one operation. The function itself is returned.
+
+    It must hang on nothing but its arguments, take plain tensors (and constants beside them), and
+    give new ones; a call that does otherwise, or that gradients flow through, runs as Python.
+
+    Errors: TypeError for what is no Python function, and for generators and coroutines.
+    """
+    plain = function.__func__ if isinstance(function, types.MethodType) else function
+    if not isinstance(plain, types.FunctionType) or plain.__code__.co_flags & _NOT_A_CALL:
+        raise TypeError(f"accel.allow_in_graph() takes a plain function, not {function!r}")
+    if _driver() is not None:
+        from accel.capture import left_to_python
+
+        left_to_python.allowed.add(plain)
+    return function
+
+
+def assume_constant_result(function: Any) -> Any:
+    """Promises that a function's result hangs on nothing that changes: compiled code keeps what
+    the recorded call gave, without guards. The function itself is returned.
+
+    Errors: TypeError for what is no Python function.
+    """
+    plain = function.__func__ if isinstance(function, types.MethodType) else function
+    if not isinstance(plain, types.FunctionType):
+        raise TypeError(f"accel.assume_constant_result() takes a function, not {function!r}")
+    if _driver() is not None:
+        from accel.capture import left_to_python
+
+        left_to_python.constant.add(plain)
+    return function
 
 
 def mark_dynamic(tensor: Any, dim: int | tuple[int, ...] | list[int]) -> None:
@@ -195,6 +274,8 @@ def is_available() -> bool:
 
 
 __all__ = [
+    "allow_in_graph",
+    "assume_constant_result",
     "counters",
     "disable",
     "enable",
@@ -204,5 +285,6 @@ __all__ = [
     "mark_static",
     "optimize",
     "reset",
+    "set_stance",
     "wait",
 ]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import argparse
 
 ARTIFACTS = (
-    "trace", "guards", "exits", "graph", "loops", "schedule", "code", "driver", "worker"
+    "trace", "guards", "exits", "graph", "loops", "schedule", "code", "driver", "worker", "recompiles",
 )  # fmt: skip
 
 
@@ -82,8 +82,9 @@ class Config:
     strict: bool = _setting("raise accel's own errors instead of running eagerly", False)
     max_variants: int = _setting("how many compiled variants a function may have", 8, minimum=1)
     stance: str = _setting(
-        "`default`, or `force_eager` to record nothing", "default",
-        choices=("default", "force_eager"),
+        "what to do with calls: `default`; `force_eager`; `eager_on_recompile` or "
+        "`fail_on_recompile` where no compiled code fits", "default",
+        choices=("default", "force_eager", "eager_on_recompile", "fail_on_recompile"),
     )  # fmt: skip
     dump_dir: str = _setting(
         "a folder that gets, for each graph, one numbered file per compiler stage", ""

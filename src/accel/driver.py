@@ -29,6 +29,7 @@ from accel import (
     branching,
     errors,
     log,
+    misses,
     optimizers,
     other_tracers,
     runtime,
@@ -45,8 +46,7 @@ from accel.compile.family import Family
 from accel.compile.service import CompiledSegment, CompileService
 from accel.config import Config
 from accel.counting import Counters
-from accel.guards import Guard
-from accel.report import Progress
+from accel.report import Progress, short_place
 from accel.rewriter import hook, prologue, twin
 from accel.rewriter.cache import CodeCache
 from accel.roots import SETTLED, Installed, Limits, Owners, Root
@@ -65,6 +65,7 @@ class Driver:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.counters = Counters()
+        self.stance = "default"
         self.limits = Limits()
         self.service = CompileService(config)
         self.roots: dict[int, Root] = {}
@@ -101,6 +102,7 @@ class Driver:
         native.set_module_hook(self.on_module_call, config.threshold)
         self._patch_module_call()
         other_tracers.install()
+        self.set_stance(config.stance)
 
     # ------------------------------------------------------------ rewriting
 
@@ -122,7 +124,7 @@ class Driver:
         if not _inside("torch.optim", set(self.config.deny)):
             optimizers.install(
                 lambda: self.counters.add("optimizer_steps"),
-                lambda: self.config.stance == "force_eager" or _under_a_mode(),
+                lambda: self.stance == "force_eager" or _under_a_mode(),
             )
 
     def unpatch(self) -> None:
@@ -199,6 +201,8 @@ class Driver:
             if entry.variants is not known:
                 return None  # what was installed just now may serve the next call
             return decide(entry, roots)
+        except errors.RecompileError:
+            raise  # asked for
         except Exception as error:
             if self.config.strict:
                 raise
@@ -221,10 +225,11 @@ class Driver:
         function = torch.nn.Module._wrapped_call_impl
         if (times := self._wants_measuring(root)) is not None:
             return (times, function, (module, *args), kwargs)
+        self._check_stance(root, roots)
         if not self._wants_recording(root):
             return None
         named = [("self", module), ("args", args), ("kwargs", kwargs)]
-        return self._record(root, named, function, (module, *args), kwargs, (1, 2))
+        return self._record(root, named, function, _module_arguments, (1, 2))
 
     def _decide_function(self, entry: Any, roots: tuple[Any, ...]) -> Any:
         root = self.roots[entry.index]
@@ -233,14 +238,22 @@ class Driver:
         *values, function = roots
         if (times := self._wants_measuring(root)) is not None:
             return (times, function, *call_arguments(code, values))
+        self._check_stance(root, roots)
         if (metered := self.splitter.metered(root, function)) is not None:
             return ([], metered, *call_arguments(code, values), True)
         if not self._wants_recording(root):
             return None
         named = list(zip(argument_names(code), values, strict=True))
-        args, kwargs = call_arguments(code, values)
         named.append((code.co_name, function))
-        return self._record(root, named, function, args, kwargs, starred_positions(code))
+        bind = functools.partial(call_arguments, code)
+        return self._record(root, named, function, bind, starred_positions(code))
+
+    def _check_stance(self, root: Root, roots: tuple[Any, ...]) -> None:
+        """Errors: RecompileError for a call that no variant served, where the user wants that."""
+        if self.stance != "fail_on_recompile" or not root.variants or _under_a_mode():
+            return
+        miss = misses.why_missed(root.variants, roots, _parameters(root))[0]
+        raise errors.RecompileError(root.name, miss.what, miss.old, miss.new, miss.location)
 
     def _wants_measuring(self, root: Root) -> list[int] | None:
         """Where this call's time goes when it is to run eagerly and be measured; or None."""
@@ -256,11 +269,13 @@ class Driver:
 
     def _wants_recording(self, root: Root) -> bool:
         entry = root.entry
+        if self.stance != "default":
+            return False
         if self._closed or root.state in SETTLED:
             entry.state = "off" if not root.variants else "armed"
             entry.threshold = self.limits.max_backoff_calls
             return False
-        if self.config.stance == "force_eager" or _under_a_mode():
+        if _under_a_mode() or other_tracers.is_disabled_here():
             return False
         if root.pending or root.is_recording:
             entry.threshold = 1  # look for the finished compilation at the next call
@@ -339,10 +354,10 @@ class Driver:
         root: Root,
         named: list[tuple[str, Any]],
         function: types.FunctionType,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any] | None,
+        bind: Callable[[list[Any]], tuple[tuple[Any, ...], dict[str, Any] | None]],
         starred: tuple[int, ...],
     ) -> Any:
+        values = [value for _, value in named]
         if root.split is not None:
             try:
                 run, run_twin = self.splitter.recorder(root, function)
@@ -351,7 +366,7 @@ class Driver:
                 raise
             self.counters.add("recordings")
             root.recordings += 1
-            return (run, run_twin, args, kwargs)
+            return (run, run_twin, *bind(values))
         twin_function = self.twins.function(function)
         if twin_function is None:
             root.turn.release()
@@ -368,26 +383,31 @@ class Driver:
         )
         recorder.twin_code = twin_function.__code__
         if root.variants:
-            why = "; ".join(self._why_missed(root, tuple(value for _, value in named)))
-            root.history.append(f"another variant, since {why}")
-            log.artifact("guards", "%s recompiles: %s", root.name, why)
+            self._note_miss(root, tuple(values))
         self.counters.add("recordings")
         root.recordings += 1
-        return (recorder, twin_function, args, kwargs)
+        return (recorder, twin_function, *bind(recorder.bound_arguments(values)))
 
-    def _why_missed(self, root: Root, roots: tuple[Any, ...]) -> list[str]:
-        """For each variant, what kept it from serving this call, with old and new value."""
-        reasons = []
-        for installed in root.variants:
-            index = installed.program.check(roots)
-            if index >= 0:
-                text = installed.program.explain(index, roots)
-                reasons.append(f"{installed.recording.checked[index]}: {text}")
-            else:
-                executor = installed.native.executor
-                why = executor.why if isinstance(executor, Family) else ""
-                reasons.append(why or installed.recording.ambient.difference() or "speculation")
-        return reasons
+    def _note_miss(self, root: Root, roots: tuple[Any, ...]) -> None:
+        """A call is about to be recorded since no variant of its root served it."""
+        found = misses.why_missed(root.variants, roots, _parameters(root))
+        root.miss = found[0]  # of the newest variant, which is tried first
+        why = "; ".join(dict.fromkeys(map(str, found)))
+        root.history.append(f"another variant, since {why}")
+        log.artifact("recompiles", "%s recompiles: %s", root.name, why)
+
+    @staticmethod
+    def _full(root: Root) -> None:
+        """A root has all the variants it may have: its other calls run eagerly."""
+        root.reason = errors.reason_text("too_many_variants", str(len(root.variants)))
+        if root.miss is None:
+            return
+        root.reason += f"; the last since {root.miss}"
+        log.notice_once(
+            f"{root.name} ({short_place(root.location)}) has {len(root.variants)} compiled variants "
+            f"and gets no more: {root.miss}; other calls run eagerly. {root.miss.fix}",
+            f"variants of {root.entry.index}",
+        )
 
     def _variation(self, root: Root) -> Variation | None:
         """Which sizes are left open; only our own compiler takes such graphs."""
@@ -411,6 +431,11 @@ class Driver:
             if recording.void is not None:
                 return self._voided(root, recording)
             recording.show(root.variation)
+            if root.variation is not None and recording.graph is not None:
+                # So that no recording is spent on finding that out.
+                root.variation.no_gradients |= recording.graph.gradients is not None
+                if recording.guards is not None:
+                    root.variation.observe_numbers(recording.guards.guards)
             if branching.leave(root, branching.places_to_leave(root.variants, recording)):
                 return None
             self._compile(root, len(named), recording)
@@ -513,20 +538,20 @@ class Driver:
     def _compile(self, root: Root, root_count: int, recording: Recording) -> None:
         graph, guards, template = recording.graph, recording.guards, recording.template
         assert graph is not None and guards is not None and template is not None
-        lowered = guards.lower(root_count, [*recording.inputs, *template.sources])
+        wanted = [*recording.inputs, *recording.leaves, *template.sources]
+        lowered = guards.lower(root_count, wanted)
         try:
             program = runtime.native.GuardProgram(lowered.instructions, root_count)
         except ValueError as error:
             self._give_up(root, "tensor_kind", str(error), root.location)
             return
-        recording.checked = tuple(
-            str(g.source) if isinstance(g, Guard) else str(g) for g in lowered.guard_of
-        )
+        recording.checked = tuple(map(misses.remembered, lowered.guard_of))
         guards.release()
         slots = lowered.slots
         needed = [slots[id(source)] for source in template.sources]
         finish = template.builder(lambda source: slots[id(source)])
         inputs = [slots[id(source)] for source in recording.inputs]
+        recording.leaf_slots = tuple(slots[id(source)] for source in recording.leaves)
         result = result_plan(template, finish, needed)
         log.artifact("graph", "%s: %s", root.name, graph)
         self.counters.add("segments")
@@ -606,7 +631,7 @@ class Driver:
         else:
             executor = segment.callable
         variant = runtime.native.Variant(
-            program, recording.ambient, executor, inputs, result, gradient
+            program, recording.ambient, executor, inputs, result, gradient, _numbers(recording)
         )
         variant.landing = recording.landing
         installed = Installed(variant, recording, program, segment.key, recording.operations)
@@ -615,25 +640,25 @@ class Driver:
             variant.probe_every, variant.review_at = 1, trial.FIRST_REVIEW
             if not root.variants:
                 installed.trial.eager_ns.extend(root.eager_ns)
-        if root.kind != "node":  # whose trial is its own, see accel.metering
+        if root.kind != "node":  # whose trial and events are its own, see accel.metering
             root.eager_ns.clear()
+            root.entry.on_event = functools.partial(self._tell, weakref.ref(root))
         branching.watch(root, installed)
-        if root.kind != "node":
-            root.entry.on_event = self.on_event
         # Variants for one size come first: they know more.
         root.variants.insert(len(root.variants) if is_family else 0, installed)
         branching.order(root.variants)
         self.counters.add("variants")
-        root.entry.variants = tuple(v.native for v in root.variants)
+        root.publish()
         root.entry.state = "armed"
         root.ops_per_call = recording.operations
         if len(root.variants) >= self.config.max_variants:
             root.state = "full"
-            root.reason = errors.reason_text("too_many_variants", str(len(root.variants)))
+            self._full(root)
             root.entry.threshold = self.limits.max_backoff_calls
         else:
             root.state = "compiled"
             root.entry.threshold = self.config.threshold
+        self._set_patience(root)
         self.progress.done(root.name)
 
     def _gradient(
@@ -659,9 +684,7 @@ class Driver:
             if tangents and root.backward_patterns < self.limits.max_backward_patterns:
                 again(root, tangents)
                 return
-            root.retired_hits += sum(v.native.hits for v in root.variants)
-            root.variants.clear()
-            root.entry.variants = ()
+            root.retire(root.variants)
             self._give_up(root, "derivatives", why, root.location)
 
         return runtime.native.Gradient(
@@ -680,18 +703,16 @@ class Driver:
         """Gradients arrive at other outputs than the variant was compiled for: a new one."""
         assert recording.graph is not None and recording.graph.gradients is not None
         root.backward_patterns += 1
-        root.retired_hits += sum(v.native.hits for v in root.variants if v.program is program)
-        root.variants = [v for v in root.variants if v.program is not program]
-        root.entry.variants = tuple(v.native for v in root.variants)
+        root.retire(v for v in root.variants if v.program is program)
         wanted = replace(recording.graph.gradients, tangents=tangents)
         recording = replace(recording, graph=replace(recording.graph, gradients=wanted))
         self._submit(root, recording, program, inputs, result)
 
     # --------------------------------------------------------------- trials
 
-    def on_event(self, entry: Any, kind: str, message: str) -> None:
+    def _tell(self, reference: weakref.ref[Root], _entry: Any, kind: str, message: str) -> None:
         """Native dispatch tells of a failed executor ("error") or a due review."""
-        root = self.roots.get(entry.index)
+        root = reference()
         if root is None:
             return
         if kind == "error":
@@ -711,8 +732,7 @@ class Driver:
         dropped = [v for v in root.variants if v.native not in root.entry.variants]
         if not dropped:
             return
-        root.retired_hits += sum(int(v.native.hits) for v in dropped)
-        root.variants = [v for v in root.variants if v.native in root.entry.variants]
+        root.retire(dropped)
         self._give_up(root, "executor_failed", message, root.location)
 
     def _review(self, root: Root, installed: Installed) -> None:
@@ -733,9 +753,7 @@ class Driver:
         """Drops a variant that is slower than eager; its calls run eagerly from now on."""
         log.artifact("driver", "%s is losing: %s", root.name, text)
         self.counters.add("variants_losing")
-        root.variants.remove(installed)
-        root.retired_hits += installed.native.hits
-        root.entry.variants = tuple(v.native for v in root.variants)
+        root.retire([installed])
         root.reason = errors.reason_text("losing", text)
         root.reason_location = root.location
         root.entry.threshold = self.limits.max_backoff_calls
@@ -745,6 +763,27 @@ class Driver:
             root.entry.state = "off"
 
     # -------------------------------------------------------------- control
+
+    def set_stance(self, name: str) -> str:
+        """What calls do from now on, a row of `stance.STANCES`; answers what it was."""
+        before, self.stance = self.stance, name
+        if "force_eager" in (before, name):
+            runtime.native.set_enabled(name != "force_eager")
+        if "fail_on_recompile" in (before, name):
+            for root in self.roots.values():
+                self._set_patience(root)
+        return before
+
+    def _set_patience(self, root: Root) -> None:
+        """After how many calls that no variant served the driver is asked about a root."""
+        if not root.variants:
+            return
+        if self.stance == "fail_on_recompile":
+            root.entry.threshold = 1
+        elif root.state == "compiled":
+            root.entry.threshold = self.config.threshold
+        elif root.state in SETTLED:
+            root.entry.threshold = self.limits.max_backoff_calls
 
     def enable_package(self, name: str) -> None:
         """Modules of package `name`, imported and to come, get prologues."""
@@ -950,6 +989,26 @@ def call_arguments(
     if code.co_flags & 8:
         kwargs.update(values[rest])
     return args, kwargs or None
+
+
+def _module_arguments(values: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any] | None]:
+    module, args, kwargs = values
+    return (module, *args), kwargs
+
+
+def _parameters(root: Root) -> tuple[str, ...]:
+    """What a module's `forward` calls its positional arguments."""
+    forward = class_lookup(type(root.module()), "forward") if root.module is not None else None
+    if not isinstance(forward, types.FunctionType):
+        return ()
+    code = forward.__code__
+    return code.co_varnames[1 : code.co_argcount]
+
+
+def _numbers(recording: Recording) -> tuple[Any, ...] | None:
+    """What native code is told of the numbers that differ between calls."""
+    program = recording.numbers
+    return None if program is None else (program, recording.leaf_slots, program.dtypes)
 
 
 def result_plan(template: Any, finish: Callable[..., Any], needed: list[int]) -> tuple[Any, ...]:

@@ -40,6 +40,24 @@ class GraphBreakError(AccelError):
         self.file, self.line, self.reason, self.hint = file, line, reason, hint
 
 
+class RecompileError(AccelError):
+    """A call that would be compiled anew under the stance `fail_on_recompile`.
+
+    `function`, `what`, `old`, `new`, `location` say whose call it was, what it met with another
+    value than compiled code was made for, and which line of the user's reads it.
+    """
+
+    def __init__(self, function: str, what: str, old: str, new: str, location: str) -> None:
+        changed = f"{what} was {old}, is {new}" if old else what
+        place = f", read at {location}" if location else ""
+        super().__init__(
+            f"{function} would be compiled anew, and the stance is fail_on_recompile: "
+            f"{changed}{place}"
+        )
+        self.function, self.what, self.old, self.new = function, what, old, new
+        self.location = location
+
+
 # Rules for whoever adds a row: name -> (what happened, what the user can do).
 # The first text may hold one {} for the thing.
 REASONS: dict[str, tuple[str, str]] = {
@@ -69,6 +87,10 @@ REASONS: dict[str, tuple[str, str]] = {
     "interrupted": ("the call was interrupted", "nothing: the call is tried again"),
     "losing": ("compiled code was slower than eager: {}", "nothing: calls run eagerly"),
     "no_operations": ("no torch operation ran", "nothing: there is nothing to compile"),
+    "not_allowed": (
+        "a function allowed in graphs does what no operation may: {}",
+        "let it take and give plain tensors of their own, without gradients",
+    ),
     "no_twin": ("{} cannot be instrumented", "coroutines run as Python"),
     "opaque_attribute": ("an attribute computed by C code is used: {}", "read it outside"),
     "opaque_call": ("a call that accel does not know: {}", "move it out of the compiled part"),

@@ -19,7 +19,7 @@ from accel.errors import hint_for, reason_text
 from accel.guards import Guard
 from accel.report import RootLine, Summary, short_place
 from accel.roots import STATES, Root
-from accel.sources import Source
+from accel.sources import Source, source_text
 
 
 @dataclass
@@ -168,12 +168,6 @@ _NAME_WIDTH = 60
 
 
 _SHOWN = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device, torch.Size)
-_CONTENTS = re.compile(r"\._(?:modules|parameters|buffers)\['([^']*)'\]")
-
-
-def source_text(source: Source) -> str:
-    """A source as the user would write it: `self.layers[3].weight`."""
-    return _CONTENTS.sub(lambda m: f"[{m[1]}]" if m[1].isdigit() else f".{m[1]}", str(source))
 
 
 def _name(operand: Any) -> str:
@@ -205,7 +199,8 @@ def report_text(roots: list[RootReport]) -> str:
 def graph_text(graph: Any, sources: Sequence[Source] = ()) -> str:
     """A segment graph as readable lines: `v3 = torch.nn.functional.gelu(v2)`; beside each input
     where its tensor comes from."""
-    names = [source_text(source) for source in sources] or [""] * len(graph.inputs)
+    names = [source_text(source) for source in sources]
+    names += [""] * (len(graph.inputs) - len(names))
     rows = [
         (f"{name}: {meta.dtype}{list(meta.sizes)}", origin)
         for (name, meta), origin in zip(graph.inputs, names, strict=True)

@@ -7,7 +7,7 @@ Invariant: a source is loaded once, after its base, and before anything checked 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,19 +71,21 @@ class Lowered:
 class GuardSet:
     """The guards of one recording, without duplicates, in program order."""
 
-    def __init__(self) -> None:
+    def __init__(self, locate: Callable[[], str] = lambda: "") -> None:
+        """`locate` says which line of the user's is reading."""
         self.guards: list[Guard] = []
+        self._locate = locate
         self._seen: set[tuple[Any, ...]] = set()
         self._type_attrs: dict[type, dict[str, object]] = {}
         self._type_sources: dict[type, Source] = {}
 
-    def add(self, source: Source, check: str, *operands: Any, location: str = "") -> None:
+    def add(self, source: Source, check: str, *operands: Any) -> None:
         """Adds a check once. Operands that are not hashable by value count by identity."""
         key = (id(source), check, *(id(o) for o in operands))
         if key in self._seen:
             return
         self._seen.add(key)
-        self.guards.append(Guard(source, check, operands, location))
+        self.guards.append(Guard(source, check, operands, self._locate()))
 
     def add_class_attribute(self, cls: type, name: str, value: object) -> None:
         """Class `cls` finds `value` (or `MISSING`) under `name` along its MRO."""

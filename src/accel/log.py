@@ -10,7 +10,18 @@ import os
 import sys
 import traceback
 
-ARTIFACTS = ("trace", "guards", "exits", "graph", "loops", "schedule", "code", "driver", "worker")
+ARTIFACTS = (
+    "trace",
+    "guards",
+    "exits",
+    "graph",
+    "loops",
+    "schedule",
+    "code",
+    "driver",
+    "worker",
+    "recompiles",
+)
 
 _enabled = frozenset(filter(None, os.environ.get("ACCEL_LOG", "").split(",")))
 _said: set[str] = set()

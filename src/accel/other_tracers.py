@@ -10,12 +10,15 @@ import importlib.abc
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 from accel import runtime
 
 _DYNAMO = "torch._dynamo"
+# The wrapper around a function that is not to be compiled.
+_DISABLED = "DisableContext.__call__.<locals>._fn"
+_EVAL_FRAME = "torch/_dynamo/eval_frame.py"
 
 
 def _tell_dynamo() -> None:
@@ -66,6 +69,19 @@ class _Finder(importlib.abc.MetaPathFinder):
                 spec.loader = _Loader(spec, spec.loader)
                 return spec
         return None
+
+
+def is_disabled_here() -> bool:
+    """Whether this thread runs inside a function that `torch.compiler.disable` was given."""
+    if _DYNAMO not in sys.modules:
+        return False
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_qualname == _DISABLED and code.co_filename.endswith(_EVAL_FRAME):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def install() -> None:

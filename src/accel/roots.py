@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from accel.capture.recorder import Recording
 from accel.capture.twins import CodeKey, code_key
 from accel.capture.variation import GRADIENTS, Variation
 from accel.errors import reason_text
+from accel.misses import Miss
 from accel.rewriter import prologue
 from accel.trial import Trial
 
@@ -102,20 +103,35 @@ class Root:
     ops_per_call: int = 0
     history: list[str] = field(default_factory=list)
     owner: weakref.ref[Root] | None = None  # of a node: the split root
+    miss: Miss | None = None  # why it was recorded again the last time
     split: Any = None  # accel.splitting.Split of a function that runs between its graph breaks
 
     def __repr__(self) -> str:
         return f"<Root {self.name} at {self.location}: {self.state}>"
 
     def fix_sizes(self, why: str) -> bool:
-        """Its recordings have fixed sizes from now on, for `why`; False when they had anyway."""
+        """Its recordings have fixed sizes, or numbers, from now on, for `why`; False when they
+        had anyway."""
         if self.variation is None:
             return False
         if why == GRADIENTS:
             self.variation.no_gradients = True
+        elif self.variation.has_lifted and not self.variation.no_numbers:
+            self.variation.no_numbers = reason_text("dynamic", why)
         else:
             self.variation.refused = reason_text("dynamic", why)
         return True
+
+    def publish(self) -> None:
+        """Native dispatch tries these variants from now on."""
+        self.entry.variants = tuple(v.native for v in self.variants)
+
+    def retire(self, gone: Iterable[Installed]) -> None:
+        """These variants serve no more calls; what they have served still counts."""
+        ids = {id(v) for v in gone}
+        self.retired_hits += sum(int(v.native.hits) for v in self.variants if id(v) in ids)
+        self.variants = [v for v in self.variants if id(v) not in ids]
+        self.publish()
 
     @property
     def is_recording(self) -> bool:
@@ -127,9 +143,8 @@ class Root:
 
     def begin_again(self) -> None:
         """As before its first call, but for what it has counted."""
-        self.retired_hits += sum(int(v.native.hits) for v in self.variants)
-        self.variants.clear()
-        self.entry.variants = ()
+        self.retire(self.variants)
+        self.miss = None
         self.state, self.reason, self.reason_location = "cold", "", ""
         self.deferrals = self.transient_voids = self.plain_runs = 0
         self.variation = None

@@ -7,6 +7,7 @@ Invariant: a source is interned under its base, so equal paths are the same obje
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -84,6 +85,22 @@ class Source:
 
     def __repr__(self) -> str:
         return f"Source({self})"
+
+
+_CONTENTS = re.compile(r"\._(?:modules|parameters|buffers)\['([^']*)'\]")
+_GLOBAL = re.compile(r"^<globals of ([^>]*)>\['([^']*)'\]")
+
+
+def source_text(source: Source) -> str:
+    """A source as the user would write it: `self.layers[3].weight`, `global N of module m`."""
+    text = _CONTENTS.sub(lambda m: f"[{m[1]}]" if m[1].isdigit() else f".{m[1]}", str(source))
+    named = _GLOBAL.match(text)
+    if named is None:
+        return text
+    rest = text[named.end() :]
+    if not rest:
+        return f"global {named[2]} of module {named[1]}"
+    return f"{named[2]}{rest} ({named[2]} is a global of module {named[1]})"
 
 
 def root(index: int, name: str) -> Source:

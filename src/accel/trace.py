@@ -157,7 +157,8 @@ class SegmentGraph:
     In-place operations may appear; those that reach an input are the commit step.
     `gradients` is None for a graph that autograd has nothing to do with; `is_random` when the
     run drew from torch's CPU generator. `autocast` is its dtype and whether it caches, or None.
-    `sizes` is None for a graph whose every size is the recorded one.
+    `sizes` is None for a graph whose every size is the recorded one. `allowed` names the
+    operators that are functions of the user's, with their results (`accel.allowed`).
     """
 
     inputs: list[tuple[str, TensorMeta]]
@@ -169,6 +170,7 @@ class SegmentGraph:
     is_random: bool = False
     autocast: tuple[str, bool] | None = None
     sizes: Sizes | None = None
+    allowed: list[tuple[str, list[TensorMeta]]] = field(default_factory=list)
 
     def key(self) -> str:
         """Content hash: equal graphs, equal keys (source locations do not count)."""
@@ -199,6 +201,7 @@ class SegmentGraph:
             "is_random": self.is_random,
             "autocast": None if self.autocast is None else list(self.autocast),
             "sizes": _sizes_to_json(self.sizes),
+            "allowed": [[name, [_meta_to_json(m) for m in metas]] for name, metas in self.allowed],
         }
 
     @staticmethod
@@ -223,6 +226,7 @@ class SegmentGraph:
             data["is_random"],
             None if data["autocast"] is None else (data["autocast"][0], data["autocast"][1]),
             _sizes_from_json(data["sizes"]),
+            [(name, [_meta_from_json(m) for m in metas]) for name, metas in data["allowed"]],
         )
 
     def autocasting(self) -> contextlib.AbstractContextManager[Any]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from accel.capture import left_to_python
+from accel.capture.allowed_calls import AllowedCalls
 from accel.capture.autograd_functions import AutogradFunctions
 from accel.capture.library_calls import short_name
 from accel.capture.numpy_rules import array_type
@@ -66,7 +67,7 @@ _OBJECT_GETSTATE = getattr(object, "__getstate__", None)  # since CPython 3.11
 _MAX_LITERALS = 64  # of torch.tensor([...]): more would be data, not a constant
 
 
-class CallEvents(AutogradFunctions):
+class CallEvents(AutogradFunctions, AllowedCalls):
     """Handlers of calls."""
 
     twin_of: Callable[[types.FunctionType], types.FunctionType | None]
@@ -113,7 +114,11 @@ class CallEvents(AutogradFunctions):
         name = _TENSOR_FUNCTIONS.get(id(f))
         if name is not None and args and type(args[0]) in PLAIN_TENSORS:
             return self._tensor_method(name, f, args, kwargs or {})
-        if f in left_to_python.functions:
+        if f in left_to_python.allowed:
+            return self.call_allowed(f, args, kwargs)
+        if f in left_to_python.constant:
+            return (FOLD, f, args, kwargs, self.adopt_constant, None)
+        if left_to_python.is_left(f):
             raise Void("disabled", f.__qualname__)
         twin = self.twin_of(f)
         if twin is None:
@@ -517,7 +522,7 @@ class CallEvents(AutogradFunctions):
         if len(args) != 2 or type(args[1]) is not str:
             return None
         if type(args[0]) in PLAIN_TENSORS:
-            return None
+            return self.has_tensor_attr(args[0], args[1])
         answer = self.attr(args[0], args[1])
         if answer is not None and len(answer) == 1:
             return (True,)

@@ -49,7 +49,7 @@ _IN_PLACE = 13  # of CPython's NB_* numbers
 _ARITHMETIC = frozenset({"add", "sub", "mul", "floordiv", "mod"})
 _COMPARE = {"<": "lt", "<=": "le", "==": "eq", "!=": "ne", ">": "gt", ">=": "ge"}
 _SEQUENCES = (tuple, list, torch.Size)
-_SMALL_INTS = range(-5, 257)  # CPython keeps one object of each: `is` finds them equal
+SMALL_INTS = range(-5, 257)  # CPython keeps one object of each: `is` finds them equal
 _MAX_ELEMENTS = 10_000  # of a container that is searched for numbers
 
 # Of tensors: what sizes and strides decide. Other metadata a guard fixes.
@@ -383,7 +383,7 @@ class NumberEvents(CallEvents):
             same = type(a) is int and type(b) is int and self.ask("eq", a, b)
             self.settle(a)
             self.settle(b)
-            return (a is b or (same and a in _SMALL_INTS),)
+            return (a is b or (same and a in SMALL_INTS),)
         return super().is_(a, b)
 
     # ------------------------------------------------------------ containers
@@ -590,6 +590,10 @@ class NumberEvents(CallEvents):
         )
 
     # ------------------------------------------------------------ the end
+
+    def lifted_output(self, value: Any) -> int | None:
+        """Where a number of the program's state is among those that a call computes."""
+        return None
 
     def open_sizes(self, outputs: list[str]) -> Sizes | None:
         """What the graph needs besides tensors; None where every size is fixed."""

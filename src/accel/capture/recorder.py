@@ -18,16 +18,17 @@ from typing import Any
 
 import torch
 
-from accel import runtime
+from accel import allowed, runtime
 from accel.capture.branches import Place
-from accel.capture.numbers import NumberEvents
+from accel.capture.lifted import LiftedEvents
+from accel.capture.number_program import NumberProgram
 from accel.capture.results import Describer, Template
 from accel.capture.state import RecorderState, user_location
 from accel.capture.state import version as _version
 from accel.capture.steps import Answer, Void
 from accel.capture.values import PLAIN_TENSORS, is_static
 from accel.capture.variation import GRADIENTS, Variation
-from accel.guards import GuardSet
+from accel.guards import Guard, GuardSet
 from accel.sources import Source, root
 from accel.trace import Gradients, SegmentGraph, TensorMeta
 
@@ -57,7 +58,10 @@ class Recording:
     exit_codes: tuple[types.CodeType, ...] = ()  # twins of what was inlined there
     landing: tuple[int, tuple[int, ...], tuple[int, ...]] | None = None  # of a segment
     assumed: tuple[tuple[Place, bool], ...] = ()  # by speculation: where, and what
-    checked: tuple[str, ...] = ()  # by instruction of its guard program: what that looks at
+    numbers: NumberProgram | None = None  # what Python computes with numbers that differ
+    leaves: tuple[Source, ...] = ()  # where these come from
+    leaf_slots: tuple[int, ...] = ()  # where the guard program finds them
+    checked: tuple[Guard | Source, ...] = ()  # by instruction of its guard program
 
     def show(self, variation: Variation | None) -> None:
         """Tells the history of the root what this run has read."""
@@ -66,7 +70,7 @@ class Recording:
             variation.observe(list(zip(self.inputs, metas, strict=True)))
 
 
-class Recorder(NumberEvents):
+class Recorder(LiftedEvents):
     """Handlers for the native session; `on_done(recording)` is told when the run is over."""
 
     def __init__(
@@ -116,9 +120,12 @@ class Recorder(NumberEvents):
             if value is runtime.native.UNBOUND:
                 self.guards.add(source, "UNBOUND")
                 continue
-            self.track(value, source)
+            self.read_numbers = []
             if index in starred:
-                self.consume(value)
+                self.track_starred(value, source)
+            else:
+                self.track(value, source)
+            self.lift_arguments(index)
         self.started = time.perf_counter()
 
     def _handler(self, name: str) -> Callable[..., Any]:
@@ -198,6 +205,7 @@ class Recorder(NumberEvents):
             try:
                 self._check_ambient()
                 template = describe(Describer(self))
+                template.has_lifted = bool(self.leaf_sources)
                 graph = self._graph(template)
                 self._guard_identities()
                 self._guard_aliasing()
@@ -218,6 +226,8 @@ class Recorder(NumberEvents):
             self.exit_offset,
             self.exit_codes,
             assumed=tuple(self.assumed),
+            numbers=self.number_program if self.leaf_sources else None,
+            leaves=tuple(self.leaf_sources),
         )
 
     def release(self) -> None:
@@ -230,6 +240,10 @@ class Recorder(NumberEvents):
         self.output_tensors.clear()
         self.input_tensors.clear()
         self.numbers.clear()
+        self.lifted.clear()
+        self.leaves.clear()
+        self.own_globals.clear()
+        self.own_arguments.clear()
         self.settled.clear()
         self.handlers = ()
 
@@ -248,7 +262,7 @@ class Recorder(NumberEvents):
         if sizes is not None and gradients is not None:
             raise Void("dynamic", GRADIENTS)
         return SegmentGraph(
-            [(name, meta) for name, _, meta in self.inputs],
+            [(name, meta) for name, _, meta in self.inputs] + self.scalar_inputs(),
             self.operations,
             list(template.outputs),
             metas,
@@ -257,6 +271,11 @@ class Recorder(NumberEvents):
             not torch.equal(self.rng, torch.default_generator.get_state()),
             _autocast(),
             sizes,
+            [
+                (name, list(allowed.metas_of(o.target)))
+                for o in self.operations
+                if (name := allowed.name_in(o.target))
+            ],
         )
 
     def _gradients(self, template: Template) -> Gradients | None:

@@ -46,6 +46,8 @@ _MAPPINGS: dict[type, Callable[[], Any]] = {
     collections.OrderedDict: collections.OrderedDict,
 }
 
+_LIFTED = -1  # where a replay remembers its lifted numbers: no object made has this number
+
 # Methods bound to an object.
 _METHODS = (types.MethodType, types.BuiltinFunctionType)
 
@@ -68,11 +70,13 @@ class Template:
     effects: list[tuple[str, Source | None, tuple[Any, ...]]] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
     numbers: list[str] = field(default_factory=list)  # behind the tensors, as one list
+    has_lifted: bool = False  # the last output is a list of numbers that Python computes
     sources: list[Source] = field(default_factory=list)
 
     def builder(self, slot_of: Callable[[Source], int]) -> Callable[[list[Any], list[Any]], Any]:
         """`finish(outputs, slots)`: commit the effects, return the result."""
         build = _compile(self.result, slot_of)
+        has_lifted = self.has_lifted
         steps = [
             (
                 EFFECTS[kind],
@@ -84,6 +88,8 @@ class Template:
 
         def finish(outputs: list[Any], slots: list[Any]) -> Any:
             memo: dict[int, Any] = {}
+            if has_lifted:
+                memo[_LIFTED] = outputs.pop()
             result = build(outputs, slots, memo)
             for apply, target, operands in steps:
                 values = [operand(outputs, slots, memo) for operand in operands]
@@ -188,6 +194,9 @@ class Describer:
         return ("output", self.template.outputs.index(name))
 
     def _number(self, value: Any) -> Spec:
+        lifted = self.state.lifted_output(value)
+        if lifted is not None:
+            return ("lifted", lifted)
         name = self.state.number_of(value)
         assert name is not None
         if name not in self.template.numbers:
@@ -270,6 +279,11 @@ def _output(spec: Spec, _slot_of: Any) -> Builder:
 def _number(spec: Spec, _slot_of: Any) -> Builder:
     index = spec[1]
     return lambda outputs, slots, memo: outputs[-1][index]
+
+
+def _lifted(spec: Spec, _slot_of: Any) -> Builder:
+    index = spec[1]
+    return lambda outputs, slots, memo: memo[_LIFTED][index]
 
 
 def _again(spec: Spec, _slot_of: Any) -> Builder:
@@ -388,6 +402,7 @@ _COMPILERS: dict[str, Callable[[Spec, Any], Builder]] = {
     "slot": _slot,
     "output": _output,
     "number": _number,
+    "lifted": _lifted,
     "again": _again,
     "make": _make,
     "sequence": _sequence,

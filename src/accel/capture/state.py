@@ -37,6 +37,8 @@ from accel.guards import GuardSet
 from accel.sources import Source, constant
 from accel.trace import Operation, Ref, TensorMeta
 
+_TORCH_FILES = torch.__file__.rpartition("/")[0] + "/"
+
 
 @dataclass
 class Effect:
@@ -57,6 +59,22 @@ def user_location() -> str:
     while frame is not None and frame.f_code.co_filename.startswith(branches.PACKAGE_FILES):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else "?"
+
+
+def reading_location() -> str:
+    """`file:line` of the innermost frame that is neither accel's nor torch's own; where there
+    is none, of the innermost that is not accel's."""
+    frame: types.FrameType | None = sys._getframe(1)
+    torchs: types.FrameType | None = None
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if path.startswith(_TORCH_FILES):
+            torchs = torchs or frame
+        elif not path.startswith(branches.PACKAGE_FILES):
+            break
+        frame = frame.f_back
+    frame = frame or torchs
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else ""
 
 
 def version(tensor: torch.Tensor) -> int | None:
@@ -108,7 +126,7 @@ class RecorderState:
     """Facts of one recording. Holds known objects until the recording ends, tensors weakly."""
 
     def __init__(self) -> None:
-        self.guards = GuardSet()
+        self.guards = GuardSet(reading_location)
         self.known: dict[int, tuple[object, Source]] = {}
         self.fresh: dict[int, object] = {}
         self.frozen: dict[int, object] = {}

@@ -1,14 +1,20 @@
-"""What differs between the calls of one root: which sizes a recording leaves open.
+"""What differs between the calls of one root: which sizes and numbers a recording leaves open.
 
 In: what earlier recordings of the root read, the user's marks, the `dynamic` setting. Out: for a
-tensor at a source, the dimensions that become symbols. Invariant: a policy only. Whatever it
+tensor at a source, the dimensions that become symbols; for an int or float, whether it is
+lifted. Invariant: a policy only. Whatever it
 answers, the guards of the recording and the tests of its graph decide which calls are served.
 """
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 
+from accel.capture.number_program import is_same
+from accel.guards import Guard
 from accel.sources import Source
 from accel.trace import TensorMeta
 
@@ -21,6 +27,7 @@ _MARKS = {
     STATIC_MARK: (STATIC_MARK, "_dynamo_static_indices"),
 }
 GRADIENTS = "gradients"  # why graphs that autograd takes part in have fixed sizes
+_MAX_SEEN = 4  # values remembered of one number: two are enough to see that it changes
 SMALLEST = 2  # sizes 0 and 1 mean something else (nothing, broadcasting)
 
 
@@ -32,12 +39,15 @@ class Variation:
         self.dynamic = dynamic
         self.no_gradients = False  # recordings with grad mode on leave nothing open
         self.refused = ""  # why this root is recorded with fixed sizes from now on
+        self.no_numbers = ""  # why no number of this root is lifted from now on
+        self.has_lifted = False  # in the newest recording
         self._seen: dict[str, list[tuple[int, ...]]] = {}
+        self._numbers: dict[str, list[Any]] = {}  # what recordings were specific to
+        self._lifted: set[str] = set()
+        self._fixed: set[str] = set()  # lifting them has served nothing
 
     @property
     def is_enabled(self) -> bool:
-        if self.no_gradients and torch.is_grad_enabled():
-            return False
         return self.dynamic is not False and not self.refused
 
     def observe(self, inputs: list[tuple[Source, TensorMeta]]) -> None:
@@ -47,9 +57,37 @@ class Variation:
             if meta.sizes not in seen:
                 seen.append(meta.sizes)
 
+    def observe_numbers(self, guards: list[Guard]) -> None:
+        """Remembers the numbers that a recording fixed."""
+        for guard in guards:
+            if guard.check == "EQUALS" and type(guard.operands[0]) in (int, float):
+                seen = self._numbers.setdefault(str(guard.source), [])
+                if len(seen) < _MAX_SEEN:
+                    seen.append(guard.operands[0])
+
+    def lifts(self, value: Any, source: Source) -> bool:
+        """Whether the int or float at `source` differs between calls."""
+        if not self._numbers or not self.is_enabled or self.no_numbers:
+            return False
+        if type(value) is float and math.isnan(value):
+            return False
+        name = str(source)
+        if name in self._fixed:
+            return False
+        if name not in self._lifted:
+            seen = self._numbers.get(name, ())
+            if not any(type(v) is type(value) and not is_same(v, value) for v in seen):
+                return False
+            self._lifted.add(name)
+        return True
+
+    def fix_number(self, source: Source) -> None:
+        """A recording had to fix the number there after all."""
+        self._fixed.add(str(source))
+
     def dims(self, tensor: torch.Tensor, source: Source) -> tuple[int, ...]:
         """The dimensions of the tensor at `source` that are left open."""
-        if not self.is_enabled:
+        if not self.is_enabled or (self.no_gradients and torch.is_grad_enabled()):
             return ()
         sizes = tuple(tensor.size())
         marked, fixed = _marks(tensor, DYNAMIC_MARK), _marks(tensor, STATIC_MARK)
