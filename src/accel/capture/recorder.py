@@ -67,7 +67,8 @@ class Recording:
         """Tells the history of the root what this run has read."""
         if variation is not None and self.graph is not None:
             metas = [meta for _, meta in self.graph.inputs]
-            variation.observe(list(zip(self.inputs, metas, strict=True)))
+            # Behind the inputs that have a source lie those that Python computes.
+            variation.observe(list(zip(self.inputs, metas, strict=False)))
 
 
 class Recorder(LiftedEvents):
