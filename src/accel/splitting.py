@@ -32,7 +32,7 @@ MAX_PLANS = 12  # times a root's exits are found anew
 MAX_RUNS = 24  # recorded runs of one root
 MAX_FAILURES = 4  # stretches from one node that could not be used
 MAX_IN_VAIN = 2  # recorded runs in a row that do not pass the node for whose sake they are made
-MAX_VISITS = 2  # stretches from one node in one run
+MAX_VISITS = 2  # recorded stretches from one node in one run
 MAX_SEGMENTS = 48  # of one run
 CHANGES = 3  # variants that one value keeps from serving: it is Python's
 
@@ -236,11 +236,11 @@ class Splitter:
         names = local_names(code)
 
         def wanted(number: int, values: tuple[Any, ...]) -> bool:
-            visits[number] += 1
             split.asked.discard(number)
-            if visits[number] > MAX_VISITS or len(run.segments) >= MAX_SEGMENTS:
+            if visits[number] >= MAX_VISITS or len(run.segments) >= MAX_SEGMENTS:
                 return False
             if number >= len(split.nodes):
+                visits[number] += 1
                 return not split.settled
             node = split.nodes[number]
             if split.failures[number] >= MAX_FAILURES or node.state in SETTLED:
@@ -257,6 +257,7 @@ class Splitter:
             run.failed_guards.extend((number, v.recording.checked[k]) for v, k in checks if k >= 0)
             others = [v for v in rivals if branching.failures(v)] + fresh
             run.rivals = tuple(r.assumed for r in _assuming(others))
+            visits[number] += 1
             return True
 
         def _program(segment: Segment) -> Any:
