@@ -108,7 +108,8 @@ def _facts(source: SegmentGraph, whole: Joint) -> dict[str, Any]:
     names = [name for name, _ in source.inputs]
     nodes = dict(zip(source.gradients.outputs, source.gradients.nodes, strict=True))
     commits = whole.graph.commits
-    written = sorted({whole.graph.buffers[c.region.buffer].input for c in commits})
+    positions = (whole.graph.buffers[c.region.buffer].input for c in commits)
+    written = sorted({position for position in positions if position is not None})
     reached = [_inputs_behind(whole, whole.graph.outputs[k].buffer) for k in whole.node_outputs]
     return {
         "outputs": whole.output_count,
