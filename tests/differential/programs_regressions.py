@@ -277,3 +277,13 @@ def _(s: Session) -> None:
     f = s.root(lambda x: x.view(torch.float64) + 1)
     for start in (0, 0, 0, 1, 2):
         s.call(f, base[start : start + 6])
+
+
+@program(PROGRAMS, "hasattr() of a tensor that gets the attribute later")
+def _(s: Session) -> None:
+    weight = torch.ones(3)
+    f = s.root(lambda x: x * 2 if hasattr(weight, "scale") else x * weight)
+    s.warm(f, torch.randn(3))
+    weight.scale = 1
+    s.miss(f, torch.randn(3))
+    s.warm(f, torch.randn(3))

@@ -362,6 +362,14 @@ class AttributeEvents(RecorderState):
         self.guards.add(source, "CALL", _LacksAttribute(name))
         return None
 
+    def has_tensor_attr(self, tensor: Any, name: str) -> Answer:
+        """hasattr() of a tensor, which users hang attributes on."""
+        self.tensor_class(tensor, name)
+        if class_lookup(type(tensor), name, _ABSENT) is not _ABSENT:
+            return None
+        answer = self._tensor_instance_attr(tensor, name)
+        return answer if answer is None else (True,)
+
     def _module_attr(self, module: Any, name: str) -> Answer:
         attributes = types.ModuleType.__getattribute__(module, "__dict__")
         value = attributes.get(name, _ABSENT)

@@ -517,7 +517,7 @@ class CallEvents(AutogradFunctions):
         if len(args) != 2 or type(args[1]) is not str:
             return None
         if type(args[0]) in PLAIN_TENSORS:
-            return None
+            return self.has_tensor_attr(args[0], args[1])
         answer = self.attr(args[0], args[1])
         if answer is not None and len(answer) == 1:
             return (True,)
