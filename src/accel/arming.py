@@ -18,7 +18,12 @@ from accel.capture import left_to_python
 from accel.capture.twins import TwinFactory
 from accel.rewriter import prologue
 
-NO_ROOT = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+_NO_ROOT = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+
+
+def may_be_root(code: types.CodeType) -> bool:
+    """True for the code of a plain function: no generator, coroutine or class body."""
+    return not code.co_flags & _NO_ROOT and bool(code.co_flags & inspect.CO_OPTIMIZED)
 
 
 def functions_to_arm(
@@ -27,9 +32,8 @@ def functions_to_arm(
     """The functions whose twins have these codes and that may become roots."""
     for function in twins.running(set(codes)):
         code = prologue.original_code(function.__code__)
-        may = not code.co_flags & NO_ROOT and bool(code.co_flags & inspect.CO_OPTIMIZED)
         if (
-            may
+            may_be_root(code)
             and function not in left_to_python.functions
             and not _is_library(code.co_filename)
             and not denied(function.__module__ or "")
@@ -52,4 +56,4 @@ def _is_library(filename: str) -> bool:
     ) and not filename.startswith(tuple(inside))
 
 
-__all__ = ["NO_ROOT", "functions_to_arm"]
+__all__ = ["functions_to_arm", "may_be_root"]

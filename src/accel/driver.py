@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import inspect
 import os
 import sys
 import time
@@ -154,7 +153,7 @@ class Driver:
     def root_of_function(self, f: types.FunctionType) -> Root:
         """Arms a function: its code gets a prologue if it has none."""
         original = prologue.original_code(f.__code__)
-        if original.co_flags & arming.NO_ROOT or not original.co_flags & inspect.CO_OPTIMIZED:
+        if not arming.may_be_root(original):
             raise TypeError(
                 f"{f.__qualname__} cannot be a root: generators, coroutines and class bodies "
                 "run as Python; optimize the function that calls it"

@@ -124,25 +124,19 @@ def serve_forked(connection: socket.socket, preload: bool) -> None:
     _settle()
     jobs = _jobs_from(connection)
     if preload:
-        _prepare()
+        _load()
+        _warm_up()
     else:  # most programs find all that they need in the cache
         first = jobs.get()
         jobs.put(first)  # the only one yet, or the order of jobs does not matter
     _serve(connection, jobs)
 
 
-def _prepare() -> None:
-    """Imports what torch and we import at the first graph: half a second of processor time."""
+def _warm_up() -> None:
+    """Imports what the first graph asks for: half a second of processor time."""
+    import filelock  # noqa: F401  (the cache's lock)
     import torch
-
-    torch.set_num_threads(1)
-    from accel.compile import dynamo_stand_in
-
-    dynamo_stand_in.install()
-    import filelock  # noqa: F401
     from torch._subclasses.fake_tensor import FakeTensorMode
-
-    import accel.codegen  # noqa: F401
 
     with FakeTensorMode():  # a normalisation's meta function asks for most of it
         torch.nn.functional.layer_norm(torch.empty(4, 4), (4,))
@@ -163,7 +157,8 @@ def _jobs_from(connection: socket.socket) -> queue.SimpleQueue[Any]:
     return jobs
 
 
-def _serve(connection: socket.socket, jobs: queue.SimpleQueue[Any]) -> None:
+def _load() -> None:
+    """What every job needs."""
     import torch
 
     torch.set_num_threads(1)
@@ -172,6 +167,10 @@ def _serve(connection: socket.socket, jobs: queue.SimpleQueue[Any]) -> None:
     dynamo_stand_in.install()
     import accel.cache
     import accel.codegen  # noqa: F401  (now, while the program still records)
+
+
+def _serve(connection: socket.socket, jobs: queue.SimpleQueue[Any]) -> None:
+    _load()
     from accel.compile.channel import encode
 
     while (job := jobs.get()) is not None:
