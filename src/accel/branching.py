@@ -92,7 +92,7 @@ def doubt(root: Root) -> set[Place]:
         failed = failures(installed)
         if failed - before >= RATE * max(root.entry.calls - calls, 1):
             if order(root.variants):
-                root.entry.variants = tuple(v.native for v in root.variants)
+                root.publish()
             else:
                 found |= places_in_doubt(root.variants)
         # While it is rare, look rarely.
@@ -152,10 +152,8 @@ def _may_be_split(root: Root) -> bool:
 
 def _begin_again(root: Root) -> None:
     """Drops the variants; the next call is recorded."""
-    root.retired_hits += sum(int(v.native.hits) for v in root.variants)
     root.retired_failures += sum(map(failures, root.variants))
-    root.variants.clear()
-    root.entry.variants = ()
+    root.retire(root.variants)
     root.entry.state = "count"
     root.entry.threshold = 1
     root.state, root.reason = "cold", ""

@@ -433,8 +433,6 @@ class Driver:
             if root.variation is not None and recording.graph is not None:
                 # So that no recording is spent on finding that out.
                 root.variation.no_gradients |= recording.graph.gradients is not None
-                if recording.guards is not None:
-                    root.variation.observe_numbers(recording.guards.guards)
             if branching.leave(root, branching.places_to_leave(root.variants, recording)):
                 return None
             self._compile(root, len(named), recording)

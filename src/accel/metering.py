@@ -75,9 +75,7 @@ def review(node: Root, trial: Trial) -> bool:
 
 def _lose(node: Root, text: str) -> None:
     log.artifact("driver", "%s is losing: %s", node.name, text)
-    node.retired_hits += sum(int(v.native.hits) for v in node.variants)
-    node.variants.clear()
-    node.entry.variants = ()
+    node.retire(node.variants)
     node.state, node.entry.state = "losing", "off"
     node.reason = reason_text("losing", text)
 

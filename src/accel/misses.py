@@ -7,6 +7,7 @@ old and new value, the user's line that read it. Invariant: no code of the user'
 from __future__ import annotations
 
 import re
+import types
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -25,6 +26,9 @@ _FIXES = (
     (re.compile(r"\.shape"), "mark the dimension with accel.mark_dynamic(), or pad to few sizes"),
     (re.compile(r"\.(stride\(\)|dtype)$|requires_grad"), "pass tensors of one kind"),
 )
+# Checks whose operands are the user's objects; native code holds them weakly.
+_OF_OBJECTS = EXAMPLES | {"IS", "CALL", "DICT_KEYS", "SET_EQUALS", "TYPE_ATTRS"}
+_NAMED = (type, types.FunctionType, types.BuiltinFunctionType)
 _ANY_FIX = "keep it the same, or make it a tensor"
 
 
@@ -47,11 +51,27 @@ class Miss:
         return next((fix for pattern, fix in _FIXES if pattern.search(self.what)), _ANY_FIX)
 
 
+@dataclass(frozen=True)
+class _Described:
+    """Stands for an object of the user's, which is not kept alive for a message."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+
 def remembered(checked: Guard | Source) -> Guard | Source:
-    """What is kept of an instruction of a guard program: no example tensor."""
-    if isinstance(checked, Guard) and checked.check in EXAMPLES:
-        return Guard(checked.source, checked.check, (), checked.location)
-    return checked
+    """What is kept of an instruction of a guard program: no example tensor, no object."""
+    if not isinstance(checked, Guard) or checked.check not in _OF_OBJECTS:
+        return checked
+    operands = tuple(map(_described, checked.operands)) if checked.check == "IS" else ()
+    return Guard(checked.source, checked.check, operands, checked.location)
+
+
+def _described(value: Any) -> _Described:
+    name = getattr(value, "__qualname__", None) if isinstance(value, _NAMED) else None
+    return _Described(name or _with_article(type(value).__name__))
 
 
 def miss_of(checked: Guard | Source, found: str) -> Miss:

@@ -214,9 +214,8 @@ class Splitter:
         split.retired = [hits, ops, missed, failures]
         for node in split.nodes:
             node.state = "disabled"
-            node.variants.clear()
+            node.retire(node.variants)
             node.retired_hits = 0
-            node.entry.variants = ()
             node.entry.state = "off"
 
     # -------------------------------------------------------------- runs
@@ -254,7 +253,9 @@ class Splitter:
                 _program(s).check(roots) == -1 and not s.recording.assumed for s in fresh
             ):
                 return False
-            run.failed_guards.extend((number, v.recording.checked[k]) for v, k in checks if k >= 0)
+            run.failed_guards.extend(
+                (number, v.recording.differs(k)) for v, k in checks if k >= 0
+            )
             others = [v for v in rivals if branching.failures(v)] + fresh
             run.rivals = tuple(r.assumed for r in _assuming(others))
             visits[number] += 1

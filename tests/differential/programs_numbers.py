@@ -10,13 +10,16 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
+import zlib
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from harness import ANY, Program, Session, program
+from torch import nn
 
 PROGRAMS: list[Program] = []
+X = torch.linspace(-1, 1, 15).reshape(3, 5)
 
 
 def lifted(s: Session, f: Any, *calls: tuple[Any, ...], grad: bool = False) -> None:
@@ -679,3 +682,64 @@ def _(s: Session) -> None:
     for k in range(14):
         model.zero_grad()
         (s.call if k < 9 else s.hit)(f, torch.randn(3 + k % 2, 4), 0.25 * (k + 1)).backward()
+
+
+@program(PROGRAMS, "counters of a split function", expect=ANY)
+def _(s: Session) -> None:
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.steps, self.rate, self.seen = 0, 1.0, {"calls": 0}
+
+        def forward(self, x):
+            self.steps += 1
+            y = torch.tanh(x) * self.steps
+            zlib.crc32(b"exit")
+            self.rate = self.rate * 0.5
+            self.seen["calls"] += 1
+            return torch.sin(y) * self.rate + self.seen["calls"], self.steps
+
+    model = s.root(s.watch(Model()))
+    for _ in range(8):
+        s.call(model, X)
+    s.split(model, X, segments=2, calls=0, tries=1)
+    s.split(model, X, segments=2, calls=0, tries=1)
+
+
+@program(PROGRAMS, "a counter that grows in a loop with an exit", expect=ANY)
+def _(s: Session) -> None:
+    class State:
+        step = 0
+        scale = 1.0
+
+    state = s.watch(State())
+
+    def f(batches):
+        total = 0.0
+        for x in batches:
+            state.step += 1
+            y = torch.tanh(x) * state.step
+            if state.step % 3 == 0:
+                state.scale *= 0.5
+            total += (y * state.scale).sum().item()
+        return total, state.step
+
+    f = s.root(f)
+    for _ in range(8):
+        s.call(f, [X, X + 1, X, X * 2])
+    s.split(f, [X, X + 1, X, X * 2], segments=4)
+
+
+@program(PROGRAMS, "a number of an outer list, across an exit and into results", expect=ANY)
+def _(s: Session) -> None:
+    history = s.watch([1])
+
+    def f(x):
+        last = history[0]
+        y = torch.tanh(x) + last
+        zlib.crc32(b"exit")
+        history[0] = last + 2
+        return torch.cos(y) * 2, last, history[0]
+
+    f = s.root(f)
+    s.split(f, X, calls=45)

@@ -63,12 +63,19 @@ class Recording:
     leaf_slots: tuple[int, ...] = ()  # where the guard program finds them
     checked: tuple[Guard | Source, ...] = ()  # by instruction of its guard program
 
+    def differs(self, instruction: int) -> str:
+        """The source that this instruction of its guard program looks at."""
+        checked = self.checked[instruction]
+        return str(checked.source if isinstance(checked, Guard) else checked)
+
     def show(self, variation: Variation | None) -> None:
         """Tells the history of the root what this run has read."""
         if variation is not None and self.graph is not None:
             metas = [meta for _, meta in self.graph.inputs]
             # Behind the inputs that have a source lie those that Python computes.
             variation.observe(list(zip(self.inputs, metas, strict=False)))
+            if self.guards is not None:
+                variation.observe_numbers(self.guards.guards)
 
 
 class Recorder(LiftedEvents):

@@ -112,6 +112,12 @@ class SegmentRecorder(Recorder):
         self.first = tuple(self._contents(i, v) for i, v in enumerate(values))
         self.local_count = len(names)
 
+    def lift_arguments(self, index: int) -> None:
+        """The frame keeps its numbers: they are guarded."""
+        read, self.read_numbers = self.read_numbers, None
+        for value, source in read or ():
+            self.track(value, source)
+
     def close(
         self, landing: LandingFacts, values: tuple[Any, ...], unseen_operations: int
     ) -> Segment:
