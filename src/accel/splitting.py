@@ -253,9 +253,7 @@ class Splitter:
                 _program(s).check(roots) == -1 and not s.recording.assumed for s in fresh
             ):
                 return False
-            run.failed_guards.extend(
-                (number, v.recording.differs(k)) for v, k in checks if k >= 0
-            )
+            run.failed_guards.extend((number, v.recording.differs(k)) for v, k in checks if k >= 0)
             others = [v for v in rivals if branching.failures(v)] + fresh
             run.rivals = tuple(r.assumed for r in _assuming(others))
             visits[number] += 1
