@@ -188,6 +188,25 @@ def call_heavy(repeats: int, threads: int) -> dict[str, Any]:
     return facts
 
 
+def capture(repeats: int, threads: int) -> dict[str, Any]:
+    """Cold recording against Dynamo's capture; who comes first takes turns."""
+    script = str(SCRIPTS / "capture_from_cold.py")
+    facts: dict[str, Any] = {"s": {}, "ratio": {}}
+    for model in ("bert", "llama", "t5"):
+        found: list[dict[str, Any]] = []
+        for k in range(repeats):
+            command = [sys.executable, script, model, str(threads), ("accel", "dynamo")[k % 2]]
+            output = with_cache(lambda cache, command=command: run(command, cache, threads)[1])
+            found.append(json.loads(output.splitlines()[-1]))
+        if not all(f["whole"] for f in found):
+            raise NotMeasured(f"accel did not record {model} as one graph")
+        for who in ("accel", "dynamo"):
+            facts["s"][f"{model} {who}"] = bootstrap([f[who] for f in found]).to_json()
+        ratios = [f["accel"] / f["dynamo"] for f in found]
+        facts["ratio"][f"{model}: accel over Dynamo"] = bootstrap(ratios).to_json()
+    return facts
+
+
 PROGRAM_ROWS = [
     ProgramRow("one-call", "`python -m accel run` over `python`, one BERT-base call", one_call, 5,
                "+0.5 s cold, +0.2 s warm"),
@@ -195,5 +214,7 @@ PROGRAM_ROWS = [
                "first call 2x eager + 0.3 s; slowest 2x eager; served after 4 s, 1.5 s warm"),
     ProgramRow("from-cold-torch-compile", "the same loop under torch.compile",
                from_cold_torch_compile, 1, "(for comparison)"),
+    ProgramRow("capture", "first call captured for the `eager` backend, over an eager call",
+               capture, 6, "a quarter of Dynamo's"),
     ProgramRow("call-heavy", "richards and deltablue under `run`", call_heavy, 7, "1.03x of plain"),
 ]  # fmt: skip

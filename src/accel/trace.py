@@ -29,6 +29,12 @@ _WRITING_OPERATORS = frozenset(
 _SOMETIMES_WRITING = frozenset(
     "batch_norm instance_norm embedding embedding_bag native_batch_norm cudnn_batch_norm".split()
 )
+# Of torch.nn.functional: the option that makes them write, and its position.
+_WRITING_OPTIONS = {
+    "embedding": ("max_norm", 3),
+    "embedding_bag": ("max_norm", 3),
+    "batch_norm": ("training", 5),
+}
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,9 @@ class Operation:
         dunder = last.startswith("__") and last.endswith("__")
         if dunder and (last == "__setitem__" or last.startswith("__i")):
             return True
-        if not dunder and (last.endswith("_") or last in _SOMETIMES_WRITING):
+        if not dunder and last.endswith("_"):
+            return True
+        if not dunder and last in _SOMETIMES_WRITING and not self._leaves_alone(last):
             return True
         if self.kwargs.get("out") is not None or self.kwargs.get("inplace"):
             return True
@@ -100,6 +108,14 @@ class Operation:
             return True  # `inplace` may be given by position
         # Operators of libraries: their names promise nothing.
         return parts[:2] == ["torch", "ops"] and parts[2:3] not in (["aten"], ["prims"])
+
+    def _leaves_alone(self, name: str) -> bool:
+        """Whether the option without which this function writes nothing is not given."""
+        if name not in _WRITING_OPTIONS or self.target != f"torch.nn.functional.{name}":
+            return False
+        option, position = _WRITING_OPTIONS[name]
+        given = self.args[position] if len(self.args) > position else self.kwargs.get(option)
+        return given is None or given is False
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,16 @@ WRITING = [
     ("call_function", "torch.add", (Ref("a"), 1), {"out": Ref("b")}),
     ("call_function", "torch.nn.functional.relu", (Ref("a"),), {"inplace": True}),
     ("call_function", "torch.nn.functional.relu", (Ref("a"), True), {}),
-    ("call_function", "torch.nn.functional.embedding_bag", (Ref("a"), Ref("b")), {}),
+    ("call_function", "torch.embedding_bag", (Ref("a"), Ref("b")), {}),
+    ("call_function", "torch.nn.functional.embedding_bag", (Ref("a"), Ref("b"), None, 1.0), {}),
+    ("call_function", "torch.nn.functional.embedding", (Ref("a"), Ref("b")), {"max_norm": 0}),
+    ("call_function", "torch.nn.functional.batch_norm", (Ref("a"), *3 * [None], None, True), {}),
+    (
+        "call_function",
+        "torch.nn.functional.batch_norm",
+        (Ref("a"), None, None),
+        {"training": Ref("b")},
+    ),
     ("call_function", "torch.ops.a_library.an_operator", (Ref("a"),), {}),
 ]
 READING = [
@@ -23,6 +32,9 @@ READING = [
     ("call_function", "torch.add", (Ref("a"), 1), {"out": None}),
     ("call_function", "torch.nn.functional.relu", (Ref("a"),), {"inplace": False}),
     ("call_function", "torch.ops.aten.relu.default", (Ref("a"),), {}),
+    ("call_function", "torch.nn.functional.embedding", (Ref("a"), Ref("b"), 0, None, 2.0), {}),
+    ("call_function", "torch.nn.functional.embedding_bag", (Ref("a"), Ref("b")), {}),
+    ("call_function", "torch.nn.functional.batch_norm", (Ref("a"), Ref("b"), Ref("c")), {}),
 ]
 
 

@@ -8,6 +8,7 @@ answers None or raises, no input has changed.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,13 +17,14 @@ import torch
 
 from accel.compile.writes import written_inputs
 from accel.errors import CompileError, UnknownBackendError
-from accel.trace import SegmentGraph
+from accel.trace import SegmentGraph, TensorMeta
 
 Backend = Callable[..., Any]
 Runner = Callable[[list[torch.Tensor]], "list[torch.Tensor] | None"]
 
 # The names that torch's registry does not know.
 OWN = ("native", "eager")
+_MAPPED_ELEMENTS = 1 << 16  # of an example tensor that is mapped and not filled
 
 
 def check_name(name: str) -> None:
@@ -97,12 +99,19 @@ def _restore(saved: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
 
 def _examples(graph: SegmentGraph) -> list[torch.Tensor]:
     differentiable = graph.gradients.inputs if graph.gradients is not None else ()
-    return [
-        torch.empty_strided(m.sizes, m.strides, dtype=m.torch_dtype, device=m.device)
-        .zero_()
-        .requires_grad_(name in differentiable)
-        for name, m in graph.inputs
-    ]
+    return [_zeros(m).requires_grad_(name in differentiable) for name, m in graph.inputs]
+
+
+def _zeros(meta: TensorMeta) -> torch.Tensor:
+    """Zeros that take memory only where somebody looks: examples are as large as the model."""
+    elements = 1 + sum((n - 1) * s for n, s in zip(meta.sizes, meta.strides, strict=True))
+    if meta.device != "cpu" or 0 in meta.sizes or elements < _MAPPED_ELEMENTS:
+        return torch.empty_strided(
+            meta.sizes, meta.strides, dtype=meta.torch_dtype, device=meta.device
+        ).zero_()
+    pages = mmap.mmap(-1, elements * meta.torch_dtype.itemsize)
+    storage = torch.frombuffer(pages, dtype=meta.torch_dtype).untyped_storage()
+    return torch.empty(0, dtype=meta.torch_dtype).set_(storage, 0, meta.sizes, meta.strides)  # type: ignore[call-overload,no-any-return]
 
 
 @contextlib.contextmanager
