@@ -37,6 +37,7 @@ class RootReport:
     history: list[str] = field(default_factory=list)
     calls: int = 0
     hits: int = 0
+    split_calls: int = 0  # that ran compiled between breaks
     breaks: list[str] = field(default_factory=list)
 
     @staticmethod
@@ -45,11 +46,10 @@ class RootReport:
         report.calls = root.entry.calls
         report.history = list(root.history)
         report.hits = root.hits
-        parts = [root]
         if root.split is not None:
             report.breaks = list(root.split.reasons.values())
-            parts += root.split.nodes
-        for installed in [v for part in parts for v in part.variants]:
+            report.split_calls = root.split.totals(root)[3]
+        for installed in [v for part in _parts(root) for v in part.variants]:
             graph = installed.recording.graph
             if graph is not None:
                 report.graphs.append(graph_text(graph, installed.recording.inputs))
@@ -63,13 +63,18 @@ class RootReport:
     def __str__(self) -> str:
         place = short_place(self.location)
         lines = [f"{self.name} ({place}): {self.state}: {STATES.get(self.state, '')}"]
-        lines.append(f"  {self.hits:,} of {self.calls:,} calls ran compiled")
+        if self.state == "split":
+            lines.append(f"  {self.split_calls:,} of {self.calls:,} calls ran compiled in segments")
+        else:
+            lines.append(f"  {self.hits:,} of {self.calls:,} calls ran compiled")
         if self.reason:
             where = f" at {short_place(self.reason_location)}" if self.reason_location else ""
             hint = hint_for(self.reason)
             lines.append(f"  graph break{where}: {self.reason}" + (f"; {hint}" if hint else ""))
         for text in self.breaks[1:]:
             lines.append(f"  graph break: {text}")
+        if self.state == "split" and not self.graphs:
+            lines.append("  what lies between is recorded in the next calls: explain one of those")
         earlier = Counter(text for text in self.history if not text.startswith(self.reason or "\0"))
         for text, times in earlier.items():
             lines.append(f"  earlier: {text}" + (f", {times} times" if times > 1 else ""))
@@ -263,18 +268,30 @@ class Explanation:
         return f"{head}\n\n{report_text(self.roots)}"
 
 
+def _parts(root: Root) -> list[Root]:
+    """The root, and what it was split into."""
+    return [root, *(root.split.nodes if root.split is not None else ())]
+
+
+def _doings(root: Root) -> tuple[int, ...]:
+    """Numbers that differ once the root was called, whoever served the call."""
+    return tuple(n for p in _parts(root) for n in (p.recordings, p.entry.calls, p.hits))
+
+
 def explain(target: Any, driver: Any, optimize: Callable[[Any], Any]) -> Callable[..., Explanation]:
     """Arms `target`, and gives a function that makes one recorded call and explains it."""
 
     def call(*args: Any, **kwargs: Any) -> Explanation:
         if driver is None:
             return Explanation(target(*args, **kwargs), [])
-        before = {id(r): r.recordings for r in driver.roots.values()}
+        before = {id(r): _doings(r) for r in driver.roots.values()}
         optimize(target)
         result = target(*args, **kwargs)
         driver.wait(None)
-        roots = [r for r in driver.roots.values() if r.recordings != before.get(id(r), 0)]
-        reports = [RootReport.of(r) for r in roots]
-        return Explanation(result, reports, sum(r.ops_per_call for r in roots))
+        roots = [
+            r for r in driver.roots.values() if r.recordings and _doings(r) != before.get(id(r))
+        ]
+        operations = sum(part.ops_per_call for r in roots for part in _parts(r))
+        return Explanation(result, [RootReport.of(r) for r in roots], operations)
 
     return call

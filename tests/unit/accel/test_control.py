@@ -3,6 +3,7 @@ tells them."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -345,3 +346,22 @@ def test_sources_in_words() -> None:
     assert source_text(number) == "global N of module m"
     scale = number.child("dict").child("dict_item", "scale")
     assert source_text(scale) == "N.scale (N is a global of module m)"
+
+
+def test_a_split_function_is_explained_with_its_segments() -> None:
+    def f(x: torch.Tensor) -> torch.Tensor:
+        y = torch.tanh(x) * 2
+        zlib.crc32(b"exit")
+        return torch.sin(y) + 1
+
+    x = torch.randn(4, 4)
+    first = accel.explain(f)(x)
+    assert (first.graph_count, first.graph_break_count) == (0, 1)
+    assert "in the next calls" in str(first)
+    for _ in range(12):
+        f(x)
+        accel.wait(60)
+    again = accel.explain(f)(x)
+    assert (again.graph_count, again.graph_break_count, again.op_count) == (2, 1, 4)
+    assert "torch.sin(a0)" in str(again) and "crc32" in str(again)
+    assert " of 14 calls ran compiled in segments" in str(again)
