@@ -303,7 +303,7 @@ def measure(name: str) -> Row:
     after = accel.counters()
     now = {k: v - before[k] for k, v in after.items() if type(v) is int}
     ran = now["ops_compiled"] + now["ops_eager"]
-    roots = driver.current.roots.values() if driver.current else []
+    roots = driver.current.roots if driver.current else []
     return Row(
         name,
         mode,

@@ -93,7 +93,7 @@ def with_accel(row: CallRow) -> tuple[Competitor, dict[str, Any]]:
     if served < WARM_CALLS:
         from accel import driver
 
-        facts["reasons"] = [r.reason for r in driver.current.roots.values() if r.reason]
+        facts["reasons"] = [r.reason for r in driver.current.roots if r.reason]
     from accel import driver
 
     driver.current.unpatch()

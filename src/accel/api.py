@@ -91,14 +91,14 @@ def _arm(
 
     driver = _driver()
     if isinstance(target, torch.nn.Module):
-        root = driver.root_of_module(target) if driver else None
+        root = driver.roots.of_module(target) if driver else None
     else:
         function = target.__func__ if isinstance(target, types.MethodType) else target
         if not isinstance(function, types.FunctionType):
             raise TypeError(
                 f"accel.optimize() takes a function, a method or an nn.Module, not {target!r}"
             )
-        root = driver.own_root_of_function(function) if driver else None
+        root = driver.roots.own_of_function(function) if driver else None
         if driver:
             from accel.capture import left_to_python
 

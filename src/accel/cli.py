@@ -208,7 +208,7 @@ def _print_explanation(driver: Any) -> None:
 
     driver.current.wait(_EXPLAIN_WAIT_S)
     driver.finish()
-    roots = [RootReport.of(r) for r in driver.current.roots.values() if r.recordings]
+    roots = [RootReport.of(r) for r in driver.current.roots if r.recordings]
     print(report_text(roots) if roots else "accel: no call was recorded")
 
 

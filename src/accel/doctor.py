@@ -215,7 +215,7 @@ def _program() -> str:
             got = f(x)
             accel.wait(_COMPILE_S)
         served = current.read_counters()["calls_compiled"]
-        reasons = [root.reason for root in current.roots.values() if root.reason]
+        reasons = [root.reason for root in current.roots if root.reason]
         current.service.close()
     if not torch.equal(got, torch.relu(x * 2.0 + 1.0)):
         raise _Broken("compiled code gives another result", "please report this")

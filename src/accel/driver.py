@@ -11,13 +11,9 @@ from __future__ import annotations
 
 import atexit
 import functools
-import os
 import sys
-import time
 import types
-import weakref
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +22,7 @@ import torch
 from accel import (
     arming,
     branching,
+    deferral,
     errors,
     log,
     misses,
@@ -33,24 +30,29 @@ from accel import (
     other_tracers,
     runtime,
     teardown,
-    trial,
+)
+from accel.binding import (
+    argument_names,
+    call_arguments,
+    module_arguments,
+    parameter_names,
+    starred_positions,
 )
 from accel.capture import branches, left_to_python
 from accel.capture.recorder import Recorder, Recording
-from accel.capture.twins import CodeKey, TwinFactory, code_key
-from accel.capture.values import class_lookup
+from accel.capture.twins import TwinFactory
 from accel.capture.variation import Variation
-from accel.compile import gradients
-from accel.compile.family import Family
-from accel.compile.service import CompiledSegment, CompileService
+from accel.compile.service import CompileService
 from accel.config import Config
-from accel.counting import Counters
-from accel.report import Progress, short_place
+from accel.counting import Counters, totals
+from accel.installing import Installer
+from accel.report import Progress
 from accel.rewriter import hook, prologue, twin
 from accel.rewriter.cache import CodeCache
-from accel.roots import SETTLED, Installed, Limits, Owners, Root
+from accel.root_table import RootTable
+from accel.roots import SETTLED, Installed, Limits, Root
+from accel.selection import Selection, inside
 from accel.splitting import Splitter
-from accel.trace import SegmentGraph
 
 # Voids that say nothing about the root: another try costs only time.
 TRANSIENT = frozenset({"foreign_frame", "interrupted", "escaped_operation"})
@@ -67,28 +69,25 @@ class Driver:
         self.stance = "default"
         self.limits = Limits()
         self.service = CompileService(config)
-        self.roots: dict[int, Root] = {}
-        self._code_index: dict[CodeKey, int] = {}
-        self._owners = Owners(self._make_root)
+        self.selection = Selection(config)
+        self.roots = RootTable(self.selection, self.on_call, config.threshold)
+        self.progress = Progress(config)
+        self.installer = Installer(
+            config, self.limits, self.counters, self.service, self.progress, self._set_patience
+        )
         self._code_cache = CodeCache(Path(config.cache_dir) / "code")
         self.twins = TwinFactory(self._build_twin)
         self.splitter = Splitter(
             self.twins.function,
-            self._compile,
+            self.installer.compile,
             self._poll,
             self.counters.add,
             self._arm_inlined,
             self._variation,
         )
-        self.progress = Progress(config)
         self._closed = False
         self._module_call: types.CodeType | None = None
-        self._packages: set[str] = set()
-        self._denied: set[str] = set()
-        self._functions = functions_by_module(config.functions)
-        self._first_calls: dict[str, set[str]] = {}  # file -> functions recorded at once
         self._base_calls: dict[int, int] = {}
-        self.script_directory: Path | None = None
         native = runtime.native
         # Last of all handlers: what runs while the interpreter goes down is the program's alone.
         atexit.register(native.set_enabled, False)
@@ -120,7 +119,7 @@ class Driver:
             if self._module_call is None:
                 self._module_call = prologue.insert_prologue(f.__code__, 0, kind="module")
             f.__code__ = self._module_call
-        if not _inside("torch.optim", set(self.config.deny)):
+        if not inside("torch.optim", self.config.deny):
             optimizers.install(
                 lambda: self.counters.add("optimizer_steps"),
                 lambda: self.stance == "force_eager" or _under_a_mode(),
@@ -129,60 +128,6 @@ class Driver:
     def unpatch(self) -> None:
         prologue.remove_prologue(torch.nn.Module._wrapped_call_impl)
         optimizers.uninstall()
-
-    def assign_index(self, code: types.CodeType) -> int:
-        """The dispatch index of a function's code; makes its entry."""
-        index = self._code_index.get(code_key(code))
-        if index is None:
-            index = self._code_index[code_key(code)] = self._make_root(code).entry.index
-        return index
-
-    def _make_root(self, code: types.CodeType) -> Root:
-        entry = runtime.native.Entry(code.co_qualname, self.on_call)
-        entry.threshold = self.config.threshold
-        entry.state = "count"
-        location = f"{code.co_filename}:{code.co_firstlineno}"
-        root = self.roots[entry.index] = Root(
-            code.co_qualname, "function", location, entry, code=code
-        )
-        if code.co_qualname in self._first_calls.get(code.co_filename, ()):
-            root.forced = True
-            entry.threshold = 1
-        return root
-
-    def root_of_function(self, f: types.FunctionType) -> Root:
-        """Arms a function: its code gets a prologue if it has none."""
-        original = prologue.original_code(f.__code__)
-        if not arming.may_be_root(original):
-            raise TypeError(
-                f"{f.__qualname__} cannot be a root: generators, coroutines and class bodies "
-                "run as Python; optimize the function that calls it"
-            )
-        if (index := prologue.entry_index(f.__code__)) is None:
-            index = self.assign_index(original)
-            f.__code__ = prologue.insert_prologue(original, index)
-        return self.roots[index]
-
-    def own_root_of_function(self, f: types.FunctionType) -> Root:
-        """The same, but not shared with functions of equal code."""
-        return self._owners.claim(f, self.root_of_function(f))
-
-    def root_of_module(self, module: torch.nn.Module) -> Root:
-        entry = runtime.native.module_entry(module)
-        return self._module_root(entry, module)
-
-    def _module_root(self, entry: Any, module: torch.nn.Module) -> Root:
-        root = self.roots.get(entry.index)
-        if root is None or root.module is None or root.module() is not module:
-            cls = type(module)
-            forward = class_lookup(cls, "forward")
-            location = "?"
-            if isinstance(forward, types.FunctionType):
-                location = f"{forward.__code__.co_filename}:{forward.__code__.co_firstlineno}"
-            root = Root(cls.__qualname__, "module", location, entry, module=weakref.ref(module))
-            entry.threshold = self.config.threshold
-            self.roots[entry.index] = root
-        return root
 
     # ------------------------------------------------------------- dispatch
 
@@ -220,7 +165,7 @@ class Driver:
 
     def _decide_module(self, entry: Any, roots: tuple[Any, ...]) -> Any:
         module, args, kwargs = roots
-        root = self._module_root(entry, module)
+        root = self.roots.of_entry(entry, module)
         function = torch.nn.Module._wrapped_call_impl
         if (times := self._wants_measuring(root)) is not None:
             return (times, function, (module, *args), kwargs)
@@ -228,10 +173,10 @@ class Driver:
         if not self._wants_recording(root):
             return None
         named = [("self", module), ("args", args), ("kwargs", kwargs)]
-        return self._record(root, named, function, _module_arguments, (1, 2))
+        return self._record(root, named, function, module_arguments, (1, 2))
 
     def _decide_function(self, entry: Any, roots: tuple[Any, ...]) -> Any:
-        root = self.roots[entry.index]
+        root = self.roots.by_index[entry.index]
         code = root.code
         assert code is not None
         *values, function = roots
@@ -251,7 +196,7 @@ class Driver:
         """Errors: RecompileError for a call that no variant served, where the user wants that."""
         if self.stance != "fail_on_recompile" or not root.variants or _under_a_mode():
             return
-        miss = misses.why_missed(root.variants, roots, _parameters(root))[0]
+        miss = misses.why_missed(root.variants, roots, parameter_names(root))[0]
         raise errors.RecompileError(root.name, miss.what, miss.old, miss.new, miss.location)
 
     def _wants_measuring(self, root: Root) -> list[int] | None:
@@ -284,7 +229,7 @@ class Driver:
             entry.threshold = 1 if compiling else self.limits.max_backoff_calls
             if compiling or not root.split.wanted:
                 return False
-        elif not root.forced and self._defers(root):
+        elif not root.forced and deferral.defers(root, self.roots.enclosing(root), self.limits):
             entry.threshold = 1
             return False
         if not root.turn.acquire(blocking=False):  # another thread was faster
@@ -293,58 +238,6 @@ class Driver:
         if root.variants:
             self.counters.add("recompiles")
         return True
-
-    def _defers(self, root: Root) -> bool:
-        """True when an enclosing candidate should be judged before this inner root."""
-        counts = False
-        for enclosing in self._enclosing(root):
-            if (
-                enclosing.kind == "module"
-                and enclosing.state != "blacklisted"
-                and _is_forward_of(root, enclosing)
-            ):
-                return True  # the module itself is the better root of the two
-            if enclosing.state == "compiled":
-                counts = True  # it misses this one call only, unless it goes on missing
-            elif enclosing.state == "compiling" or enclosing.is_recording:
-                return True
-            elif not enclosing.judged and not enclosing.recordings:
-                if enclosing.entry.calls > 1:
-                    return True  # it is due itself
-                # In its first call: a module is likely to be called again, a main() is not.
-                if enclosing.kind == "module" and self._is_young(enclosing):
-                    return True
-                counts = True
-        if not counts or root.deferrals >= self.limits.max_deferrals:
-            return False
-        root.deferrals += 1
-        return True
-
-    def _is_young(self, root: Root) -> bool:
-        """Whether its first call has not been running for long."""
-        now = time.monotonic()
-        if not root.first_seen_s:
-            root.first_seen_s = now
-        return now - root.first_seen_s < self.limits.first_call_s
-
-    def _enclosing(self, root: Root) -> Iterator[Root]:
-        """The roots whose bodies are running in this thread, innermost first, besides `root`."""
-        frame: types.FrameType | None = sys._getframe(1)
-        call = torch.nn.Module._wrapped_call_impl.__code__
-        while frame is not None:
-            code = frame.f_code
-            if code is call:
-                module = frame.f_locals["self"]
-                entry = runtime.native.module_entry(module)
-                if entry is not None and root is not (found := self._module_root(entry, module)):
-                    yield found
-            else:
-                index = prologue.entry_index(code)
-                if index is None:
-                    index = self._code_index.get(code_key(prologue.original_code(code)))
-                if index is not None and self.roots[index] is not root:
-                    yield self.roots[index]
-            frame = frame.f_back
 
     # ------------------------------------------------------------ recording
 
@@ -369,7 +262,7 @@ class Driver:
         twin_function = self.twins.function(function)
         if twin_function is None:
             root.turn.release()
-            self._give_up(root, "no_twin", function.__qualname__, root.location)
+            root.give_up("no_twin", function.__qualname__, root.location)
             return None
         recorder = Recorder(
             named,
@@ -389,24 +282,11 @@ class Driver:
 
     def _note_miss(self, root: Root, roots: tuple[Any, ...]) -> None:
         """A call is about to be recorded since no variant of its root served it."""
-        found = misses.why_missed(root.variants, roots, _parameters(root))
+        found = misses.why_missed(root.variants, roots, parameter_names(root))
         root.miss = found[0]  # of the newest variant, which is tried first
         why = "; ".join(dict.fromkeys(map(str, found)))
         root.history.append(f"another variant, since {why}")
         log.artifact("recompiles", "%s recompiles: %s", root.name, why)
-
-    @staticmethod
-    def _full(root: Root) -> None:
-        """A root has all the variants it may have: its other calls run eagerly."""
-        root.reason = errors.reason_text("too_many_variants", str(len(root.variants)))
-        if root.miss is None:
-            return
-        root.reason += f"; the last since {root.miss}"
-        log.notice_once(
-            f"{root.name} ({short_place(root.location)}) has {len(root.variants)} compiled variants "
-            f"and gets no more: {root.miss}; other calls run eagerly. {root.miss.fix}",
-            f"variants of {root.entry.index}",
-        )
 
     def _variation(self, root: Root) -> Variation | None:
         """Which sizes are left open; only our own compiler takes such graphs."""
@@ -435,12 +315,12 @@ class Driver:
                 root.variation.no_gradients |= recording.graph.gradients is not None
             if branching.leave(root, branching.places_to_leave(root.variants, recording)):
                 return None
-            self._compile(root, len(named), recording)
+            self.installer.compile(root, len(named), recording)
         except Exception as error:
             if self.config.strict:
                 raise
             log.internal_error("driver", error)
-            self._give_up(root, "recorder_error", repr(error), root.location)
+            root.give_up("recorder_error", repr(error), root.location)
         finally:
             root.turn.release()
         return None
@@ -477,20 +357,20 @@ class Driver:
         if not root.variants and self.splitter.offer(root, recording):
             root.state, root.entry.threshold = "split", 1
             return None
-        if void.kind == "branch" and _own_forward(root) is None:
+        if void.kind == "branch" and deferral.own_forward(root) is None:
             root.assumes_all, root.entry.threshold = True, 1
             return None
         self.counters.add("graph_breaks")
-        self._give_up(root, void.kind, void.detail, recording.location)
+        root.give_up(void.kind, void.detail, recording.location)
         if root.kind == "module":
             self._arm_forward(root)
         return None
 
     def _arm_forward(self, root: Root) -> None:
         """A module that cannot be recorded whole: its `forward` may be split."""
-        forward = _own_forward(root)
+        forward = deferral.own_forward(root)
         if forward is not None:
-            function_root = self.root_of_function(forward)
+            function_root = self.roots.of_function(forward)
             function_root.forced |= root.forced
             function_root.backend = function_root.backend or root.backend
             if root.forced and function_root.state == "cold":
@@ -498,10 +378,9 @@ class Driver:
 
     def _arm_inlined(self, root: Root, codes: tuple[types.CodeType, ...]) -> None:
         """What the root calls at an exit runs as Python: those functions get their own turn."""
-        denied = self._denied | set(self.config.deny)
-        for function in arming.functions_to_arm(self.twins, codes, lambda m: _inside(m, denied)):
+        for function in arming.functions_to_arm(self.twins, codes, self.selection.denies):
             try:
-                inner = self.root_of_function(function)
+                inner = self.roots.of_function(function)
             except prologue.RewriteError as error:
                 log.artifact("driver", "%s gets no prologue: %s", function.__qualname__, error)
                 continue
@@ -516,14 +395,6 @@ class Driver:
             root.state = "full" if root.variants else "plain"
             self._disarm(root)
 
-    def _give_up(self, root: Root, kind: str, detail: str, location: str) -> None:
-        root.state = "full" if root.variants else "blacklisted"
-        root.reason = errors.reason_text(kind, detail)
-        root.reason_location = location
-        root.entry.state = "armed" if root.variants else "off"
-        root.entry.threshold = self.limits.max_backoff_calls
-        log.artifact("driver", "%s blacklisted: %s at %s", root.name, root.reason, location)
-
     def _disarm(self, root: Root) -> None:
         """Functions of this code lose their prologue at their next call."""
         if not root.variants:
@@ -532,232 +403,7 @@ class Driver:
 
     # ------------------------------------------------------------ compiling
 
-    def _compile(self, root: Root, root_count: int, recording: Recording) -> None:
-        graph, guards, template = recording.graph, recording.guards, recording.template
-        assert graph is not None and guards is not None and template is not None
-        wanted = [*recording.inputs, *recording.leaves, *template.sources]
-        lowered = guards.lower(root_count, wanted)
-        try:
-            program = runtime.native.GuardProgram(lowered.instructions, root_count)
-        except ValueError as error:
-            self._give_up(root, "tensor_kind", str(error), root.location)
-            return
-        recording.checked = tuple(map(misses.remembered, lowered.guard_of))
-        guards.release()
-        slots = lowered.slots
-        needed = [slots[id(source)] for source in template.sources]
-        finish = template.builder(lambda source: slots[id(source)])
-        inputs = [slots[id(source)] for source in recording.inputs]
-        recording.leaf_slots = tuple(slots[id(source)] for source in recording.leaves)
-        result = result_plan(template, finish, needed)
-        log.artifact("graph", "%s: %s", root.name, graph)
-        self.counters.add("segments")
-        self._submit(root, recording, program, inputs, result)
-
-    def _submit(
-        self,
-        root: Root,
-        recording: Recording,
-        program: Any,
-        inputs: list[int],
-        result: tuple[Any, ...],
-    ) -> None:
-        """Hands a recording's graph to the compiler, to be installed when it is done."""
-        assert recording.graph is not None
-        root.pending += 1
-        root.state = "compiling"
-        root.entry.state = "count" if not root.variants else "armed"
-        root.entry.threshold = 1
-
-        def done(segment: CompiledSegment) -> None:
-            root.pending -= 1
-            try:
-                if segment.error:
-                    raise errors.CompileError(segment.error)
-                self._install(root, recording, program, inputs, result, segment)
-            except (errors.CompileError, OSError, ValueError) as error:
-                if self._retries_static(root, recording, str(error)):
-                    return
-                if branching.leave_operation(root, recording, str(error)):
-                    return
-                if "compiler" in str(error):
-                    log.notice_once(f"running eagerly: {error}", "compiler")
-                self._give_up(root, "compile_failed", str(error), root.location)
-
-        self.progress.compiling(root.name)
-        self.service.submit(recording.graph, root.backend or self.config.backend, done)
-        if self.config.sync or self.config.deterministic:
-            self.service.idle(None)
-
-    def _retries_static(self, root: Root, recording: Recording, why: str) -> bool:
-        """A graph for several sizes cannot be compiled: the next one is for one size."""
-        if recording.graph is None or recording.graph.sizes is None or root.variation is None:
-            return False
-        root.variation.refused = errors.reason_text("dynamic", why)
-        root.history.append(root.variation.refused)
-        log.artifact("driver", "%s: %s", root.name, root.variation.refused)
-        root.state = "compiled" if root.variants else "cold"
-        root.entry.threshold = 1
-        return True
-
-    def _install(
-        self,
-        root: Root,
-        recording: Recording,
-        program: Any,
-        inputs: list[int],
-        result: tuple[Any, ...],
-        segment: CompiledSegment,
-    ) -> None:
-        self.counters.add("seconds_compiling", segment.seconds)
-        gradient = None
-        executor: Any
-        graph = recording.graph
-        is_family = segment.kind == "plan" and graph is not None and graph.sizes is not None
-        if is_family:
-            assert segment.plan is not None and graph is not None
-            executor = Family(graph, segment.plan, segment.library_path)
-        elif segment.kind == "plan":
-            assert segment.plan is not None
-            executor = runtime.native.Executor(segment.plan, segment.library_path)
-            if graph is not None and graph.gradients is not None:
-                again = functools.partial(
-                    self._compile_backward, recording, program, inputs, result
-                )
-                gradient = self._gradient(root, graph, segment, executor, again)
-        else:
-            executor = segment.callable
-        variant = runtime.native.Variant(
-            program, recording.ambient, executor, inputs, result, gradient, _numbers(recording)
-        )
-        variant.landing = recording.landing
-        installed = Installed(variant, recording, program, segment.key, recording.operations)
-        # The eager backend is there to look for errors with; it cannot win.
-        if not self.config.deterministic and (root.backend or self.config.backend) != "eager":
-            variant.probe_every, variant.review_at = 1, trial.FIRST_REVIEW
-            if not root.variants:
-                installed.trial.eager_ns.extend(root.eager_ns)
-        if root.kind != "node":  # whose trial and events are its own, see accel.metering
-            root.eager_ns.clear()
-            root.entry.on_event = functools.partial(self._tell, weakref.ref(root))
-        branching.watch(root, installed)
-        # Variants for one size come first: they know more.
-        root.variants.insert(len(root.variants) if is_family else 0, installed)
-        branching.order(root.variants)
-        self.counters.add("variants")
-        root.publish()
-        root.entry.state = "armed"
-        root.ops_per_call = recording.operations
-        if len(root.variants) >= self.config.max_variants:
-            root.state = "full"
-            self._full(root)
-            root.entry.threshold = self.limits.max_backoff_calls
-        else:
-            root.state = "compiled"
-            root.entry.threshold = self.config.threshold
-        self._set_patience(root)
-        self.progress.done(root.name)
-
-    def _gradient(
-        self,
-        root: Root,
-        graph: SegmentGraph,
-        segment: CompiledSegment,
-        executor: Any,
-        again: Callable[[Root, tuple[str, ...]], None],
-    ) -> Any:
-        """What makes the autograd nodes of a differentiable variant; `again(root, names)`
-        compiles it for gradients that arrive at the outputs `names`."""
-        assert segment.plan is not None
-        spec = segment.plan["gradient"]
-        backward = runtime.native.Executor(spec["plan"], segment.library_path)
-        reference = weakref.ref(root)
-
-        def on_recompute(why: str, tangents: tuple[str, ...]) -> None:
-            self.counters.add("backwards_recomputed")
-            root = reference()
-            if root is None or root.state == "blacklisted" or root.pending:
-                return
-            if tangents and root.backward_patterns < self.limits.max_backward_patterns:
-                again(root, tangents)
-                return
-            root.retire(root.variants)
-            self._give_up(root, "derivatives", why, root.location)
-
-        return runtime.native.Gradient(
-            spec, executor, backward, gradients.recomputation(graph, spec, on_recompute)
-        )
-
-    def _compile_backward(
-        self,
-        recording: Recording,
-        program: Any,
-        inputs: list[int],
-        result: tuple[Any, ...],
-        root: Root,
-        tangents: tuple[str, ...],
-    ) -> None:
-        """Gradients arrive at other outputs than the variant was compiled for: a new one."""
-        assert recording.graph is not None and recording.graph.gradients is not None
-        root.backward_patterns += 1
-        root.retire(v for v in root.variants if v.program is program)
-        wanted = replace(recording.graph.gradients, tangents=tangents)
-        recording = replace(recording, graph=replace(recording.graph, gradients=wanted))
-        self._submit(root, recording, program, inputs, result)
-
     # --------------------------------------------------------------- trials
-
-    def _tell(self, reference: weakref.ref[Root], _entry: Any, kind: str, message: str) -> None:
-        """Native dispatch tells of a failed executor ("error") or a due review."""
-        root = reference()
-        if root is None:
-            return
-        if kind == "error":
-            log.artifact("driver", "%s: the executor failed: %s", root.name, message)
-            self._drop_failed(root, message)
-            return
-        if kind == "misspeculated":
-            branching.leave(root, branching.doubt(root))
-            return
-        for installed in list(root.variants):
-            if installed.native.review_at == 0:
-                self._review(root, installed)
-
-    def _drop_failed(self, root: Root, message: str) -> None:
-        """Variants that native dispatch has dropped for their errors; another recording of such
-        a call would give another of the kind."""
-        dropped = [v for v in root.variants if v.native not in root.entry.variants]
-        if not dropped:
-            return
-        root.retire(dropped)
-        self._give_up(root, "executor_failed", message, root.location)
-
-    def _review(self, root: Root, installed: Installed) -> None:
-        """Whether this variant is worth its place."""
-        native = installed.native
-        times = native.ns_compiled
-        ruling = installed.trial.review(times)
-        if ruling.losing:
-            self._lose(root, installed, installed.trial.text(times))
-            return
-        if installed.trial.strikes or ruling.probe_every == 1:
-            native.clear_probes()
-        native.probe_every = ruling.probe_every
-        native.eager_runs = ruling.eager_runs
-        native.review_at = native.hits + ruling.review_in
-
-    def _lose(self, root: Root, installed: Installed, text: str) -> None:
-        """Drops a variant that is slower than eager; its calls run eagerly from now on."""
-        log.artifact("driver", "%s is losing: %s", root.name, text)
-        self.counters.add("variants_losing")
-        root.retire([installed])
-        root.reason = errors.reason_text("losing", text)
-        root.reason_location = root.location
-        root.entry.threshold = self.limits.max_backoff_calls
-        # A variant for other calls may win; calls of the losing kind must not record again.
-        root.state = "full" if root.variants else "losing"
-        if not root.variants:
-            root.entry.state = "off"
 
     # -------------------------------------------------------------- control
 
@@ -767,7 +413,7 @@ class Driver:
         if "force_eager" in (before, name):
             runtime.native.set_enabled(name != "force_eager")
         if "fail_on_recompile" in (before, name):
-            for root in self.roots.values():
+            for root in self.roots:
                 self._set_patience(root)
         return before
 
@@ -784,34 +430,32 @@ class Driver:
 
     def enable_package(self, name: str) -> None:
         """Modules of package `name`, imported and to come, get prologues."""
-        self._packages.add(name)
-        self._denied.discard(name)
+        self.selection.allow(name)
         self.install_hook()
         for module_name, module in list(sys.modules.items()):
-            if module is not None and _inside(module_name, {name}):
-                hook.rewrite_loaded_module(module, self.assign_index)
+            if module is not None and inside(module_name, {name}):
+                hook.rewrite_loaded_module(module, self.roots.index_of)
 
     def disable(self, target: Any) -> None:
         """A package name, a function, a method or a module runs eagerly from now on."""
         if isinstance(target, types.ModuleType):
             target = target.__name__
         if isinstance(target, str):
-            self._packages.discard(target)
-            self._denied.add(target)
+            self.selection.deny(target)
             for module_name, module in list(sys.modules.items()):
-                if module is not None and _inside(module_name, {target}):
+                if module is not None and inside(module_name, {target}):
                     hook.restore_module(module)
             return
         if isinstance(target, torch.nn.Module):
-            root = self.root_of_module(target)
+            root = self.roots.of_module(target)
         else:
             function = target.__func__ if isinstance(target, types.MethodType) else target
             if not isinstance(function, types.FunctionType):
                 raise TypeError(f"accel.disable() takes a package, function or module: {target!r}")
-            root = self.root_of_function(function)
+            root = self.roots.of_function(function)
             prologue.remove_prologue(function)
             left_to_python.functions.add(function)
-            for other in self.roots.values():
+            for other in self.roots:
                 if other.state != "disabled":
                     self._forget(other)  # it may have been recorded as a part of these
         self._forget(root)
@@ -821,14 +465,14 @@ class Driver:
     def reset(self) -> None:
         """Forgets what was recorded; arms every root again."""
         self.service.idle(None)
-        for root in self.roots.values():
+        for root in self.roots:
             if root.state != "disabled":
                 self._forget(root)
                 root.retired_hits = root.retired_failures = root.recordings = 0
         self.counters.reset()
         branches.both_ways.clear()
         branches.untraceable.clear()
-        self._base_calls = {index: root.entry.calls for index, root in self.roots.items()}
+        self._base_calls = {index: root.entry.calls for index, root in self.roots.by_index.items()}
 
     def _forget(self, root: Root) -> None:
         """Makes a root as it was before its first call, but for its counts."""
@@ -837,115 +481,19 @@ class Driver:
         root.begin_again()
         root.entry.threshold = 1 if root.forced else self.config.threshold
 
-    def selects(self, name: str, path: str | None) -> bool:
-        """Whether a module about to be imported gets prologues."""
-        if _inside(name, self._denied | set(self.config.deny)):
-            return False
-        if name in self._functions and path is not None:
-            self._first_calls[path] = self._functions[name]
-            return True
-        if _inside(name, self._packages | set(self.config.packages) | set(self.config.modules)):
-            return True
-        if self.script_directory is None or path is None or self.config.packages:
-            return False
-        return _is_beside(str(self.script_directory), os.path.dirname(path))
-
     def install_hook(self) -> None:
-        hook.install(self.selects, self.assign_index, self._code_cache)
+        hook.install(self.selection.selects, self.roots.index_of, self._code_cache)
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Until nothing is being compiled; False when the time ran out first."""
         return bool(self.service.idle(timeout_s))
 
     def read_counters(self) -> dict[str, float]:
-        values = self.counters.snapshot()
-        compiled = eager = ops_compiled = ops_eager = failed = deopts = backwards = 0
-        served = split = 0
-        for root in self.roots.values():
-            hits = root.hits
-            compiled += hits
-            backwards += sum(v.native.gradient.runs for v in root.variants if v.native.gradient)
-            ops_compiled += sum(v.native.hits * v.operations for v in root.variants)
-            ops_compiled += root.retired_hits * root.ops_per_call
-            if root.split is not None:
-                split_hits, split_ops, split_missed, split_calls, failures = root.split.totals(root)
-                served += split_hits
-                ops_compiled += split_ops
-                ops_eager += split_missed
-                split += split_calls
-                deopts += failures
-            if root.state == "plain" or (not root.recordings and root.state == "cold"):
-                continue  # without torch operations, part of another root's calls, or called once
-            calls = root.entry.calls - self._base_calls.get(root.entry.index, 0)
-            misses = max(calls - hits - (split_calls if root.split is not None else 0), 0)
-            eager += misses
-            ops_eager += misses * root.ops_per_call
-            refused = sum(getattr(v.native.executor, "refusals", 0) for v in root.variants)
-            missed = sum(v.native.misspeculations for v in root.variants) - refused
-            missed += root.retired_failures
-            failed += missed
-            deopts += missed + sum(v.native.errors for v in root.variants)
-        values.update(
-            backwards_compiled=backwards,
-            calls_compiled=compiled,
-            calls_eager=eager,
-            calls_split=split,
-            segments_served=served,
-            ops_compiled=ops_compiled,
-            ops_eager=ops_eager,
-            speculations_failed=failed,
-            deopts=deopts,
-        )
-        return values
+        return self.counters.snapshot() | totals(self.roots, self._base_calls)
 
     def close(self) -> None:
         """Nothing new is recorded; installed variants go on."""
         self._closed = True
-
-
-def functions_by_module(names: Iterable[str]) -> dict[str, set[str]]:
-    """{module: qualified names} of `package.module:name`s. Errors: ConfigError."""
-    found: dict[str, set[str]] = {}
-    for text in names:
-        module, colon, name = text.partition(":")
-        if not (module and colon and name):
-            raise errors.ConfigError(f"functions: {text!r} is no `package.module:name`")
-        found.setdefault(module, set()).add(name)
-    return found
-
-
-@functools.lru_cache(4096)
-def _is_beside(program: str, directory: str) -> bool:
-    """True when the modules in `directory` belong to the program in the folder `program`."""
-    path = Path(directory).resolve()
-    return (path == Path(program) or Path(program) in path.parents) and (
-        "site-packages" not in path.parts
-    )
-
-
-def _own_forward(root: Root) -> types.FunctionType | None:
-    """The `forward` of a root's module, which may be split in its place; None if it is torch's."""
-    module = root.module() if root.module is not None else None
-    forward = class_lookup(type(module), "forward")
-    if isinstance(forward, types.FunctionType) and not _inside(forward.__module__ or "", {"torch"}):
-        return forward
-    return None
-
-
-def _is_forward_of(root: Root, enclosing: Root) -> bool:
-    """True when a function root is the `forward` of the module that is being called."""
-    module = enclosing.module() if enclosing.module is not None else None
-    forward = class_lookup(type(module), "forward")
-    return (
-        isinstance(forward, types.FunctionType)
-        and root.code is not None
-        and (prologue.original_code(forward.__code__) == root.code)
-    )
-
-
-def _inside(name: str, packages: set[str]) -> bool:
-    """True when module `name` is one of `packages` or lies in one."""
-    return any(name == p or name.startswith(p + ".") for p in packages)
 
 
 def _under_a_mode() -> bool:
@@ -956,72 +504,6 @@ def _under_a_mode() -> bool:
         or torch._C._get_tracing_state() is not None
         or torch._C._functorch.peek_interpreter_stack() is not None
     )
-
-
-def argument_names(code: types.CodeType) -> list[str]:
-    """The names of a function's argument locals, in co_varnames order."""
-    count = code.co_argcount + code.co_kwonlyargcount
-    count += bool(code.co_flags & 4) + bool(code.co_flags & 8)
-    return list(code.co_varnames[:count])
-
-
-def starred_positions(code: types.CodeType) -> tuple[int, ...]:
-    """Where *args and **kwargs are among the argument locals."""
-    first = code.co_argcount + code.co_kwonlyargcount
-    return tuple(range(first, first + bool(code.co_flags & 4) + bool(code.co_flags & 8)))
-
-
-def call_arguments(
-    code: types.CodeType, values: list[Any]
-) -> tuple[tuple[Any, ...], dict[str, Any] | None]:
-    """The (args, kwargs) that bind to these argument locals."""
-    positional, kwonly = code.co_argcount, code.co_kwonlyargcount
-    names = code.co_varnames
-    args = tuple(values[:positional])
-    kwargs = dict(zip(names[positional : positional + kwonly], values[positional:], strict=False))
-    rest = positional + kwonly
-    if code.co_flags & 4:
-        args += values[rest]
-        rest += 1
-    if code.co_flags & 8:
-        kwargs.update(values[rest])
-    return args, kwargs or None
-
-
-def _module_arguments(values: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any] | None]:
-    module, args, kwargs = values
-    return (module, *args), kwargs
-
-
-def _parameters(root: Root) -> tuple[str, ...]:
-    """What a module's `forward` calls its positional arguments."""
-    forward = class_lookup(type(root.module()), "forward") if root.module is not None else None
-    if not isinstance(forward, types.FunctionType):
-        return ()
-    code = forward.__code__
-    return code.co_varnames[1 : code.co_argcount]
-
-
-def _numbers(recording: Recording) -> tuple[Any, ...] | None:
-    """What native code is told of the numbers that differ between calls."""
-    program = recording.numbers
-    return None if program is None else (program, recording.leaf_slots, program.dtypes)
-
-
-def result_plan(template: Any, finish: Callable[..., Any], needed: list[int]) -> tuple[Any, ...]:
-    """The shortest of the native result forms that builds this result; `needed` are the guard
-    slots that `finish` is given."""
-    spec = template.result
-    if not template.effects:
-        if spec[0] == "output":
-            return ("tensor", spec[1])
-        if spec[0] == "make" and spec[2][:2] == ("sequence", tuple):
-            parts = spec[2][2]
-            if all(part[0] == "output" for part in parts):
-                return ("tuple", [part[1] for part in parts])
-        if spec[0] == "const":
-            return ("const", spec[1])
-    return ("call", finish, needed)
 
 
 current: Driver | None = None
@@ -1040,10 +522,10 @@ def start(config: Config) -> Driver:
 def prepare_script(code: types.CodeType, path: str) -> types.CodeType:
     """The script's module code with prologues in its functions; modules beside it follow."""
     assert current is not None
-    current.script_directory = Path(path).resolve().parent
+    current.selection.script_directory = Path(path).resolve().parent
     current.install_hook()
-    current.selects("__main__", path)
-    return hook.rewrite_module_code(code, current.assign_index)
+    current.selection.selects("__main__", path)
+    return hook.rewrite_module_code(code, current.roots.index_of)
 
 
 def finish() -> None:

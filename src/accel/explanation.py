@@ -101,7 +101,7 @@ def _numbered(graphs: list[str]) -> list[tuple[str, str]]:
 def summary(driver: Any) -> Summary:
     """What happened to the roots that were ever recorded, the busiest first."""
     lines = []
-    for root in driver.roots.values():
+    for root in driver.roots:
         if not root.recordings or root.state == "plain":
             continue
         if root.state == "cold" and root.reason == reason_text("no_operations"):
@@ -284,13 +284,11 @@ def explain(target: Any, driver: Any, optimize: Callable[[Any], Any]) -> Callabl
     def call(*args: Any, **kwargs: Any) -> Explanation:
         if driver is None:
             return Explanation(target(*args, **kwargs), [])
-        before = {id(r): _doings(r) for r in driver.roots.values()}
+        before = {id(r): _doings(r) for r in driver.roots}
         optimize(target)
         result = target(*args, **kwargs)
         driver.wait(None)
-        roots = [
-            r for r in driver.roots.values() if r.recordings and _doings(r) != before.get(id(r))
-        ]
+        roots = [r for r in driver.roots if r.recordings and _doings(r) != before.get(id(r))]
         operations = sum(part.ops_per_call for r in roots for part in _parts(r))
         return Explanation(result, [RootReport.of(r) for r in roots], operations)
 

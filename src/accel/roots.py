@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from accel import log
 from accel.capture.recorder import Recording
 from accel.capture.twins import CodeKey, code_key
 from accel.capture.variation import GRADIENTS, Variation
@@ -132,6 +133,15 @@ class Root:
         self.retired_hits += sum(int(v.native.hits) for v in self.variants if id(v) in ids)
         self.variants = [v for v in self.variants if id(v) not in ids]
         self.publish()
+
+    def give_up(self, kind: str, detail: str, location: str) -> None:
+        """It is recorded no more, for a reason that `errors.REASONS` has a row for."""
+        self.state = "full" if self.variants else "blacklisted"
+        self.reason = reason_text(kind, detail)
+        self.reason_location = location
+        self.entry.state = "armed" if self.variants else "off"
+        self.entry.threshold = Limits.max_backoff_calls
+        log.artifact("driver", "%s blacklisted: %s at %s", self.name, self.reason, location)
 
     @property
     def is_recording(self) -> bool:

@@ -105,7 +105,7 @@ class Accel:
     def reasons(self) -> list[str]:
         from accel import driver
 
-        return [root.reason for root in driver.current.roots.values() if root.reason]
+        return [root.reason for root in driver.current.roots if root.reason]
 
     def reset(self) -> None:
         import accel

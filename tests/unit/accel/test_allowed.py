@@ -25,7 +25,7 @@ def _fresh() -> Iterator[None]:
 
 def root_of(function: Callable[..., Any]) -> Root:
     assert driver.current is not None
-    return driver.current.root_of_function(function)  # type: ignore[arg-type]
+    return driver.current.roots.of_function(function)  # type: ignore[arg-type]
 
 
 def call(function: Callable[..., Any], *args: Any, times: int = 1) -> Any:

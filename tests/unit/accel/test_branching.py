@@ -85,7 +85,7 @@ def optimized(f: Any, **options: Any) -> Iterator[Any]:
 
 def _root(f: Any) -> Any:
     assert driver.current is not None
-    return next(r for r in driver.current.roots.values() if r.name == f.__qualname__ and r.code)
+    return next(r for r in driver.current.roots if r.name == f.__qualname__ and r.code)
 
 
 def test_a_branch_that_flips_splits_its_root_and_the_place_is_named() -> None:

@@ -67,7 +67,7 @@ def compiled() -> Any:
 
 def root_of(function: Callable[..., Any]) -> Root:
     assert driver.current is not None
-    return driver.current.root_of_function(function)  # type: ignore[arg-type]
+    return driver.current.roots.of_function(function)  # type: ignore[arg-type]
 
 
 # ---- stances ----
@@ -123,7 +123,7 @@ def test_fail_on_recompile_names_what_changed() -> None:
 def test_fail_on_recompile_holds_for_roots_that_are_full() -> None:
     model = compiled()
     assert driver.current is not None
-    found = driver.current.root_of_module(model)
+    found = driver.current.roots.of_module(model)
     found.state, found.entry.threshold = "full", 4096
     with accel.set_stance("fail_on_recompile"), pytest.raises(RecompileError):
         model(torch.ones(7, 4))

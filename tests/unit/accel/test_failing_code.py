@@ -30,7 +30,5 @@ def test_code_that_always_fails_is_given_up() -> None:
         assert accel.wait(60)
     assert accel.counters()["recordings"] == before + 1
     assert driver.current is not None
-    root = next(
-        r for r in driver.current.roots.values() if r.code is not None and r.name == f.__qualname__
-    )
+    root = next(r for r in driver.current.roots if r.code is not None and r.name == f.__qualname__)
     assert root.state == "blacklisted" and "this code never works" in root.reason

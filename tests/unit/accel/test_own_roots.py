@@ -50,7 +50,7 @@ def test_asking_twice_is_asking_once() -> None:
     code = f.__code__
     assert serves(f, 2.0)
     assert accel.optimize(f) is f and f.__code__ is code
-    assert driver.current.root_of_function(f) is driver.current.own_root_of_function(f)
+    assert driver.current.roots.of_function(f) is driver.current.roots.own_of_function(f)
 
 
 def test_the_next_function_takes_over_what_a_collected_one_had() -> None:
@@ -85,5 +85,5 @@ def test_defaults_and_globals_are_still_guarded() -> None:
 
 
 def test_a_root_tells_itself_in_a_line() -> None:
-    root = driver.current.root_of_function(accel.optimize(scaled(1.0)))
+    root = driver.current.roots.of_function(accel.optimize(scaled(1.0)))
     assert repr(root).startswith("<Root scaled.<locals>.f at ") and len(repr(root)) < 200

@@ -465,7 +465,7 @@ def test_guard(kind: str) -> None:
     )
     accel.optimize(f, backend="eager")
     assert driver.current is not None
-    root = driver.current.root_of_function(f)  # type: ignore[arg-type]
+    root = driver.current.roots.of_function(f)  # type: ignore[arg-type]
 
     def served(arguments: tuple[Any, ...]) -> bool:
         before = root.hits
