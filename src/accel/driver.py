@@ -16,6 +16,7 @@ import sys
 import time
 import types
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -55,7 +56,16 @@ from accel.trace import SegmentGraph
 # Voids that say nothing about the root: another try costs only time.
 TRANSIENT = frozenset({"foreign_frame", "interrupted", "escaped_operation"})
 # Voids that hang on how the root was called: it is tried again, ever more rarely.
-PASSING = frozenset({"requires_grad", "ambient_changed", "raised", "tensor_kind", "first_use"})
+PASSING = frozenset(
+    {"requires_grad", "ambient_changed", "raised", "tensor_kind", "first_use", "interrupted"}
+)
+
+# The counters that are sums over roots.
+COUNTED = (
+    "backwards_compiled", "calls_compiled", "calls_eager", "calls_split", "segments_served",
+    "ops_compiled", "ops_eager", "speculations_failed", "deopts",
+)  # fmt: skip
+MANY_ROOTS = 128  # made since the last time, they are looked through for dead ones
 
 
 class Driver:
@@ -88,6 +98,10 @@ class Driver:
         self._functions = functions_by_module(config.functions)
         self._first_calls: dict[str, set[str]] = {}  # file -> functions recorded at once
         self._base_calls: dict[int, int] = {}
+        self._of_the_dead: Counter[str] = (
+            Counter()
+        )  # what modules' roots that are gone have counted
+        self._next_burial = MANY_ROOTS
         self.script_directory: Path | None = None
         native = runtime.native
         # Last of all handlers: what runs while the interpreter goes down is the program's alone.
@@ -181,8 +195,23 @@ class Driver:
                 location = f"{forward.__code__.co_filename}:{forward.__code__.co_firstlineno}"
             root = Root(cls.__qualname__, "module", location, entry, module=weakref.ref(module))
             entry.threshold = self.config.threshold
+            if len(self.roots) >= self._next_burial:
+                self._bury()
             self.roots[entry.index] = root
         return root
+
+    def _bury(self) -> None:
+        """Forgets roots whose modules are gone, but for the last of them: for the summary."""
+        dead = [
+            (index, root)
+            for index, root in list(self.roots.items())
+            if root.is_dead and not root.pending and not root.is_recording
+        ]
+        for index, root in dead[: -MANY_ROOTS // 2]:
+            self._of_the_dead.update(self._totals(root))
+            self._base_calls.pop(index, None)
+            del self.roots[index]
+        self._next_burial = len(self.roots) + MANY_ROOTS
 
     # ------------------------------------------------------------- dispatch
 
@@ -767,7 +796,7 @@ class Driver:
         if "force_eager" in (before, name):
             runtime.native.set_enabled(name != "force_eager")
         if "fail_on_recompile" in (before, name):
-            for root in self.roots.values():
+            for root in list(self.roots.values()):
                 self._set_patience(root)
         return before
 
@@ -811,7 +840,7 @@ class Driver:
             root = self.root_of_function(function)
             prologue.remove_prologue(function)
             left_to_python.functions.add(function)
-            for other in self.roots.values():
+            for other in list(self.roots.values()):
                 if other.state != "disabled":
                     self._forget(other)  # it may have been recorded as a part of these
         self._forget(root)
@@ -821,14 +850,15 @@ class Driver:
     def reset(self) -> None:
         """Forgets what was recorded; arms every root again."""
         self.service.idle(None)
-        for root in self.roots.values():
+        for root in list(self.roots.values()):
             if root.state != "disabled":
                 self._forget(root)
                 root.retired_hits = root.retired_failures = root.recordings = 0
         self.counters.reset()
+        self._of_the_dead.clear()
         branches.both_ways.clear()
         branches.untraceable.clear()
-        self._base_calls = {index: root.entry.calls for index, root in self.roots.items()}
+        self._base_calls = {index: root.entry.calls for index, root in list(self.roots.items())}
 
     def _forget(self, root: Root) -> None:
         """Makes a root as it was before its first call, but for its counts."""
@@ -859,44 +889,43 @@ class Driver:
 
     def read_counters(self) -> dict[str, float]:
         values = self.counters.snapshot()
-        compiled = eager = ops_compiled = ops_eager = failed = deopts = backwards = 0
-        served = split = 0
-        for root in self.roots.values():
-            hits = root.hits
-            compiled += hits
-            backwards += sum(v.native.gradient.runs for v in root.variants if v.native.gradient)
-            ops_compiled += sum(v.native.hits * v.operations for v in root.variants)
-            ops_compiled += root.retired_hits * root.ops_per_call
-            if root.split is not None:
-                split_hits, split_ops, split_missed, split_calls, failures = root.split.totals(root)
-                served += split_hits
-                ops_compiled += split_ops
-                ops_eager += split_missed
-                split += split_calls
-                deopts += failures
-            if root.state == "plain" or (not root.recordings and root.state == "cold"):
-                continue  # without torch operations, part of another root's calls, or called once
-            calls = root.entry.calls - self._base_calls.get(root.entry.index, 0)
-            misses = max(calls - hits - (split_calls if root.split is not None else 0), 0)
-            eager += misses
-            ops_eager += misses * root.ops_per_call
-            refused = sum(getattr(v.native.executor, "refusals", 0) for v in root.variants)
-            missed = sum(v.native.misspeculations for v in root.variants) - refused
-            missed += root.retired_failures
-            failed += missed
-            deopts += missed + sum(v.native.errors for v in root.variants)
-        values.update(
-            backwards_compiled=backwards,
-            calls_compiled=compiled,
-            calls_eager=eager,
-            calls_split=split,
-            segments_served=served,
-            ops_compiled=ops_compiled,
-            ops_eager=ops_eager,
-            speculations_failed=failed,
-            deopts=deopts,
-        )
+        totals = Counter(dict.fromkeys(COUNTED, 0))
+        totals.update(self._of_the_dead)
+        for root in list(self.roots.values()):
+            totals.update(self._totals(root))
+        values.update(totals)
         return values
+
+    def _totals(self, root: Root) -> dict[str, int]:
+        """What the calls of one root count, in rows of COUNTED."""
+        hits = root.hits
+        runs = (v.native.gradient.runs for v in root.variants if v.native.gradient)
+        totals = {
+            "calls_compiled": hits,
+            "backwards_compiled": sum(runs),
+            "ops_compiled": sum(v.native.hits * v.operations for v in root.variants)
+            + root.retired_hits * root.ops_per_call,
+        }
+        split_calls = 0
+        if root.split is not None:
+            served, ops, missed, split_calls, failures = root.split.totals(root)
+            totals["ops_compiled"] += ops
+            totals.update(
+                segments_served=served, calls_split=split_calls, ops_eager=missed, deopts=failures
+            )
+        if root.state == "plain" or (not root.recordings and root.state == "cold"):
+            return totals  # without torch operations, part of another root's calls, or called once
+        calls = root.entry.calls - self._base_calls.get(root.entry.index, 0)
+        eager = max(calls - hits - split_calls, 0)
+        refused = sum(getattr(v.native.executor, "refusals", 0) for v in root.variants)
+        failed = sum(v.native.misspeculations for v in root.variants) - refused
+        failed += root.retired_failures
+        raised = sum(v.native.errors for v in root.variants)
+        totals["calls_eager"] = eager
+        totals["ops_eager"] = totals.get("ops_eager", 0) + eager * root.ops_per_call
+        totals["speculations_failed"] = failed
+        totals["deopts"] = totals.get("deopts", 0) + failed + raised
+        return totals
 
     def close(self) -> None:
         """Nothing new is recorded; installed variants go on."""
