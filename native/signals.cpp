@@ -30,8 +30,9 @@ SignalHold::SignalHold() : held_(0) {
 SignalHold::~SignalHold() {
   if (!held_) return;
   _PyRuntime.main_thread = held_;
-  if (!is_pending()) return;
-  _Py_atomic_store_relaxed(&PyInterpreterState_Get()->ceval.eval_breaker, 1);
+  _ceval_state& state = PyInterpreterState_Get()->ceval;
+  if (!is_pending() && !_Py_atomic_load_relaxed(&state.pending.calls_to_do)) return;
+  _Py_atomic_store_relaxed(&state.eval_breaker, 1);  // the program's next instruction looks
 }
 
 bool signal_waits() { return _PyRuntime.main_thread == 0 && is_pending(); }
