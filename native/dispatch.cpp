@@ -9,6 +9,7 @@
 #include "entry.h"
 #include "guards.h"
 #include "islands.h"
+#include "signals.h"
 #include "trampolines.h"
 #include "variant.h"
 
@@ -98,6 +99,7 @@ PyObject* notify(Entry* entry, PyObject* const* roots, size_t count, PyObject* l
   PyObject* answer;
   {
     DispatchPause pause;
+    SignalHold hold;
     PyObject* arguments[2] = {reinterpret_cast<PyObject*>(entry), tuple};
     answer = PyObject_Vectorcall(handler, arguments, 2, nullptr);
   }
@@ -114,6 +116,7 @@ PyObject* notify(Entry* entry, PyObject* const* roots, size_t count, PyObject* l
 void tell(Entry* entry, const char* kind, const std::string& message) {
   if (!is_set(entry->on_event)) return;
   DispatchPause pause;
+  SignalHold hold;
   PyObject* handler = Py_NewRef(entry->on_event);
   PyObject* done = PyObject_CallFunction(handler, "Oss#", entry, kind, message.data(),
                                          static_cast<Py_ssize_t>(message.size()));
@@ -379,6 +382,14 @@ PyObject* py_set_enabled(PyObject*, PyObject* flag) {
   return PyBool_FromLong(before);
 }
 
+PyObject* py_undisturbed(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  if (count < 1) return PyErr_Format(PyExc_TypeError, "undisturbed() takes a callable");
+  SignalHold hold;
+  return PyObject_Vectorcall(args[0], args + 1, static_cast<size_t>(count - 1), nullptr);
+}
+
+PyObject* py_signal_waits(PyObject*, PyObject*) { return PyBool_FromLong(signal_waits()); }
+
 PyObject* py_clock(PyObject*, PyObject*) { return PyLong_FromLongLong(now_ns()); }
 
 PyMethodDef FUNCTIONS[] = {
@@ -389,6 +400,10 @@ PyMethodDef FUNCTIONS[] = {
     {"is_paused", py_is_paused, METH_NOARGS, "True between pause() and resume()."},
     {"set_enabled", py_set_enabled, METH_O,
      "set_enabled(flag): the switch for all threads; answers what it was."},
+    {"undisturbed", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(py_undisturbed)),
+     METH_FASTCALL, "undisturbed(f, *args): f(*args), while handlers of signals wait."},
+    {"signal_waits", py_signal_waits, METH_NOARGS,
+     "Whether a handler of a signal waits for code of ours to end."},
     {"clock_ns", py_clock, METH_NOARGS, "The clock of ns_compiled."},
     {nullptr, nullptr, 0, nullptr},
 };

@@ -7,6 +7,7 @@
 
 #include "cpython_compat.h"
 #include "dispatch.h"
+#include "signals.h"
 
 #include <cstring>
 #include <structmember.h>
@@ -169,6 +170,7 @@ PyObject* load_attribute(Pass& pass, PyObject* in, const Instruction& i) {
   PyObject* value;
   {
     DispatchPause pause;
+    SignalHold hold;
     value = PyObject_GetAttr(in, i.operand);
   }
   drop_error();
@@ -334,6 +336,7 @@ bool check_call(Pass& pass, PyObject* in, const Instruction& i) {
   PyObject* answer;
   {
     DispatchPause pause;
+    SignalHold hold;
     answer = PyObject_CallOneArg(i.operand, in);
   }
   bool held = answer == Py_True;

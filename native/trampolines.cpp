@@ -17,11 +17,13 @@
 #include "trampolines.h"
 
 #include <new>
+#include <optional>
 #include <unordered_set>
 
 #include "cpython_compat.h"
 #include "dispatch.h"
 #include "islands.h"
+#include "signals.h"
 #include "tensors.h"
 
 namespace accel {
@@ -65,6 +67,13 @@ struct Session {
   int in_recorder = 0;           // >0 while handler code runs
   int in_fold = 0;               // >0 while a fold's own Python frames run
   long events = 0;
+  // While the run is recorded: what the handler of a signal does is no part of the call.
+  std::optional<SignalHold> hold;
+
+  void end() {
+    dead = true;
+    hold.reset();
+  }
 };
 
 constexpr long EVENTS_PER_CHECKPOINT = 4096;
@@ -83,6 +92,7 @@ inline bool live() {
 // Code of the recorder itself runs: its frames and torch calls are not the program's.
 struct RecorderScope {
   Session* s;
+  SignalHold hold;
   explicit RecorderScope(Session* s) : s(s) {
     s->in_recorder++;
     announce_begin();
@@ -110,7 +120,7 @@ void void_recording(const char* kind, PyObject* detail) {
     Py_XDECREF(done);
     Py_XDECREF(name);
   }
-  s->dead = true;
+  s->end();
   PyErr_Restore(type, value, trace);
 }
 
@@ -140,6 +150,7 @@ PyObject* ask(Handler which, PyObject* const* args, Py_ssize_t count) {
                                             nullptr));
     }
   }
+  if (signal_waits()) void_recording("interrupted", nullptr);  // its handler runs next
   if (!answer) {
     if (PyErr_ExceptionMatches(PyExc_KeyboardInterrupt)) {
       // A signal handler ran inside our code; hand the interrupt to the program.
@@ -578,8 +589,13 @@ PyObject* ask_islands(const char* method, PyObject* const* args) {
 void suspend(Session* s, bool on) {
   if (s->suspended == on) return;
   s->suspended = on;
-  if (on) announce_begin();  // operations of the program's own
-  else announce_end();
+  if (on) {
+    announce_begin();  // operations of the program's own
+    s->hold.reset();
+  } else {
+    announce_end();
+    s->hold.emplace();
+  }
 }
 
 // land(number, depth): Python goes on here; the stretch that is being recorded ends.
@@ -603,6 +619,7 @@ PyObject* t_node(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (answer && PyTuple_CheckExact(answer) && PyTuple_GET_SIZE(answer) == HANDLER_COUNT) {
     Py_SETREF(s->handlers, Py_NewRef(answer));
     s->dead = false;
+    s->hold.emplace();
     suspend(s, false);
     op_watch_start();
   }
@@ -683,8 +700,13 @@ PyObject* evaluate(PyThreadState* ts, _PyInterpreterFrame* frame, int throwing) 
 }
 
 PyObject* shim(PyThreadState* ts, _PyInterpreterFrame* frame, int throwing) {
-  if (!live() || session->in_fold) return evaluate(ts, frame, throwing);
+  if (!live()) return evaluate(ts, frame, throwing);
   PyCodeObject* code = frame_code(frame);
+  if (is_collecting()) {  // a finaliser or callback: it would not run at the next call
+    void_recording("interrupted", nullptr);
+    return evaluate(ts, frame, throwing);
+  }
+  if (session->in_fold) return evaluate(ts, frame, throwing);
   if (twin_codes->count(code)) return evaluate(ts, frame, throwing);
   PyObject* function = frame_function(frame);
   if (throwing || !frame_owned_by_thread(frame) || !function || !PyFunction_Check(function)) {
@@ -750,7 +772,7 @@ PyObject* py_is_recording(PyObject*, PyObject*) { return PyBool_FromLong(is_reco
 
 // Called by a handler that voids: the rest of the run is plain.
 PyObject* py_stop_recording(PyObject*, PyObject*) {
-  if (session) session->dead = true;
+  if (session) session->end();
   Py_RETURN_NONE;
 }
 
@@ -791,6 +813,8 @@ PyObject* run_recorded(PyObject* recorder, PyObject* callable, PyObject* args, P
   if (PyObject_HasAttrString(recorder, "at_node")) {
     own.islands = Py_NewRef(recorder);
     own.dead = true;  // until its first node
+  } else {
+    own.hold.emplace();
   }
   DispatchPause pause;  // prologues answer "run the body" while we record
   session = &own;
@@ -824,6 +848,7 @@ PyObject* run_recorded(PyObject* recorder, PyObject* callable, PyObject* args, P
     Py_XDECREF(done);
   }
   suspend(&own, false);
+  own.hold.reset();
   session = nullptr;
   Py_DECREF(own.handlers);
   Py_XDECREF(own.islands);

@@ -12,6 +12,7 @@
 #include "forced_failures.h"
 #include "guards.h"
 #include "lifted.h"
+#include "signals.h"
 #include "tensors.h"
 
 #include <cstddef>
@@ -230,6 +231,7 @@ Outcome lift(Variant* v, HeldInputs& leaves, HeldInputs& inputs, Outputs& output
   Evaluation evaluation = Evaluation::failed;
   if (list) {
     DispatchPause pause;
+    SignalHold hold;
     evaluation = evaluate(*v->lifted, list, inputs.scalars, &outputs.numbers);
     Py_DECREF(list);
   }
@@ -546,6 +548,7 @@ Outcome serve(Variant* v, PyObject* const* roots, size_t count, PyObject* last,
   Outcome outcome =
       v->lifted ? lift(v, leaves, inputs, outputs, serving.why) : Outcome::served;
   if (outcome == Outcome::served) {
+    SignalHold hold;  // an error is answered by running the body: one of a handler must not be
     outcome = v->native ? run_plan(v, inputs, outputs, serving.why)
                         : run_callable(v, inputs, outputs, serving.why);
   }

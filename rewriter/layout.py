@@ -273,8 +273,9 @@ def move_lines(table: bytes, unit_of: Sequence[int]) -> bytes:
     return bytes(out)
 
 
-def insert_lines(table: bytes, at: int, units: int) -> bytes:
-    """The table with `units` more at unit `at`, without a location."""
+def insert_lines(table: bytes, at: int, units: int, at_first_line: int = 0) -> bytes:
+    """The table with `units` more at unit `at`, before the first that has a location: without
+    one, but for `at_first_line` of them, which come last but one."""
     out = bytearray()
     covered = done = 0
     for kind, payload, length in line_entries(table):
@@ -285,7 +286,12 @@ def insert_lines(table: bytes, at: int, units: int) -> bytes:
         if covered > at:
             raise RewriteError("a location goes across the start of the body")
         _write_location(out, kind, payload, length)
-    _write_location(out, _NO_LOCATION, b"", units)
+    if not at_first_line:
+        _write_location(out, _NO_LOCATION, b"", units)
+        return bytes(out) + table[done:]
+    _write_location(out, _NO_LOCATION, b"", units - at_first_line - 1)
+    _write_location(out, _NO_COLUMNS, b"\0", at_first_line)  # no lines on from there
+    _write_location(out, _NO_LOCATION, b"", 1)
     return bytes(out) + table[done:]
 
 

@@ -3,7 +3,7 @@
 In: a function's code object and the index of its entry. Out: a code object that first does
 
     r = __accel_prologue__(index, argument, ...)      # __accel_module_prologue__(self, ...)
-    if r is not __accel_run_body__: return r
+    if r is not __accel_run_body__: RESUME; return r
 
 Invariant: the body, its positions, its stack depths, the signature and the cells stay what
 they were. The original travels inside the rewritten code object, so every copy still has it.
@@ -12,6 +12,8 @@ The prologue lies between the making of the cells and RESUME. A frame that has n
 RESUME is incomplete to CPython: not traced, not in a traceback, not seen by `sys._getframe`,
 `warnings` or `super`. So what the prologue calls (a recording, say) sees the stack that the
 body would have seen, less this frame. Source: `_PyFrame_IsIncomplete`, pycore_frame.h.
+A call that is served has a RESUME of its own: without it a profiler would be told of its return
+only, and take that for its caller's.
 
 The names are looked up among the builtins: torch.compile cannot trace through a callable
 constant, but through a global.
@@ -155,7 +157,7 @@ def _spliced(
         co_code=raw[:at] + prologue + raw[at:],
         co_consts=(*consts, (_TAG, original)),
         co_names=names,
-        co_linetable=insert_lines(code.co_linetable, at // 2, units),
+        co_linetable=insert_lines(code.co_linetable, at // 2, units, at_first_line=2),
         co_exceptiontable=_shifted(code.co_exceptiontable, at // 2, units),
         co_stacksize=max(code.co_stacksize, count + 2),
     )
@@ -196,7 +198,8 @@ def _instructions(
     emit("LOAD_GLOBAL", names.index(_SENTINEL) << 1)
     emit("IS_OP", 0)
     ops.append(_JUMP_IF_TRUE)
-    args.append(1)  # over the RETURN_VALUE
+    args.append(2)  # over the next two
+    emit("RESUME")
     emit("RETURN_VALUE")
     emit("POP_TOP")
     return encode(ops, args)

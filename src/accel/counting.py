@@ -1,11 +1,12 @@
 """Counters: what happened, as plain numbers.
 
-In: `add` from the driver, the roots. Out: `snapshot()`, `totals()`. Invariant: every name of NAMES is there.
+In: `add` from the driver, the roots. Out: `snapshot()`, `Totals.read()`. Invariant: every name of NAMES is there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ NAMES = (
     "seconds_recording",
     "seconds_compiling",
 )
+# Those that are sums over roots.
+COUNTED = (
+    "backwards_compiled", "calls_compiled", "calls_eager", "calls_split", "segments_served",
+    "ops_compiled", "ops_eager", "speculations_failed", "deopts",
+)  # fmt: skip
 
 
 class Counters:
@@ -51,43 +57,55 @@ class Counters:
         self._values = dict.fromkeys(NAMES, 0)
 
 
-def totals(roots: Iterable[Root], base_calls: Mapping[int, int]) -> dict[str, float]:
-    """What the roots and native code have counted; `base_calls` are the calls, by entry, that
-    came before the newest reset."""
-    compiled = eager = ops_compiled = ops_eager = failed = deopts = backwards = 0
-    served = split = 0
-    for root in roots:
+class Totals:
+    """What roots and native code have counted since the newest reset, in rows of COUNTED."""
+
+    def __init__(self) -> None:
+        self._calls_before: dict[int, int] = {}  # by entry: calls before the reset
+        self._buried: Counter[str] = Counter()  # of roots that are gone
+
+    def begin_again(self, roots: Iterable[Root]) -> None:
+        self._buried.clear()
+        self._calls_before = {root.entry.index: root.entry.calls for root in roots}
+
+    def bury(self, root: Root) -> None:
+        """The root is about to be forgotten; what it has counted is not."""
+        self._buried.update(self._of(root))
+        self._calls_before.pop(root.entry.index, None)
+
+    def read(self, roots: Iterable[Root]) -> dict[str, float]:
+        totals = Counter(dict.fromkeys(COUNTED, 0))
+        totals.update(self._buried)
+        for root in roots:
+            totals.update(self._of(root))
+        return dict(totals)
+
+    def _of(self, root: Root) -> dict[str, int]:
         hits = root.hits
-        compiled += hits
-        backwards += sum(v.native.gradient.runs for v in root.variants if v.native.gradient)
-        ops_compiled += sum(v.native.hits * v.operations for v in root.variants)
-        ops_compiled += root.retired_hits * root.ops_per_call
+        runs = (v.native.gradient.runs for v in root.variants if v.native.gradient)
+        totals = {
+            "calls_compiled": hits,
+            "backwards_compiled": sum(runs),
+            "ops_compiled": sum(v.native.hits * v.operations for v in root.variants)
+            + root.retired_hits * root.ops_per_call,
+        }
+        split_calls = 0
         if root.split is not None:
-            split_hits, split_ops, split_missed, split_calls, failures = root.split.totals(root)
-            served += split_hits
-            ops_compiled += split_ops
-            ops_eager += split_missed
-            split += split_calls
-            deopts += failures
+            served, ops, missed, split_calls, failures = root.split.totals(root)
+            totals["ops_compiled"] += ops
+            totals.update(
+                segments_served=served, calls_split=split_calls, ops_eager=missed, deopts=failures
+            )
         if root.state == "plain" or (not root.recordings and root.state == "cold"):
-            continue  # without torch operations, part of another root's calls, or called once
-        calls = root.entry.calls - base_calls.get(root.entry.index, 0)
-        misses = max(calls - hits - (split_calls if root.split is not None else 0), 0)
-        eager += misses
-        ops_eager += misses * root.ops_per_call
+            return totals  # without torch operations, part of another root's calls, or called once
+        calls = root.entry.calls - self._calls_before.get(root.entry.index, 0)
+        eager = max(calls - hits - split_calls, 0)
         refused = sum(getattr(v.native.executor, "refusals", 0) for v in root.variants)
-        missed = sum(v.native.misspeculations for v in root.variants) - refused
-        missed += root.retired_failures
-        failed += missed
-        deopts += missed + sum(v.native.errors for v in root.variants)
-    return dict(
-        backwards_compiled=backwards,
-        calls_compiled=compiled,
-        calls_eager=eager,
-        calls_split=split,
-        segments_served=served,
-        ops_compiled=ops_compiled,
-        ops_eager=ops_eager,
-        speculations_failed=failed,
-        deopts=deopts,
-    )
+        failed = sum(v.native.misspeculations for v in root.variants) - refused
+        failed += root.retired_failures
+        raised = sum(v.native.errors for v in root.variants)
+        totals["calls_eager"] = eager
+        totals["ops_eager"] = totals.get("ops_eager", 0) + eager * root.ops_per_call
+        totals["speculations_failed"] = failed
+        totals["deopts"] = totals.get("deopts", 0) + failed + raised
+        return totals

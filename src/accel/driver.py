@@ -44,7 +44,7 @@ from accel.capture.twins import TwinFactory
 from accel.capture.variation import Variation
 from accel.compile.service import CompileService
 from accel.config import Config
-from accel.counting import Counters, totals
+from accel.counting import Counters, Totals
 from accel.installing import Installer
 from accel.report import Progress
 from accel.rewriter import hook, prologue, twin
@@ -57,7 +57,9 @@ from accel.splitting import Splitter
 # Voids that say nothing about the root: another try costs only time.
 TRANSIENT = frozenset({"foreign_frame", "interrupted", "escaped_operation"})
 # Voids that hang on how the root was called: it is tried again, ever more rarely.
-PASSING = frozenset({"requires_grad", "ambient_changed", "raised", "tensor_kind", "first_use"})
+PASSING = frozenset(
+    {"requires_grad", "ambient_changed", "raised", "tensor_kind", "first_use", "interrupted"}
+)
 
 
 class Driver:
@@ -70,7 +72,8 @@ class Driver:
         self.limits = Limits()
         self.service = CompileService(config)
         self.selection = Selection(config)
-        self.roots = RootTable(self.selection, self.on_call, config.threshold)
+        self.totals = Totals()
+        self.roots = RootTable(self.selection, self.on_call, config.threshold, self.totals.bury)
         self.progress = Progress(config)
         self.installer = Installer(
             config, self.limits, self.counters, self.service, self.progress, self._set_patience
@@ -87,7 +90,6 @@ class Driver:
         )
         self._closed = False
         self._module_call: types.CodeType | None = None
-        self._base_calls: dict[int, int] = {}
         native = runtime.native
         # Last of all handlers: what runs while the interpreter goes down is the program's alone.
         atexit.register(native.set_enabled, False)
@@ -472,7 +474,7 @@ class Driver:
         self.counters.reset()
         branches.both_ways.clear()
         branches.untraceable.clear()
-        self._base_calls = {index: root.entry.calls for index, root in self.roots.by_index.items()}
+        self.totals.begin_again(self.roots)
 
     def _forget(self, root: Root) -> None:
         """Makes a root as it was before its first call, but for its counts."""
@@ -489,7 +491,7 @@ class Driver:
         return bool(self.service.idle(timeout_s))
 
     def read_counters(self) -> dict[str, float]:
-        return self.counters.snapshot() | totals(self.roots, self._base_calls)
+        return self.counters.snapshot() | self.totals.read(self.roots)
 
     def close(self) -> None:
         """Nothing new is recorded; installed variants go on."""

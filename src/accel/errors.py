@@ -84,7 +84,10 @@ REASONS: dict[str, tuple[str, str]] = {
     "foreign_frame": ("other code ran in between: {}", "nothing: the call is tried again"),
     "global_store": ("a global variable is written: {}", "return the value"),
     "import": ("an import that cannot be guarded: {}", "import at the top of the file"),
-    "interrupted": ("the call was interrupted", "nothing: the call is tried again"),
+    "interrupted": (
+        "a signal or a finaliser interrupted the call",
+        "nothing: the call is tried again",
+    ),
     "losing": ("compiled code was slower than eager: {}", "nothing: calls run eagerly"),
     "no_operations": ("no torch operation ran", "nothing: there is nothing to compile"),
     "not_allowed": (

@@ -22,20 +22,31 @@ from accel.rewriter import prologue
 from accel.roots import Owners, Root
 from accel.selection import Selection
 
+MANY_ROOTS = 128  # made since the last time, they are looked through for dead ones
+
 
 class RootTable:
     """Roots by dispatch index; `on_call` is asked about calls that no variant of one served."""
 
-    def __init__(self, selection: Selection, on_call: Callable[..., Any], threshold: int) -> None:
+    def __init__(
+        self,
+        selection: Selection,
+        on_call: Callable[..., Any],
+        threshold: int,
+        bury: Callable[[Root], None],
+    ) -> None:
+        """`bury(root)` is told of roots that are about to be forgotten."""
         self.by_index: dict[int, Root] = {}
         self._selection = selection
         self._on_call = on_call
         self._threshold = threshold
+        self._bury = bury
+        self._next_burial = MANY_ROOTS
         self._code_index: dict[CodeKey, int] = {}
         self._owners = Owners(self._make)
 
     def __iter__(self) -> Iterator[Root]:
-        return iter(self.by_index.values())
+        return iter(list(self.by_index.values()))  # another thread may make one
 
     def __len__(self) -> int:
         return len(self.by_index)
@@ -91,8 +102,18 @@ class RootTable:
                 location = f"{forward.__code__.co_filename}:{forward.__code__.co_firstlineno}"
             root = Root(cls.__qualname__, "module", location, entry, module=weakref.ref(module))
             entry.threshold = self._threshold
+            if len(self) >= self._next_burial:
+                self._forget_the_dead()
             self.by_index[entry.index] = root
         return root
+
+    def _forget_the_dead(self) -> None:
+        """Forgets roots whose modules are gone, but for the last of them: for the summary."""
+        dead = [r for r in self if r.is_dead and not r.pending and not r.is_recording]
+        for root in dead[: -MANY_ROOTS // 2]:
+            self._bury(root)
+            del self.by_index[root.entry.index]
+        self._next_burial = len(self) + MANY_ROOTS
 
     def enclosing(self, root: Root) -> Iterator[Root]:
         """The roots whose bodies are running in this thread, innermost first, besides `root`."""

@@ -123,6 +123,11 @@ class Root:
             self.variation.refused = reason_text("dynamic", why)
         return True
 
+    @property
+    def is_dead(self) -> bool:
+        """True when its module is gone."""
+        return self.module is not None and self.module() is None
+
     def publish(self) -> None:
         """Native dispatch tries these variants from now on."""
         self.entry.variants = tuple(v.native for v in self.variants)

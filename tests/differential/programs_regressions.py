@@ -287,3 +287,38 @@ def _(s: Session) -> None:
     weight.scale = 1
     s.miss(f, torch.randn(3))
     s.warm(f, torch.randn(3))
+
+
+@program(PROGRAMS, "a store that kills an object with a finaliser", expect=ANY)
+def _(s: Session) -> None:
+    class Dying:
+        scale = 2.0
+
+        def __init__(self, log: list[str]) -> None:
+            self.log = log
+
+        def __del__(self) -> None:
+            self.log.append("dead")
+
+    class Holder:
+        pass
+
+    def by_attribute(holder: Any, x: torch.Tensor) -> torch.Tensor:
+        y = x * holder.it.scale
+        holder.it = None
+        holder.log.append("after")
+        return y.relu()
+
+    def by_item(holder: Any, x: torch.Tensor) -> torch.Tensor:
+        y = x * holder.items["it"].scale
+        holder.items["it"] = None
+        holder.log.append("after")
+        return y.relu()
+
+    for function in (by_attribute, by_item):
+        f = s.root(function)
+        for _ in range(5):
+            holder = Holder()
+            holder.log = s.watch([])
+            holder.it, holder.items = Dying(holder.log), {"it": Dying(holder.log)}
+            s.call(f, holder, torch.ones(3))

@@ -169,12 +169,12 @@ class AttributeEvents(RecorderState):
         # Asking for `__dict__` would make one, and every later access to this object slower.
         value = native.own_attribute(obj, name)
         if value is native.MISSING:
-            if source is not None and (id(obj), name) not in self.written:
+            if source is not None and not self.is_written(obj, name, value):
                 self.guards.add(source.child("dict"), "DICT_ABSENT", name)
         elif value is not native.UNBOUND:
             if source is None:
                 self.check_value(value, f"attribute {name!r}")
-            elif (id(obj), name) not in self.written:
+            elif not self.is_written(obj, name, value):
                 self.track(value, source.child("dict").child("dict_item", name))
             return (value,)
         if found is not _ABSENT:
@@ -186,12 +186,14 @@ class AttributeEvents(RecorderState):
     ) -> Answer:
         descriptor = type(found)
         if descriptor is types.MemberDescriptorType:
-            if source is None or (id(obj), name) in self.written:
+            if source is None:
                 return plain
             try:
                 value = found.__get__(obj)
             except AttributeError:
                 raise Void("unbound_slot", name) from None
+            if self.is_written(obj, name, value):
+                return plain
             self.track(value, source.child("member", found))
             return (value,)
         if descriptor is types.GetSetDescriptorType:
@@ -284,10 +286,11 @@ class AttributeEvents(RecorderState):
 
     def _dict_entry(self, obj: Any, name: str, source: Any, plain: Answer) -> Answer:
         """A dict whose entries are its attributes: `__getattr__ = dict.__getitem__`."""
-        if source is not None and (id(obj), name) not in self.written:
+        value = dict.get(obj, name, _ABSENT)
+        if source is not None and not self.is_written(obj, name, value):
             self.reads(obj)
-            if dict.__contains__(obj, name):
-                self.track(dict.__getitem__(obj, name), source.child("dict_item", name))
+            if value is not _ABSENT:
+                self.track(value, source.child("dict_item", name))
             else:
                 self.guards.add(source, "DICT_ABSENT", name)
         return plain
@@ -302,7 +305,7 @@ class AttributeEvents(RecorderState):
             if source is not None:
                 path = source.child("dict").child("dict_item", table)
                 self.track(entries, path)
-                if (id(entries), name) in self.written:
+                if self.is_written(entries, name, value):
                     continue
                 if value is _ABSENT:
                     self.guards.add(path, "DICT_ABSENT", name)
@@ -470,8 +473,11 @@ class AttributeEvents(RecorderState):
                 if type(found) in FUNCTION_TYPES:
                     raise Void("opaque_attribute", f"store to {name!r}")
                 return None  # a property or Python descriptor: its setter is watched
+            self.check_replaced(getattr(obj, name, None))
+        else:
+            self.check_replaced(runtime.native.own_attribute(obj, name))
         self.effect("setattr", obj, name, value)
-        self.written.add((id(obj), name))
+        self.written[id(obj), name] = id(value)
         return (NATIVE, object.__setattr__, (obj, name, value), None, None, None)
 
     def delattr(self, obj: Any, name: str) -> Answer:

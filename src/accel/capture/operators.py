@@ -57,6 +57,7 @@ _IN_PLACE = 13
 # Operators in which a numpy scalar gives way to the tensor on its right.
 _NUMPY_YIELDS = frozenset({"add", "sub", "mul", "truediv", "pow"})
 _TENSOR_META = type(torch.Tensor)
+_ABSENT = object()
 
 
 def _methods(name: str) -> tuple[str, ...]:
@@ -327,10 +328,11 @@ class OperatorEvents(AttributeEvents):
         if not _is_key(key):
             self.consume(table)
             return False
-        if (id(table), key) in self.written:
+        value = dict.get(table, key, _ABSENT)
+        if self.is_written(table, key, value):
             return True
-        if dict.__contains__(table, key):
-            self.track(dict.__getitem__(table, key), source.child("dict_item", key))
+        if value is not _ABSENT:
+            self.track(value, source.child("dict_item", key))
         else:
             self.guards.add(source, "DICT_ABSENT", key)
         return True
@@ -424,11 +426,13 @@ class OperatorEvents(AttributeEvents):
         if issubclass(type(obj), dict):
             # Whether the key exists decides the dict's order afterwards.
             self._entry_known(obj, key, source)
+            self.check_replaced(dict.get(obj, key))
         else:
             self.guards.add(source, "LEN", len(obj))
+            self.check_replaced(list.__getitem__(obj, key) if -len(obj) <= key < len(obj) else None)
         base = dict if issubclass(type(obj), dict) else list
         self.effect("setitem", obj, key, value)
-        self.written.add((id(obj), key))
+        self.written[id(obj), key] = id(value)
         return (NATIVE, base.__setitem__, (obj, key, value), None, None, None)
 
     def delitem(self, obj: Any, key: Any) -> Answer:

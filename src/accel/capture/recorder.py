@@ -168,6 +168,8 @@ class Recorder(LiftedEvents):
                 self.voided = Void(kind, str(text or ""))
                 if isinstance(detail, BaseException):
                     self.traceback = "".join(traceback.format_exception(detail))
+            if self.voided.kind == "finaliser":
+                self.release()  # what is about to die must not wait for the end of the run
         return None
 
     def _position_in_root(self) -> tuple[int | None, tuple[types.CodeType, ...]]:

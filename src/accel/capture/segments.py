@@ -20,7 +20,7 @@ from accel import runtime
 from accel.capture.recorder import Recorder, Recording
 from accel.capture.results import Describer, Template
 from accel.capture.steps import Answer, Void
-from accel.capture.values import class_lookup, is_python_class
+from accel.capture.values import has_finaliser
 from accel.capture.variation import Variation
 from accel.sources import Source
 
@@ -88,7 +88,7 @@ class SegmentRecorder(Recorder):
         twin_of: Callable[[types.FunctionType], types.FunctionType | None],
         variation: Variation | None = None,
     ) -> None:
-        if any(map(_has_finaliser, values)):
+        if any(map(has_finaliser, values)):
             raise Void("finaliser", "in a local variable")
         stack = [stack_name(k) for k in range(node.depth)]
         roots = list(zip([*names, *stack], values, strict=True))
@@ -333,16 +333,6 @@ class SegmentRun:
 def stack_name(slot: int) -> str:
     """What a slot of the stack is called as a root."""
     return f"<stack {slot}>"
-
-
-def _has_finaliser(value: Any, depth: int = 1) -> bool:
-    """Whether the death of this value would run code: recording keeps it alive for too long."""
-    kind = type(value)
-    if kind in (list, tuple, set) and depth:
-        return any(_has_finaliser(v, depth - 1) for v in value)
-    if kind is dict and depth:
-        return any(_has_finaliser(v, depth - 1) for v in value.values())
-    return is_python_class(kind) and class_lookup(kind, "__del__") is not None
 
 
 def _nothing(*_arguments: Any) -> None:

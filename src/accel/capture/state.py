@@ -11,6 +11,7 @@ import collections
 import enum
 import sys
 import types
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ from accel.capture.values import (
     NUMPY_SCALARS,
     PLAIN_TENSORS,
     TRANSIENT_TYPES,
+    has_finaliser,
     holds_numpy,
     is_constant,
     is_python_class,
@@ -131,7 +133,7 @@ class RecorderState:
         self.fresh: dict[int, object] = {}
         self.frozen: dict[int, object] = {}
         self.cells: dict[int, tuple[object, Source]] = {}
-        self.written: set[tuple[int, Any]] = set()
+        self.written: dict[tuple[int, Any], int] = {}  # places, and what the trace put there
         self.writes_seen: dict[int, Source] = {}
         self.table = runtime.native.TensorTable()
         self.names: list[str] = []
@@ -428,6 +430,27 @@ class RecorderState:
         """A container that the trace has written can no longer be guarded as a whole."""
         if id(container) in self.writes_seen:
             raise Void("read_after_write", str(self.source_of(container)))
+
+    def is_written(self, owner: object, key: Any, value: object) -> bool:
+        """Whether the trace itself has put there what lies there: `value`.
+
+        Errors: Void when somebody else did after it (a finaliser, another thread).
+        """
+        put = self.written.get((id(owner), key))
+        if put is None:
+            return False
+        if put != id(value):
+            raise Void("foreign_frame", f"{key!r} was written by others")
+        return True
+
+    @staticmethod
+    def check_replaced(old: object) -> None:
+        """What a store is about to replace may die of it.
+
+        Errors: Void when code would run then: later, while a recording or a commit holds it.
+        """
+        if has_finaliser(old) or any(r.__callback__ for r in weakref.getweakrefs(old)):
+            raise Void("finaliser", "it is replaced by a store")
 
     def effect(self, kind: str, target: object, *operands: Any) -> None:
         """A write to a known object: it happens now, and again at each commit."""

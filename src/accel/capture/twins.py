@@ -1,8 +1,9 @@
-"""Twin functions: a user's function with its twin's code, made when first inlined.
+"""Twin functions: a user's function with its twin's code, made when it is inlined.
 
 In: a function. Out: a function with the same globals, defaults and closure whose code is the
 bound twin; None for code that has no twin (coroutines). Invariant: a twin's code objects
-are known to the native shim, and live for good.
+are known to the native shim, and live for good; twin functions do not outlive the recording
+(they hold what their functions close over, and so would keep them alive).
 """
 
 from __future__ import annotations
@@ -22,14 +23,12 @@ def code_key(code: types.CodeType) -> CodeKey:
 
 
 class TwinFactory:
-    """Caches twins by function; `build` gives a bound twin of a code object, or None."""
+    """Caches twins by code; `build` gives a bound twin of a code object, or None."""
 
     def __init__(self, build: Callable[[types.CodeType], types.CodeType | None]) -> None:
         self._build = build
         self._codes: dict[CodeKey, types.CodeType | None] = {}
-        self._functions: weakref.WeakKeyDictionary[types.FunctionType, types.FunctionType] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._functions: weakref.WeakSet[types.FunctionType] = weakref.WeakSet()
 
     def code(self, code: types.CodeType) -> types.CodeType | None:
         try:
@@ -43,27 +42,18 @@ class TwinFactory:
     def running(self, codes: set[types.CodeType]) -> list[types.FunctionType]:
         """The functions whose twins have one of these codes."""
         keys = {code_key(code) for code in codes}
-        found = list(self._functions.items())
-        return [f for f, twin in found if code_key(twin.__code__) in keys]
+        twins = [(f, self._codes.get(code_key(f.__code__))) for f in list(self._functions)]
+        return [f for f, twin in twins if twin is not None and code_key(twin) in keys]
 
     def function(self, f: types.FunctionType) -> types.FunctionType | None:
-        """The twin of `f`, up to date with its code and defaults."""
-        twin = self._functions.get(f)
-        if twin is not None:
-            code = self._codes.get(code_key(f.__code__))
-            if (
-                twin.__code__ is code
-                and twin.__defaults__ is f.__defaults__
-                and twin.__kwdefaults__ == f.__kwdefaults__
-            ):
-                return twin
+        """A twin of `f`, which has its code and defaults of now."""
         if runtime.native.is_twin(f.__code__):
             return f
         code = self.code(f.__code__)
         if code is None:
             return None
-        twin = self._functions[f] = with_code(f, code)
-        return twin
+        self._functions.add(f)
+        return with_code(f, code)
 
 
 def with_code(f: types.FunctionType, code: types.CodeType) -> types.FunctionType:

@@ -218,6 +218,16 @@ def is_python_class(cls: type) -> bool:
     return True
 
 
+def has_finaliser(value: Any, depth: int = 1) -> bool:
+    """Whether the death of this value would run code: recording keeps it alive for too long."""
+    kind = type(value)
+    if kind in (list, tuple, set) and depth:
+        return any(has_finaliser(v, depth - 1) for v in value)
+    if kind is dict and depth:
+        return any(has_finaliser(v, depth - 1) for v in value.values())
+    return is_python_class(kind) and class_lookup(kind, "__del__") is not None
+
+
 def class_lookup(cls: type, name: str, default: object = None) -> object:
     """What `cls` has under `name` along its MRO, without descriptors or metaclass."""
     for base in cls.__mro__:

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 import accel
-from accel import log
+from accel import log, runtime
 from accel.cache import DiskCache
 from accel.compile import backends
 from accel.compile.worker import Worker
@@ -221,10 +221,11 @@ class CompileService:
                 self._ready.append((on_done, segment))
 
     def idle(self, timeout_s: float | None = None) -> bool:
-        """Waits until nothing is pending; False when the time ran out first."""
+        """Waits until nothing is pending; False when the time ran out first, or when a signal's
+        handler waits for code of ours to end."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while True:
-            self.poll()
+        while not runtime.native.signal_waits():
+            runtime.native.undisturbed(self.poll)
             if not self.pending:
                 return True
             left = _POLL_S if deadline is None else min(_POLL_S, deadline - time.monotonic())
@@ -234,6 +235,7 @@ class CompileService:
                 self.worker.wait(left)
             else:
                 time.sleep(left)  # another thread is delivering
+        return False
 
     def close(self) -> None:
         """Ends the worker; nothing is compiled any more."""

@@ -27,7 +27,7 @@ from typing import IO, Any
 import torch
 
 import accel
-from accel import log
+from accel import log, runtime
 from accel.compile import forked_worker, prefork
 from accel.compile.channel import Decoder, encode
 
@@ -149,7 +149,7 @@ class Worker:
 
     def wait(self, timeout_s: float) -> None:
         """Until something happens at the worker's end, or the time is over."""
-        self._pump()
+        runtime.native.undisturbed(self._pump)  # a job must not get lost in an interrupt
         handle = self._socket
         if self._answers or handle is None:
             return
@@ -168,7 +168,8 @@ class Worker:
 
     def _pump(self) -> None:
         """Moves what can be moved without waiting; another thread's pump will do as well."""
-        if not self._lock.acquire(blocking=False):
+        lock = self._lock  # a fork in here gives the child another
+        if not lock.acquire(blocking=False):
             return
         try:
             while self._inbox:
@@ -180,7 +181,7 @@ class Worker:
                 if time.monotonic() - self._progress > self.limits.job_s:
                     self._lost(f"no answer for {self.limits.job_s:.0f} s")
         finally:
-            self._lock.release()
+            lock.release()
 
     def _accept(self, key: str, job: _Job) -> None:
         if not self._pending:
