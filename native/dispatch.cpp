@@ -9,6 +9,7 @@
 #include "entry.h"
 #include "guards.h"
 #include "islands.h"
+#include "native.h"
 #include "trampolines.h"
 #include "variant.h"
 
@@ -104,6 +105,7 @@ PyObject* notify(Entry* entry, PyObject* const* roots, size_t count, PyObject* l
   Py_DECREF(handler);
   Py_DECREF(tuple);
   entry->sampled = nullptr;
+  if (!answer && take_interrupt()) answer = Py_NewRef(Py_None);
   if (!answer) return nullptr;
   PyObject* result = follow(answer);
   Py_DECREF(answer);
@@ -117,7 +119,7 @@ void tell(Entry* entry, const char* kind, const std::string& message) {
   PyObject* handler = Py_NewRef(entry->on_event);
   PyObject* done = PyObject_CallFunction(handler, "Oss#", entry, kind, message.data(),
                                          static_cast<Py_ssize_t>(message.size()));
-  if (!done) PyErr_WriteUnraisable(handler);
+  if (!done && !take_interrupt()) PyErr_WriteUnraisable(handler);
   Py_XDECREF(done);
   Py_DECREF(handler);
 }

@@ -16,5 +16,12 @@ int init_optimizers(PyObject* module);
 int init_guards(PyObject* module);
 int init_dispatch(PyObject* module);
 int init_trampolines(PyObject* module);
+int init_interrupts(PyObject* module);
+
+// True when a signal handler raised `exception` (borrowed) while our code ran: then the
+// program's next instruction raises it. Needs the GIL.
+bool deliver_interrupt(PyObject* exception);
+// The same for the current error; it stays set when this answers false. Needs the GIL.
+bool take_interrupt();
 
 }  // namespace accel

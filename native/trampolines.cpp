@@ -22,6 +22,7 @@
 #include "cpython_compat.h"
 #include "dispatch.h"
 #include "islands.h"
+#include "native.h"
 #include "tensors.h"
 
 namespace accel {
@@ -106,7 +107,7 @@ void void_recording(const char* kind, PyObject* detail) {
     PyObject* done =
         name ? PyObject_Vectorcall(PyTuple_GET_ITEM(s->handlers, H_void), args, 2, nullptr)
              : nullptr;
-    if (!done) PyErr_Clear();
+    if (!done && !take_interrupt()) PyErr_Clear();
     Py_XDECREF(done);
     Py_XDECREF(name);
   }
@@ -114,8 +115,10 @@ void void_recording(const char* kind, PyObject* detail) {
   PyErr_Restore(type, value, trace);
 }
 
-// Our own error in a handler: take it away from the program, void the recording.
+// An error in a handler: take it away from the program, void the recording. What a signal
+// handler of the program's raised goes to the program.
 void handler_failed() {
+  if (take_interrupt()) return void_recording("interrupted", nullptr);
   PyObject *type, *value, *trace;
   PyErr_Fetch(&type, &value, &trace);
   PyErr_NormalizeException(&type, &value, &trace);
@@ -141,11 +144,6 @@ PyObject* ask(Handler which, PyObject* const* args, Py_ssize_t count) {
     }
   }
   if (!answer) {
-    if (PyErr_ExceptionMatches(PyExc_KeyboardInterrupt)) {
-      // A signal handler ran inside our code; hand the interrupt to the program.
-      void_recording("interrupted", nullptr);
-      return nullptr;
-    }
     handler_failed();
   }
   return answer;
@@ -814,7 +812,7 @@ PyObject* run_recorded(PyObject* recorder, PyObject* callable, PyObject* args, P
     PyObject* done =
         PyObject_Vectorcall(PyTuple_GET_ITEM(own.handlers, H_finish), told, 3, nullptr);
     Py_XDECREF(unseen);
-    if (!done) PyErr_WriteUnraisable(recorder);
+    if (!done && !take_interrupt()) PyErr_WriteUnraisable(recorder);
     // What `finish` returns is nothing, or the exception that the user asked for.
     if (done && result && PyExceptionInstance_Check(done)) {
       Py_CLEAR(result);

@@ -193,7 +193,8 @@ class Driver:
         return self._guarded(self._decide_function, entry, roots)
 
     def _guarded(self, decide: Callable[..., Any], entry: Any, roots: tuple[Any, ...]) -> Any:
-        """An error of ours turns accel off for that root; the program never sees it."""
+        """An error of ours turns accel off for that root; the program never sees it. What one of
+        the program's signal handlers raised meanwhile is the program's."""
         try:
             known = entry.variants
             self.service.poll()
@@ -202,8 +203,10 @@ class Driver:
             return decide(entry, roots)
         except errors.RecompileError:
             raise  # asked for
-        except Exception as error:
-            if self.config.strict:
+        except BaseException as error:
+            if runtime.native.deliver_interrupt(error):
+                return None
+            if self.config.strict or not isinstance(error, Exception):
                 raise
             entry.state = "off"
             log.internal_error("driver", error)
@@ -213,8 +216,10 @@ class Driver:
         """Takes up what was compiled meanwhile."""
         try:
             self.service.poll()
-        except Exception as error:
-            if self.config.strict:
+        except BaseException as error:
+            if runtime.native.deliver_interrupt(error):
+                return
+            if self.config.strict or not isinstance(error, Exception):
                 raise
             log.internal_error("driver", error)
 
@@ -356,19 +361,31 @@ class Driver:
         bind: Callable[[list[Any]], tuple[tuple[Any, ...], dict[str, Any] | None]],
         starred: tuple[int, ...],
     ) -> Any:
+        """What native code is to run; the run's end gives the root's turn back."""
+        answer = None
+        try:
+            answer = self._recorder(root, named, function, bind, starred)
+        finally:
+            if answer is None:
+                root.turn.release()
+        return answer
+
+    def _recorder(
+        self,
+        root: Root,
+        named: list[tuple[str, Any]],
+        function: types.FunctionType,
+        bind: Callable[[list[Any]], tuple[tuple[Any, ...], dict[str, Any] | None]],
+        starred: tuple[int, ...],
+    ) -> Any:
         values = [value for _, value in named]
         if root.split is not None:
-            try:
-                run, run_twin = self.splitter.recorder(root, function)
-            except BaseException:
-                root.turn.release()
-                raise
+            run, run_twin = self.splitter.recorder(root, function)
             self.counters.add("recordings")
             root.recordings += 1
             return (run, run_twin, *bind(values))
         twin_function = self.twins.function(function)
         if twin_function is None:
-            root.turn.release()
             self._give_up(root, "no_twin", function.__qualname__, root.location)
             return None
         recorder = Recorder(
@@ -436,8 +453,10 @@ class Driver:
             if branching.leave(root, branching.places_to_leave(root.variants, recording)):
                 return None
             self._compile(root, len(named), recording)
-        except Exception as error:
-            if self.config.strict:
+        except BaseException as error:
+            if runtime.native.deliver_interrupt(error):
+                return None  # not judged: a later call is recorded
+            if self.config.strict or not isinstance(error, Exception):
                 raise
             log.internal_error("driver", error)
             self._give_up(root, "recorder_error", repr(error), root.location)
@@ -824,7 +843,7 @@ class Driver:
         for root in self.roots.values():
             if root.state != "disabled":
                 self._forget(root)
-                root.retired_hits = root.retired_failures = root.recordings = 0
+            root.retired_hits = root.retired_failures = root.recordings = 0
         self.counters.reset()
         branches.both_ways.clear()
         branches.untraceable.clear()

@@ -282,7 +282,11 @@ class Splitter:
         """A recorded run has ended; called with dispatch paused."""
         try:
             self._take(root, split, run)
-        except Exception as error:
+        except BaseException as error:
+            if runtime.native.deliver_interrupt(error):
+                return
+            if not isinstance(error, Exception):
+                raise
             log.internal_error("driver", error)
             self._retire(root, split)
             split.wanted = False

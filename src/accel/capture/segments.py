@@ -275,8 +275,10 @@ class SegmentRun:
         except Void:
             self.current = None
             return None
-        except Exception as error:
-            self.error, self.current = error, None
+        except BaseException as error:
+            self.current = None
+            if not runtime.native.deliver_interrupt(error):
+                self.error = error
             return None
 
     def _node(self, number: int, count: int) -> NodeFacts:
@@ -307,8 +309,9 @@ class SegmentRun:
             return
         try:
             segment = recorder.close(landing, values, unseen)
-        except Exception as error:
-            self.error = error
+        except BaseException as error:
+            if not runtime.native.deliver_interrupt(error):
+                self.error = error
             recorder.release()
             return
         segment.rivals = self.rivals

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 import accel
-from accel import log
+from accel import log, runtime
 from accel.cache import DiskCache
 from accel.compile import backends
 from accel.compile.worker import Worker
@@ -134,7 +134,11 @@ class CompileService:
             if len(listeners) > 1:
                 return
             self._started[key] = time.perf_counter()
-        self._begin(key, data)
+        try:
+            self._begin(key, data)
+        except BaseException as error:  # of a signal handler, say: nobody else will answer
+            self._answer(key, CompiledSegment("plan", key, error=f"not begun: {error!r}"))
+            raise
 
     def _key(self, graph: SegmentGraph) -> str:
         options = json.dumps(self._options, sort_keys=True)
@@ -180,6 +184,7 @@ class CompileService:
         try:
             compiled = backends.compile_with(backend, graph)
         except Exception as error:  # a third party's error is that backend's answer
+            runtime.native.deliver_interrupt(error)
             text = (
                 str(error) if isinstance(error, AccelError) else f"{type(error).__name__}: {error}"
             )
