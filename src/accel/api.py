@@ -114,6 +114,8 @@ def _arm(
     if root is not None:
         if root.state == "disabled":
             root.state = "cold"
+        elif root.judged and (root.backend, root.dynamic) != (backend, dynamic):
+            driver.forget(root)  # what serves it was compiled in another way
         root.forced = True
         root.fullgraph = fullgraph
         root.dynamic, root.variation = dynamic, None

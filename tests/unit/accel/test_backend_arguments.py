@@ -69,3 +69,14 @@ def test_reset_sets_the_counts_of_disabled_roots_back() -> None:
     accel.reset()
     assert accel.counters()["calls_compiled"] == 0
     assert accel.counters()["ops_compiled"] == 0
+
+
+def test_another_backend_for_what_is_compiled() -> None:
+    f = accel.optimize(lambda x: x * 2 + 1, backend=plain)
+    used.clear()
+    for backend in (plain, annotated, annotated, plain):
+        f = accel.optimize(f, backend=backend)
+        for _ in range(4):
+            assert torch.equal(f(torch.ones(3)), torch.full((3,), 3.0))
+            accel.wait()
+    assert used == ["plain", "annotated", "plain"]
