@@ -41,13 +41,21 @@ def _is_backend(candidate: Any) -> bool:
     """True for `(gm: fx.GraphModule, example_inputs)`, the field's backend signature."""
     if isinstance(candidate, str):
         return True
-    if not inspect.isfunction(candidate):
+    if not callable(candidate) or isinstance(candidate, (type, types.MethodType)):
         return False
-    names = [p.name for p in inspect.signature(candidate).parameters.values()]
-    return (
-        len(names) >= 2
-        and names[0] in ("gm", "graph_module", "graph")
-        and (names[1] in ("example_inputs", "inputs", "args", "sample_inputs"))
+    if type(candidate).__module__.partition(".")[0] == "torch":  # modules, scripted functions
+        return False
+    try:
+        parameters = list(inspect.signature(candidate).parameters.values())
+    except (TypeError, ValueError):
+        return False
+    names = [p.name for p in parameters]
+    return len(names) >= 2 and (
+        "GraphModule" in str(parameters[0].annotation)
+        or (
+            names[0] in ("gm", "graph_module", "graph")
+            and names[1] in ("example_inputs", "inputs", "args", "sample_inputs")
+        )
     )
 
 
@@ -106,6 +114,8 @@ def _arm(
     if root is not None:
         if root.state == "disabled":
             root.state = "cold"
+        elif root.judged and (root.backend, root.dynamic) != (backend, dynamic):
+            driver.forget(root)  # what serves it was compiled in another way
         root.forced = True
         root.fullgraph = fullgraph
         root.dynamic, root.variation = dynamic, None

@@ -459,8 +459,8 @@ class Driver:
             left_to_python.functions.add(function)
             for other in self.roots:
                 if other.state != "disabled":
-                    self._forget(other)  # it may have been recorded as a part of these
-        self._forget(root)
+                    self.forget(other)  # it may have been recorded as a part of these
+        self.forget(root)
         root.state = "disabled"
         root.entry.state = "off"
 
@@ -469,14 +469,14 @@ class Driver:
         self.service.idle(None)
         for root in self.roots:
             if root.state != "disabled":
-                self._forget(root)
-                root.retired_hits = root.retired_failures = root.recordings = 0
+                self.forget(root)
+            root.retired_hits = root.retired_failures = root.recordings = 0
         self.counters.reset()
         branches.both_ways.clear()
         branches.untraceable.clear()
         self.totals.begin_again(self.roots)
 
-    def _forget(self, root: Root) -> None:
+    def forget(self, root: Root) -> None:
         """Makes a root as it was before its first call, but for its counts."""
         self.service.idle(None)  # what is being compiled belongs to the past
         self.splitter.restore(root)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import abc
 import array
 import collections
 import decimal
 import enum
 import functools
 import operator
+import sys
 import threading
+import types
+import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -322,3 +326,112 @@ def _(s: Session) -> None:
             holder.log = s.watch([])
             holder.it, holder.items = Dying(holder.log), {"it": Dying(holder.log)}
             s.call(f, holder, torch.ones(3))
+
+
+@program(PROGRAMS, "isinstance() of an abstract class that a class is registered with later")
+def _(s: Session) -> None:
+    class Abstract(abc.ABC):  # noqa: B024
+        pass
+
+    class Late:
+        pass
+
+    f = s.root(lambda x, o: x * 2 if isinstance(o, Abstract) else x * 3)
+    g = s.root(lambda x, o: x * 2 if issubclass(type(o), (int, Abstract)) else x * 3)
+    x, late = torch.randn(3), Late()
+    s.warm(f, x, late)
+    s.warm(g, x, late)
+    Abstract.register(Late)
+    s.miss(f, x, late)
+    s.miss(g, x, late)
+    s.warm(f, x, late)
+
+
+@program(PROGRAMS, "isinstance() that a metaclass answers from what changes", expect=ANY)
+def _(s: Session) -> None:
+    answers = [True]
+
+    class Meta(type):
+        def __instancecheck__(cls, value):
+            return answers[0]
+
+        __subclasscheck__ = __instancecheck__
+
+    class Asked(metaclass=Meta):
+        pass
+
+    functions = (
+        lambda x, o: x * 2 if isinstance(o, Asked) else x * 3,
+        lambda x, o: x * 2 if isinstance(o, (str, Asked)) else x * 3,
+        lambda x, o: x * 2 if isinstance(o, Asked | str) else x * 3,
+        lambda x, o: x * 2 if issubclass(int, Asked) else x * 3,
+    )
+    x = torch.randn(3)
+    for function in functions:
+        f = s.root(function)
+        for answer in (True, True, True, False, False, 0, [], "yes", True):
+            answers[0] = answer
+            s.call(f, x, 5)
+            s.call(f, x, Asked())
+
+
+@program(PROGRAMS, "isinstance() that a metaclass answers, replaced", expect=ANY)
+def _(s: Session) -> None:
+    class Meta(type):
+        def __instancecheck__(cls, value):
+            return value > 3
+
+    class Asked(metaclass=Meta):
+        pass
+
+    f, x = s.root(lambda x, o: x * 2 if isinstance(o, Asked) else x * 3), torch.randn(3)
+    for value in (5, 5, 5, 2, 2, 5):
+        s.call(f, x, value)
+    s.patch(Meta, "__instancecheck__", lambda cls, value: value < 3)
+    for value in (5, 5, 5, 2, 2, 5):
+        s.call(f, x, value)
+
+
+@program(PROGRAMS, "isinstance() of a protocol, which looks at the instance", expect=ANY)
+def _(s: Session) -> None:
+    @typing.runtime_checkable
+    class Sized(typing.Protocol):
+        size: int
+
+    class Thing:
+        pass
+
+    f, x, thing = s.root(lambda x, o: x * 2 if isinstance(o, Sized) else -x), torch.ones(2), Thing()
+    for _ in range(4):
+        s.call(f, x, thing)
+    thing.size = 3
+    for _ in range(4):
+        s.call(f, x, thing)
+
+
+@program(PROGRAMS, "a module imported in a function, replaced in sys.modules")
+def _(s: Session) -> None:
+    def f(x):
+        import accel_test_scales  # noqa: PLC0415
+
+        return x * accel_test_scales.scale
+
+    def g(x):
+        from accel_test_scales import inner, scale  # noqa: PLC0415
+
+        return x * scale + inner.scale
+
+    def scales(scale):
+        module = types.ModuleType("accel_test_scales")
+        module.scale, module.inner = scale, types.ModuleType("accel_test_scales.inner")
+        module.inner.scale = scale + 1
+        s.patch(sys.modules, "accel_test_scales.inner", module.inner)
+        return module
+
+    f, g, x = s.root(f), s.root(g), torch.randn(3)
+    s.patch(sys.modules, "accel_test_scales", scales(2.0))
+    s.warm(f, x)
+    s.warm(g, x)
+    s.patch(sys.modules, "accel_test_scales", scales(5.0))
+    s.miss(f, x)
+    s.miss(g, x)

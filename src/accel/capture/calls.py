@@ -18,6 +18,7 @@ import torch
 from accel.capture import left_to_python
 from accel.capture.allowed_calls import AllowedCalls
 from accel.capture.autograd_functions import AutogradFunctions
+from accel.capture.class_questions import ClassQuestions
 from accel.capture.library_calls import short_name
 from accel.capture.numpy_rules import array_type
 from accel.capture.operators import _BINARY, BINARY_NAMES, _c_length, is_python_len
@@ -67,7 +68,7 @@ _OBJECT_GETSTATE = getattr(object, "__getstate__", None)  # since CPython 3.11
 _MAX_LITERALS = 64  # of torch.tensor([...]): more would be data, not a constant
 
 
-class CallEvents(AutogradFunctions, AllowedCalls):
+class CallEvents(ClassQuestions, AutogradFunctions, AllowedCalls):
     """Handlers of calls."""
 
     twin_of: Callable[[types.FunctionType], types.FunctionType | None]
@@ -477,22 +478,6 @@ class CallEvents(AutogradFunctions, AllowedCalls):
 
     def _call_construct(self, f: Any, args: Any, kwargs: Any) -> Answer:
         return (CONSTRUCT, f, args, kwargs or None, None, None)
-
-    def _call_isinstance(self, f: Any, args: Any, kwargs: Any) -> Answer:
-        if len(args) != 2:
-            return None
-        value, classes = args
-        if type(value) not in CONSTANT_TYPES and type(value) not in PLAIN_TENSORS:
-            try:
-                self.check_value(value, "isinstance()")
-            except Void:
-                if issubclass(type(value), torch.Tensor):
-                    raise
-        if type(classes) is type or (
-            type(classes) is tuple and all(type(c) is type for c in classes)
-        ):
-            return None
-        return (FOLD, f, args, None, None, None)
 
     def _call_len(self, f: Any, args: Any, kwargs: Any) -> Answer:
         if len(args) != 1 or kwargs:

@@ -10,6 +10,7 @@ import collections
 import enum
 import operator
 import re
+import sys
 import types
 from typing import Any
 
@@ -603,19 +604,29 @@ class OperatorEvents(AttributeEvents):
         raise Void("unknown_value", f"with a {kind.__name__}")
 
     def imported(self, value: Any, name: str) -> Answer:
-        if issubclass(type(value), types.ModuleType):
-            self.assume_static(value)
-            self.last_import = value
+        """`import` or `from ... import`, which cannot be told apart: a module is the one that
+        sys.modules has, anything may be an item of the module imported before."""
+        holders = [m for m in self.imported_from if vars(m).get(name, self.missing) is value]
+        for module in holders:
+            self.track(value, self.constant_source(vars(module)).child("dict_item", name))
+        if not issubclass(type(value), types.ModuleType):
+            if not holders:
+                raise Void("import", name)
             return None
-        namespace = vars(self.last_import) if self.last_import is not None else {}
-        if namespace.get(name) is value:
-            self.track(value, self.constant_source(namespace).child("dict_item", name))
-            return None
-        raise Void("import", name)
+        keys = {name, vars(value).get("__name__")}
+        found = [key for key in keys if is_constant(key) and sys.modules.get(key) is value]
+        if not found and not holders:
+            raise Void("import", name)
+        for key in found:
+            source = self.constant_source(sys.modules).child("dict_item", key)
+            self.guards.add(source, "IS", value)
+        self.assume_static(value)
+        self.imported_from = [value, *holders]
+        return None
 
     seen_globals: dict[tuple[int, str], Any]
     builtins: dict[str, Any]
-    last_import: types.ModuleType | None
+    imported_from: list[types.ModuleType]  # modules that the next item may come from
     missing: object
     matched_class: Any = None
 

@@ -108,7 +108,7 @@ class Recorder(LiftedEvents):
         self.context_sets = {}
         self.inner_codes = set()
         self.builtins = vars(builtins)
-        self.last_import = None
+        self.imported_from = []
         self.traceback = ""
         self.input_tensors: dict[int, Any] = {}
         self.twin_code: types.CodeType | None = None

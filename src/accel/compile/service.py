@@ -134,7 +134,11 @@ class CompileService:
             if len(listeners) > 1:
                 return
             self._started[key] = time.perf_counter()
-        self._begin(key, data)
+        try:
+            self._begin(key, data)
+        except BaseException as error:  # of a signal handler, say: nobody else will answer
+            self._answer(key, CompiledSegment("plan", key, error=f"not begun: {error!r}"))
+            raise
 
     def _key(self, graph: SegmentGraph) -> str:
         options = json.dumps(self._options, sort_keys=True)

@@ -68,7 +68,8 @@ class Worker:
         atexit.register(_close, weakref.ref(self))
 
     def _clear(self) -> None:
-        self._lock = threading.Lock()  # held while the process's state changes, never waited for
+        # Held while the process's state changes; who finds it held goes on without.
+        self._lock = threading.Lock()
         self._process: _Process | forked_worker.ForkedProcess | None = None
         self._socket: socket.socket | None = None
         self._errors: IO[bytes] | None = None
@@ -102,11 +103,9 @@ class Worker:
 
     def start(self) -> None:
         """Starts the process if there is none; returns at once."""
-        if self._lock.acquire(blocking=False):
-            try:
+        if not self._lock.locked():
+            with self._lock:
                 self._ensure_started()
-            finally:
-                self._lock.release()
 
     def fork(self, preload: bool) -> None:
         """The first process as a copy of this one, which has not run any code of the user's.
@@ -168,10 +167,10 @@ class Worker:
 
     def _pump(self) -> None:
         """Moves what can be moved without waiting; another thread's pump will do as well."""
-        lock = self._lock  # a fork in here gives the child another
-        if not lock.acquire(blocking=False):
+        if self._lock.locked():
             return
-        try:
+        # Not acquire(): what a signal handler raises behind that call would leave it locked.
+        with self._lock:
             while self._inbox:
                 key, job = self._inbox.popleft()
                 self._accept(key, job)
@@ -180,8 +179,6 @@ class Worker:
                 self._send()
                 if time.monotonic() - self._progress > self.limits.job_s:
                     self._lost(f"no answer for {self.limits.job_s:.0f} s")
-        finally:
-            lock.release()
 
     def _accept(self, key: str, job: _Job) -> None:
         if not self._pending:
