@@ -93,13 +93,23 @@ def _check_backend(name: str) -> None:
 
 
 def _arm(
-    target: Any, *, backend: Any = None, dynamic: bool | None = None, fullgraph: bool = False
+    target: Any,
+    *,
+    backend: Any = None,
+    dynamic: bool | None = None,
+    fullgraph: bool = False,
+    unless_armed: bool = False,
 ) -> Any:
+    """`unless_armed` leaves alone what the user has asked for already, in his way."""
     import torch
 
     driver = _driver()
     if isinstance(target, torch.nn.Module):
         root = driver.roots.of_module(target) if driver else None
+        if driver:
+            from accel.capture import left_to_python
+
+            left_to_python.discard_module(target)
     else:
         function = target.__func__ if isinstance(target, types.MethodType) else target
         if not isinstance(function, types.FunctionType):
@@ -111,7 +121,7 @@ def _arm(
             from accel.capture import left_to_python
 
             left_to_python.functions.discard(function)
-    if root is not None:
+    if root is not None and not (unless_armed and root.forced and root.state != "disabled"):
         if root.state == "disabled":
             root.state = "cold"
         elif root.judged and (root.backend, root.dynamic) != (backend, dynamic):
@@ -275,7 +285,7 @@ def explain(target: Any) -> Callable[..., Any]:
     """`explain(f)(*args)`: calls `f` once, recorded, and tells graph, guards and breaks."""
     from accel import explanation
 
-    return explanation.explain(target, _driver(), optimize)
+    return explanation.explain(target, _driver(), functools.partial(_arm, unless_armed=True))
 
 
 def is_available() -> bool:

@@ -13,7 +13,7 @@ import atexit
 import functools
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,7 @@ class Driver:
         self.limits = Limits()
         self.service = CompileService(config)
         self.selection = Selection(config)
+        left_to_python.packages.update(config.deny)
         self.totals = Totals()
         self.roots = RootTable(self.selection, self.on_call, config.threshold, self.totals.bury)
         self.progress = Progress(config)
@@ -433,10 +434,14 @@ class Driver:
     def enable_package(self, name: str) -> None:
         """Modules of package `name`, imported and to come, get prologues."""
         self.selection.allow(name)
+        left_to_python.packages.discard(name)
         self.install_hook()
         for module_name, module in list(sys.modules.items()):
             if module is not None and inside(module_name, {name}):
                 hook.rewrite_loaded_module(module, self.roots.index_of)
+        for root in self.roots:
+            if root.state == "disabled" and inside(root.module_name, {name}):
+                self.forget(root)
 
     def disable(self, target: Any) -> None:
         """A package name, a function, a method or a module runs eagerly from now on."""
@@ -447,9 +452,12 @@ class Driver:
             for module_name, module in list(sys.modules.items()):
                 if module is not None and inside(module_name, {target}):
                     hook.restore_module(module)
+            left_to_python.packages.add(target)
+            self._turn_off([r for r in self.roots if inside(r.module_name, {target})])
             return
         if isinstance(target, torch.nn.Module):
             root = self.roots.of_module(target)
+            left_to_python.add_module(target)
         else:
             function = target.__func__ if isinstance(target, types.MethodType) else target
             if not isinstance(function, types.FunctionType):
@@ -457,12 +465,15 @@ class Driver:
             root = self.roots.of_function(function)
             prologue.remove_prologue(function)
             left_to_python.functions.add(function)
-            for other in self.roots:
-                if other.state != "disabled":
-                    self.forget(other)  # it may have been recorded as a part of these
-        self.forget(root)
-        root.state = "disabled"
-        root.entry.state = "off"
+        self._turn_off([root])
+
+    def _turn_off(self, roots: Iterable[Root]) -> None:
+        for root in self.roots:
+            if root.state != "disabled":
+                self.forget(root)  # what is turned off may have been recorded as a part of it
+        for root in roots:
+            self.forget(root)
+            root.turn_off()
 
     def reset(self) -> None:
         """Forgets what was recorded; arms every root again."""

@@ -102,6 +102,8 @@ class RootTable:
                 location = f"{forward.__code__.co_filename}:{forward.__code__.co_firstlineno}"
             root = Root(cls.__qualname__, "module", location, entry, module=weakref.ref(module))
             entry.threshold = self._threshold
+            if self._selection.denies(cls.__module__):
+                root.turn_off()
             if len(self) >= self._next_burial:
                 self._forget_the_dead()
             self.by_index[entry.index] = root

@@ -124,6 +124,12 @@ class Root:
         return True
 
     @property
+    def module_name(self) -> str:
+        """Where the class of its nn.Module is defined; empty where it has none."""
+        module = self.module() if self.module is not None else None
+        return type(module).__module__ if module is not None else ""
+
+    @property
     def is_dead(self) -> bool:
         """True when its module is gone."""
         return self.module is not None and self.module() is None
@@ -138,6 +144,10 @@ class Root:
         self.retired_hits += sum(int(v.native.hits) for v in self.variants if id(v) in ids)
         self.variants = [v for v in self.variants if id(v) not in ids]
         self.publish()
+
+    def turn_off(self) -> None:
+        """By the user's wish."""
+        self.state, self.entry.state = "disabled", "off"
 
     def give_up(self, kind: str, detail: str, location: str) -> None:
         """It is recorded no more, for a reason that `errors.REASONS` has a row for."""

@@ -201,6 +201,8 @@ class CallEvents(ClassQuestions, AutogradFunctions, AllowedCalls):
 
     def _call_object(self, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Answer:
         kind = type(f)
+        if left_to_python.is_left_module(f):
+            raise Void("disabled", kind.__qualname__)
         if kind is functools.partial:
             return self._call_partial(f, args, kwargs)
         if kind is _LRU:
