@@ -194,10 +194,13 @@ def _summarise(driver: Any) -> None:
     driver.current.progress.close()
     driver.finish()
     if not driver.current.config.quiet:
+        from accel import log
         from accel.explanation import summary
         from accel.report import print_summary
 
         print_summary(summary(driver.current))
+        for text in driver.current.selection.unmatched():
+            log.notice_once(text)
 
 
 _EXPLAIN_WAIT_S = 60.0

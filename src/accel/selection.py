@@ -27,7 +27,13 @@ class Selection:
         self._has_packages = bool(config.packages)
         self._denied = set(config.deny)
         self._functions = functions_by_module(config.functions)
-        self._first_calls: dict[str, set[str]] = {}  # file -> functions recorded at once
+        self._named_in: dict[str, str] = {}  # file -> its module, of which functions are named
+        # Names in the settings that nothing has matched so far: (key, name).
+        self._unmatched = dict.fromkeys(
+            [("packages", name) for name in config.packages]
+            + [("modules", name) for name in config.modules]
+            + [("functions", name) for name in config.functions]
+        )
 
     def allow(self, package: str) -> None:
         self._allowed.add(package)
@@ -42,10 +48,12 @@ class Selection:
 
     def selects(self, name: str, path: str | None) -> bool:
         """Whether a module about to be imported gets prologues."""
+        if self._unmatched:
+            self._match(name)
         if self.denies(name):
             return False
         if name in self._functions and path is not None:
-            self._first_calls[path] = self._functions[name]
+            self._named_in[path] = name
             return True
         if inside(name, self._allowed):
             return True
@@ -55,7 +63,24 @@ class Selection:
 
     def names(self, code: types.CodeType) -> bool:
         """Whether the settings name this very function."""
-        return code.co_qualname in self._first_calls.get(code.co_filename, ())
+        module = self._named_in.get(code.co_filename)
+        if module is None or code.co_qualname not in self._functions[module]:
+            return False
+        self._unmatched.pop(("functions", f"{module}:{code.co_qualname}"), None)
+        return True
+
+    def _match(self, module: str) -> None:
+        for key, name in list(self._unmatched):
+            if key != "functions" and inside(module, {name}):
+                del self._unmatched[key, name]
+
+    def unmatched(self) -> list[str]:
+        """What the settings name and the program does not have, in words."""
+        said = {"functions": "no such function was defined"}
+        return [
+            f"{key}: {name!r}: {said.get(key, 'no such module was imported')}"
+            for key, name in self._unmatched
+        ]
 
 
 def functions_by_module(names: Iterable[str]) -> dict[str, set[str]]:

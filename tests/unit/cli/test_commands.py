@@ -179,3 +179,22 @@ def test_progress_draws_at_the_right_and_never_moves_the_cursor(
     silent = report.Progress(config.Config(quiet=True))
     silent.compiling("Model")
     assert len(written) == 2
+
+
+def test_names_in_the_settings_that_nothing_has(tmp_path: Path) -> None:
+    """A name with a typing error does nothing: that is said at the end."""
+    (tmp_path / "helper.py").write_text("def f(x):\n    return x.relu() + 1\n")
+    script = tmp_path / "script.py"
+    script.write_text("import torch, helper\nfor _ in range(4): helper.f(torch.ones(2))\n")
+    (tmp_path / "accel.toml").write_text(
+        'packages = ["helper", "halper"]\nfunctions = ["helper:f", "helper:g", "gone:f"]\n'
+    )
+    done = accel("run", str(script), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stderr.splitlines() if "no such" in line]
+    assert said == [
+        "accel: packages: 'halper': no such module was imported",
+        "accel: functions: 'helper:g': no such function was defined",
+        "accel: functions: 'gone:f': no such function was defined",
+    ]
+    assert "no such" not in accel("run", "--quiet", str(script), cwd=tmp_path).stderr
