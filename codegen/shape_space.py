@@ -17,7 +17,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from accel.codegen import symbols
 from accel.codegen.options import CompileError
 from accel.codegen.symbols import SymbolSpace
-from accel.trace import SegmentGraph, Sizes, TensorMeta
+from accel.trace import SegmentGraph, Sizes, Symbol, TensorMeta
 
 
 class _Origin(Source):  # type: ignore[misc]
@@ -45,6 +45,13 @@ class _Origin(Source):  # type: ignore[misc]
         return isinstance(other, _Origin) and other.number == self.number
 
 
+def _lowest(symbol: Symbol) -> int | None:
+    """What the graph takes for granted of a symbol, and tests."""
+    if symbol.origin[0] == "size":
+        return symbols.SMALLEST
+    return 0 if symbol.hint >= 0 else None
+
+
 class ShapeSpace:
     """The symbols of one graph, for torch and for us."""
 
@@ -54,7 +61,7 @@ class ShapeSpace:
         self.env = ShapeEnv(
             duck_shape=False, specialize_zero_one=True, assume_static_by_default=False
         )
-        lows = [symbols.SMALLEST if s.origin[0] == "size" else None for s in sizes.symbols]
+        lows = [_lowest(s) for s in sizes.symbols]
         self.space = SymbolSpace([s.hint for s in sizes.symbols], lows)
         self.by_symbol: dict[Any, Any] = {}
         self.of_size: dict[tuple[int, int], Any] = {}
@@ -82,6 +89,8 @@ class ShapeSpace:
             self.of_size[origin[1], origin[2]] = value
         else:
             self.numbers[self.sizes.numbers[origin[1]]] = value
+            if hint >= 0 and not value >= 0:  # asking makes it a test of the graph
+                raise CompileError(f"number {origin[1]} is {hint} and negative")
 
     # ------------------------------------------------------------ inputs
 

@@ -417,13 +417,13 @@ def _atom_node(atom: Atom) -> Any:
 
 
 def _check_printable(atom: Atom, space: SymbolSpace) -> None:
-    """C++ rounds quotients towards zero: operands must not be negative."""
+    """C++ rounds quotients towards zero: operands must not be negative, which is tested."""
     if atom[0] == "s":
         return
     for terms in atom[1:]:
         low = _low(terms, space)
         if atom[0] in ("//", "%") and (low is None or low < 0):
-            raise CompileError("a quotient of sizes that may be negative")
+            space.assume([">=", _terms_node(terms), 0])
         for monomial, _ in terms:
             for inner in monomial:
                 _check_printable(inner, space)

@@ -8,6 +8,7 @@ recorded sizes, strides, dtypes and storage offsets, so the operations are eager
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from accel import allowed
+from accel.codegen import indexing
 from accel.codegen.decompositions import DECOMPOSITIONS
 from accel.codegen.options import CompileError
 from accel.codegen.result_shapes import RESULTS
@@ -41,6 +43,12 @@ aten = torch.ops.aten
 # Operations that only say something about their argument.
 _TRANSPARENT = {aten.lift_fresh.default, aten.lift_fresh_copy.default}
 # Results are views by schema, but the storage test below sees that by itself.
+_INDEXING: dict[str, Callable[..., Any]] = {
+    "_operator.getitem": indexing.view,
+    "_operator.setitem": indexing.store,
+    "__getitem__": indexing.view,
+    "__setitem__": indexing.store,
+}
 _CONSTANT_MAX_NUMEL = 1024
 
 
@@ -168,8 +176,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
     def _run_operation(self, o: Any, values: dict[str, Any]) -> Any:
         args, kwargs = (map_values(v, lambda ref: values[ref.name]) for v in (o.args, o.kwargs))
         try:
-            if o.target == "_operator.getitem" and isinstance(args[1], torch.SymInt):
-                return args[0].select(0, args[1])  # indexing would fix the number
+            if o.target in _INDEXING and indexing.applies(args[1]):
+                return _INDEXING[o.target](*args)
             if o.kind == "call_method":
                 return getattr(args[0], o.target)(*args[1:], **kwargs)
             return resolve(o.target)(*args, **kwargs)

@@ -107,11 +107,12 @@ class Installer:
 
     def _retries_static(self, root: Root, recording: Recording, why: str) -> bool:
         """A graph for several sizes cannot be compiled: the next one is for one size."""
-        if recording.graph is None or recording.graph.sizes is None or root.variation is None:
+        graph, variation = recording.graph, root.variation
+        if graph is None or graph.sizes is None or variation is None:
             return False
-        root.variation.refused = errors.reason_text("dynamic", why)
-        root.history.append(root.variation.refused)
-        log.artifact("driver", "%s: %s", root.name, root.variation.refused)
+        reason = variation.refuse(why, has_numbers=bool(graph.sizes.numbers))
+        root.history.append(reason)
+        log.artifact("driver", "%s: %s", root.name, reason)
         root.state = "compiled" if root.variants else "cold"
         root.entry.threshold = 1
         return True
@@ -284,7 +285,7 @@ class Installer:
 def _numbers(recording: Recording) -> tuple[Any, ...] | None:
     """What native code is told of the numbers that differ between calls."""
     program = recording.numbers
-    return None if program is None else (program, recording.leaf_slots, program.dtypes)
+    return None if program is None else (program, recording.leaf_slots, program.given)
 
 
 def result_plan(template: Any, finish: Callable[..., Any], needed: list[int]) -> tuple[Any, ...]:

@@ -117,6 +117,8 @@ class Root:
             return False
         if why == GRADIENTS:
             self.variation.no_gradients = True
+        elif self.variation.has_size_numbers and not self.variation.no_size_numbers:
+            self.variation.no_size_numbers = reason_text("dynamic", why)
         elif self.variation.has_lifted and not self.variation.no_numbers:
             self.variation.no_numbers = reason_text("dynamic", why)
         else:

@@ -743,3 +743,121 @@ def _(s: Session) -> None:
 
     f = s.root(f)
     s.split(f, X, calls=45)
+
+
+# ---------------------------------------------------------------- sizes and positions
+
+CACHE = torch.linspace(-1, 1, 4 * 64 * 8).reshape(4, 64, 8)
+SIZED: dict[str, Any] = {
+    "an item": lambda x, n: torch.sin(CACHE[:, n]) + x,
+    "items behind others": lambda x, n: torch.sin(CACHE[..., n, None, :2]) + x.sum(),
+    "from the end": lambda x, n: torch.sin(CACHE[:, -n]) + x,
+    "the first": lambda x, n: torch.sin(CACHE[:, :n]).sum(1) + x,
+    "the last": lambda x, n: torch.sin(CACHE[:, -n:]).sum(1) + x,
+    "every": lambda x, n: torch.sin(CACHE[:, ::n]).sum(1) + x,
+    "narrow": lambda x, n: torch.sin(CACHE.narrow(1, n, 2)).sum(1) + x,
+    "select": lambda x, n: torch.sin(CACHE.select(1, n)) + x,
+    "arange": lambda x, n: torch.sin(torch.arange(n) * 0.5).sum() + x,
+    "arange from": lambda x, n: torch.cos(torch.arange(n, n + 8) * 0.5) + x,
+    "zeros beside": lambda x, n: torch.cat([torch.zeros(4, n), x], 1) * 2,
+    "full": lambda x, n: torch.full((n, 8), 2.5) * x[0],
+    "expand": lambda x, n: (x[None].expand(n, 4, 8) * 2).sum(0),
+    "repeat": lambda x, n: torch.tanh(x.repeat(n, 1)),
+    "tril": lambda x, n: torch.tril(CACHE[0, :8], n - 2) * 2,
+    "roll": lambda x, n: torch.roll(CACHE, n, 1) * 2,
+    "pad": lambda x, n: F.pad(x, (n, 1)) + 1,
+    "a mask": lambda x, n: (torch.arange(64) < n)[None, :, None] * CACHE,
+    "two numbers": lambda x, n: torch.sin(CACHE[:, n : 2 * n + 1]).sum(1) * n + x,
+    "with a size": lambda x, n: torch.sin(CACHE[:, n : n + x.shape[1]]).sum(1) + x / n,
+    "to a size": lambda x, n: torch.sin(CACHE[:, : CACHE.shape[1] - n]).sum(1) + x,
+    "returned": lambda x, n: (torch.sin(CACHE[:, :n]).sum(1), n + 1, x.shape[0] * n),
+}
+
+
+def _sized(name: str, f: Any) -> None:
+    @program(PROGRAMS, f"a position that changes: {name}")
+    def _(s: Session) -> None:
+        x = torch.linspace(-2, 2, 32).reshape(4, 8)
+        lifted(s, s.root(f), *((x + k, n) for k, n in enumerate((3, 5, 7, 8, 13, 4))))
+
+
+for _name, _f in SIZED.items():
+    _sized(_name, _f)
+
+
+@program(PROGRAMS, "a cache that is filled step by step")
+def _(s: Session) -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv = nn.Linear(8, 24)
+            self.register_buffer("k", torch.zeros(2, 32, 8))
+            self.register_buffer("v", torch.zeros(2, 32, 8))
+            self.position = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            q, k, v = self.qkv(x).chunk(3, -1)
+            self.k[:, self.position] = k
+            self.v[:, self.position] = v
+            self.position += 1
+            keys, values = self.k[:, : self.position], self.v[:, : self.position]
+            weights = torch.softmax((keys * q[:, None]).sum(-1) * 8**-0.5, -1)
+            return (weights[..., None] * values).sum(1)
+
+    torch.manual_seed(3)
+    model = s.root(s.watch(Attention()))
+    with torch.no_grad():
+        for k in range(6):
+            s.call(model, torch.randn(2, 8) + k)
+        for k in range(6):
+            s.hit(model, torch.randn(2, 8) - k)
+
+
+@program(PROGRAMS, "a position beyond the end", expect=ANY)
+def _(s: Session) -> None:
+    f = s.root(lambda x, n: x[n] * 2 + n)
+    g = s.root(lambda x, n: x[:n].sum(0) * 2)
+    x = torch.linspace(-1, 1, 24).reshape(6, 4)
+    with torch.no_grad():
+        for n in (2, 3, 3, 4, 5, 6, 7, -1, -6, -7, 0, 1, 2):
+            s.call(f, x, n)
+            s.call(g, x, n)
+
+
+@program(PROGRAMS, "a position and open sizes", expect=ANY)
+def _(s: Session) -> None:
+    def f(x: torch.Tensor, cache: torch.Tensor, n: int) -> Any:
+        if n + x.shape[0] > cache.shape[0]:
+            n = 0
+        cache[n : n + x.shape[0]] = x
+        return cache[: n + x.shape[0]].sum(0) * 2, n + x.shape[0]
+
+    f = s.root(f)
+    cache = s.watch(torch.zeros(12, 3))
+    with torch.no_grad():
+        n = 2
+        for k in (2, 3, 2, 4, 3, 2, 2, 5, 3):
+            n = s.call(f, torch.ones(k, 3), cache, n)[1]
+        for k in (2, 4, 3):
+            s.call(f, torch.ones(k, 3), cache, k)
+
+
+@program(PROGRAMS, "positions where gradients are wanted", expect=ANY)
+def _(s: Session) -> None:
+    w = s.watch(torch.linspace(-1, 1, 24).reshape(6, 4).requires_grad_())
+    f = s.root(lambda n: (torch.tanh(w[:n]) * n).sum() + w[n].sum())
+    for n in (2, 3, 3, 4, 5, 2, 3):
+        s.call(f, n).backward()
+
+
+@program(PROGRAMS, "a number that is a size here and a value there", expect=ANY)
+def _(s: Session) -> None:
+    def f(x: torch.Tensor, n: int) -> Any:
+        y = torch.full((n,), n) + x[:n].sum()
+        parts = [x * k for k in range(n)]
+        return y, sum(parts), [n] * n, str(n), {n: x + n}
+
+    f = s.root(f)
+    with torch.no_grad():
+        for n in (2, 3, 3, 4, 5, 2, 3):
+            s.call(f, torch.ones(6), n)

@@ -6,6 +6,9 @@ graph's inputs where operations on tensors used them. A lifted number is an exac
 that is no other object, as a traced size is (`capture/numbers.py`), and who else looks at its
 value settles it: the program of numbers tests that it is what it was.
 
+An int among the sizes and indices of an operation of `_SIZED` becomes a number of the graph, as a
+size is; a size that meets a lifted number becomes a value of the program.
+
 Rules for whoever changes an event's handler here:
 1. A number is lifted only where the object that the program gets can be replaced: the answer
    to an event in `_READS`, or an argument of the root. Everywhere else it is guarded by value.
@@ -66,8 +69,21 @@ _FACTORS: dict[str, tuple[str, tuple[str, ...]]] = {
     "addcmul": ("value", ("mul", "add")),
     "addcdiv": ("value", ("div", "add")),
 }
+# Operations whose ints are sizes, positions and steps.
+_SIZED = frozenset(
+    """arange empty expand full getitem index_select linspace narrow new_empty new_full new_ones new_zeros
+    ones pad repeat reshape roll select setitem split tril triu unflatten unfold view zeros""".split()
+)
+# How the program computes what the graph does with sizes.
+_FOLLOWED = {
+    f"_operator.{n}": getattr(operator, n) for n in ("add", "sub", "mul", "floordiv", "mod", "neg")
+}
 # Not the halves: ATen computes with the number as it is, not rounded to the tensor's dtype.
 _EXACT_DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.int64: "int64"}
+
+
+def _size(tensor: torch.Tensor, dim: int) -> int:
+    return int(tensor.size(dim))
 
 
 def _plain_name(target: str) -> str:
@@ -113,11 +129,14 @@ class LiftedEvents(NumberEvents):
         self.leaves: dict[int, tuple[Source, Any]] = {}  # by id of the source
         self.leaf_sources: list[Source] = []
         self.leaf_of: dict[int, Source] = {}  # number in the program -> source
+        self.tensor_leaves: dict[int, int] = {}  # id of an input's source -> number
+        self.size_values: dict[str, int | None] = {}  # name in the graph -> number
         self.read_numbers: list[tuple[Any, Source]] | None = None
         self.own_globals: dict[tuple[int, str], tuple[Any, Any]] = {}
         self.own_arguments: dict[tuple[int, Any], Any] = {}
         self.scalar_names: list[str] = []  # by position among the program's operands
         self.scalar_dtype = ""  # while an operation's operands are named
+        self.takes_sizes = False  # the same
 
     # ------------------------------------------------------------ reads
 
@@ -250,17 +269,61 @@ class LiftedEvents(NumberEvents):
 
     def _compute(self, function: Callable[..., Any], operands: tuple[Any, ...], value: Any) -> Any:
         """A step of the program that gave `value`; what stands for it from now on."""
-        uses = tuple(
-            Use(self.lifted[id(o)]) if id(o) in self.lifted else self._constant(o) for o in operands
-        )
+        uses = tuple(map(self._use, operands))
         expected = value if type(value) is bool else None
         step = Step(function, uses, type(value), expected, user_location())
         number = self.number_program.add_step(step)
         return value if type(value) is bool else self._own(value, number)
 
-    def _constant(self, value: Any) -> Any:
-        self.settle(value)  # a size
+    def _use(self, value: Any) -> Any:
+        """A step's operand: a value of the program, or a constant."""
+        number = self.lifted.get(id(value))
+        if number is None and (name := self.number_of(value)) is not None:
+            number = self._size_value(name, value)
+        if number is not None:
+            return Use(number)
+        self.settle(value)
         return value
+
+    def _size_value(self, name: str, value: int) -> int | None:
+        """The program's value for a number of the graph that hangs on sizes of inputs; else None."""
+        if name not in self.size_values:
+            step = self._size_step(name, value)
+            self.size_values[name] = None if step is None else self.number_program.add_step(step)
+        return self.size_values[name]
+
+    def _size_step(self, name: str, value: int) -> Step | None:
+        made = next((o for o in reversed(self.operations) if o.name == name), None)
+        if made is None or type(value) is not int:
+            return None
+        if made.target == "size" and len(made.args) == 2:
+            tensor = self._input_leaf(made.args[0])
+            return None if tensor is None else Step(_size, (Use(tensor), made.args[1]), int)
+        function = _FOLLOWED.get(made.target)
+        if function is None:
+            return None
+        uses = []
+        for operand in made.args:
+            number: Any = operand
+            if type(operand) is Ref:
+                number = self._size_value(operand.name, self.hints[operand.name])
+                if number is None:
+                    return None
+                number = Use(number)
+            uses.append(number)
+        return Step(function, tuple(uses), int)
+
+    def _input_leaf(self, ref: Ref) -> int | None:
+        """The program's leaf for an input tensor; None where the run has written to it."""
+        found = next(((s, m) for name, s, m in self.inputs if name == ref.name), None)
+        if found is None or any(o.may_write and ref in o.args for o in self.operations):
+            return None
+        source, _ = found
+        number = self.tensor_leaves.get(id(source))
+        if number is None:
+            number = self.tensor_leaves[id(source)] = self.number_program.add_leaf(str(source))
+            self.leaf_sources.append(source)
+        return number
 
     def _is_arithmetic(self, operands: tuple[Any, ...]) -> bool:
         """Whether a lifted number is among operands that are all plain numbers."""
@@ -374,9 +437,26 @@ class LiftedEvents(NumberEvents):
         if id(value) in self.lifted and (type(value) is int or type(value) is float):
             if self.scalar_dtype:
                 return self._scalar(value, self.scalar_dtype)
+            if self.takes_sizes and type(value) is int and (name := self._size_name(value)):
+                return Ref(name)
             self.settle(value)
             return value
         return super().refs(value)
+
+    def _size_name(self, value: int) -> str:
+        """The graph's number for a lifted int that is a size or a position; "" for none."""
+        variation = self.variation
+        if variation is None or variation.no_size_numbers:
+            return ""
+        if variation.no_gradients and torch.is_grad_enabled():
+            return ""
+        number = self.lifted[id(value)]
+        if number not in self.size_numbers:
+            if self.tests_later:
+                raise Void("dynamic", self.tests_later)
+            variation.has_size_numbers = True
+            self.size_numbers[number] = (f"z{len(self.size_numbers)}", value)
+        return self.size_numbers[number][0]
 
     def _scalar(self, value: Any, dtype: str) -> Ref:
         """The graph's input for a lifted number."""
@@ -403,10 +483,11 @@ class LiftedEvents(NumberEvents):
             return self._multiplied(kind, target, f, args, kwargs)
         if name in _SCALARS and not kwargs and len(args) == 2:
             self.scalar_dtype = self._dtype_for(name, args)
+        self.takes_sizes = name in _SIZED
         try:
             return super().operation(kind, target, f, args, kwargs)
         finally:
-            self.scalar_dtype = ""
+            self.scalar_dtype, self.takes_sizes = "", False
 
     def _dtype_for(self, name: str, args: Any) -> str:
         """As which dtype the number of (tensor, number) or (number, tensor) computes what the

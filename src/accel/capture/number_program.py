@@ -57,6 +57,7 @@ class NumberProgram:
     steps: list[Step] = field(default_factory=list)
     operands: list[int] = field(default_factory=list)  # what the graph is given
     dtypes: list[str] = field(default_factory=list)  # as which dtype
+    sizes: list[int] = field(default_factory=list)  # the graph's numbers, behind the operands
     outputs: list[int] = field(default_factory=list)  # what results and effects are made of
     why: str = ""  # the newest refusal
 
@@ -111,10 +112,20 @@ class NumberProgram:
             if not _fits(value, dtype):
                 self.why = f"{value} is no {dtype}"
                 return None
-        return given, [values[n] for n in self.outputs]
+        sizes = [values[n] for n in self.sizes]
+        if any(n not in _INT64 for n in sizes):
+            self.why = "a size does not fit 64 bits"
+            return None
+        return given + sizes, [values[n] for n in self.outputs]
+
+    @property
+    def given(self) -> list[str]:
+        """As which dtype native code passes on each number that the graph is given."""
+        return self.dtypes + ["int64"] * len(self.sizes)
 
     def _refuse(self, step: Step, leaves: list[Any], what: str) -> None:
-        shown = ", ".join(f"{n} = {v!r}" for n, v in zip(self.names, leaves, strict=True))
+        pairs = zip(self.names, leaves, strict=True)
+        shown = ", ".join(f"{n} = {v!r}" for n, v in pairs if type(v) in (int, float))
         self.why = f"{self.text(step)} at {step.location} {what}: {shown}"
 
     def text(self, step: Step) -> str:

@@ -88,6 +88,8 @@ class NumberEvents(CallEvents):
         self.settled: list[Any] = []  # kept, so that no other object gets their identities
         self.open_dims: dict[int, tuple[int, ...]] = {}  # id of a tensor -> its open dimensions
         self.open_inputs: dict[str, tuple[int, ...]] = {}
+        # Of `capture/lifted.py`: numbers that come with the inputs, names and values.
+        self.size_numbers: dict[int, tuple[str, int]] = {}
         self.hints: dict[str, Any] = {}
         self.tests_later = ""  # an iterator is alive with which C code tests what it is given
         self.predicates: dict[str, bool] = {}
@@ -125,7 +127,9 @@ class NumberEvents(CallEvents):
 
     def has_open_sizes(self, tensor: Any) -> bool:
         """Whether a tensor's sizes may differ in another call."""
-        if self.variation is None or not (self.open_dims or self.open_inputs):
+        if self.variation is None:
+            return False
+        if not (self.open_dims or self.open_inputs or self.size_numbers):
             return False
         index = self.table.get(tensor)
         if index is None:
@@ -602,12 +606,15 @@ class NumberEvents(CallEvents):
             for i, (name, _, meta) in enumerate(self.inputs)
             for d in self.open_inputs.get(name, ())
         ]
+        given = list(self.size_numbers.values())
+        symbols += [Symbol(("number", k), value) for k, (_, value) in enumerate(given)]
         if not symbols:
             if self.hints:
                 raise Void("dynamic", "sizes without an input")
             return None
+        names = tuple(name for name, _ in given)
         hints = tuple(self.hints.items())
-        return Sizes(tuple(symbols), (), hints, tuple(self.predicates.items()), tuple(outputs))
+        return Sizes(tuple(symbols), names, hints, tuple(self.predicates.items()), tuple(outputs))
 
 
 # Methods whose result C code looks at.

@@ -271,6 +271,7 @@ class Recorder(LiftedEvents):
         gradients = self._gradients(template)
         if sizes is not None and gradients is not None:
             raise Void("dynamic", GRADIENTS)
+        self.number_program.sizes = list(self.size_numbers)
         return SegmentGraph(
             [(name, meta) for name, _, meta in self.inputs] + self.scalar_inputs(),
             self.operations,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from accel.capture.number_program import is_same
+from accel.errors import reason_text
 from accel.guards import Guard
 from accel.sources import Source
 from accel.trace import TensorMeta
@@ -40,7 +41,9 @@ class Variation:
         self.no_gradients = False  # recordings with grad mode on leave nothing open
         self.refused = ""  # why this root is recorded with fixed sizes from now on
         self.no_numbers = ""  # why no number of this root is lifted from now on
-        self.has_lifted = False  # in the newest recording
+        self.no_size_numbers = ""  # the same, among sizes and positions
+        self.has_lifted = False  # whether some recording lifted one
+        self.has_size_numbers = False  # the same, among sizes and positions
         self._seen: dict[str, list[tuple[int, ...]]] = {}
         self._numbers: dict[str, list[Any]] = {}  # what recordings were specific to
         self._lifted: set[str] = set()
@@ -49,6 +52,16 @@ class Variation:
     @property
     def is_enabled(self) -> bool:
         return self.dynamic is not False and not self.refused
+
+    def refuse(self, why: str, has_numbers: bool) -> str:
+        """A recording cannot be compiled for other sizes: the next one asks for less. The reason
+        in words. `has_numbers`: lifted ints were among its sizes."""
+        reason = reason_text("dynamic", why)
+        if has_numbers and not self.no_size_numbers:
+            self.no_size_numbers = reason
+        else:
+            self.refused = reason
+        return reason
 
     def observe(self, inputs: list[tuple[Source, TensorMeta]]) -> None:
         """Remembers what a recording read."""

@@ -54,7 +54,7 @@ class Family:
 
     def __call__(self, inputs: list[Any]) -> list[Any] | None:
         tensors = inputs[: self.tensor_count]
-        numbers = inputs[self.tensor_count :]
+        numbers = [int(n) for n in inputs[self.tensor_count :]]
         key = (*numbers, *((inputs[i].size(), inputs[i].stride()) for i in self.open))
         member = self.members.get(key)
         if member is not None:
