@@ -37,7 +37,8 @@ class RootReport:
     history: list[str] = field(default_factory=list)
     calls: int = 0
     hits: int = 0
-    split_calls: int = 0  # that ran compiled between breaks
+    split_calls: int = 0  # that were split at breaks
+    segments_served: int = 0  # in these
     breaks: list[str] = field(default_factory=list)
 
     @staticmethod
@@ -48,7 +49,7 @@ class RootReport:
         report.hits = root.hits
         if root.split is not None:
             report.breaks = list(root.split.reasons.values())
-            report.split_calls = root.split.totals(root)[3]
+            report.segments_served, _, _, report.split_calls, _ = root.split.totals(root)
         for installed in [v for part in _parts(root) for v in part.variants]:
             graph = installed.recording.graph
             if graph is not None:
@@ -64,7 +65,10 @@ class RootReport:
         place = short_place(self.location)
         lines = [f"{self.name} ({place}): {self.state}: {STATES.get(self.state, '')}"]
         if self.state == "split":
-            lines.append(f"  {self.split_calls:,} of {self.calls:,} calls ran compiled in segments")
+            lines.append(
+                f"  {self.split_calls:,} of {self.calls:,} calls were split at graph breaks; "
+                f"compiled segments ran {self.segments_served:,} times in them"
+            )
         else:
             lines.append(f"  {self.hits:,} of {self.calls:,} calls ran compiled")
         if self.reason:

@@ -140,8 +140,8 @@ def headline(summary: Summary) -> str:
     split = ""
     if c["calls_split"]:
         split = (
-            f"       {c['calls_split']:,} more ran compiled between their graph breaks, "
-            f"{_count(c['segments_served'], 'segment')} in all\n"
+            f"       {c['calls_split']:,} more were split at graph breaks; compiled segments "
+            f"ran {c['segments_served']:,} times in them\n"
         )
     return (
         f"accel: {c['calls_compiled']:,} of {calls:,} calls of {_count(judged, 'root')} ran "

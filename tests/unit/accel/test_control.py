@@ -364,4 +364,4 @@ def test_a_split_function_is_explained_with_its_segments() -> None:
     again = accel.explain(f)(x)
     assert (again.graph_count, again.graph_break_count, again.op_count) == (2, 1, 4)
     assert "torch.sin(a0)" in str(again) and "crc32" in str(again)
-    assert " of 14 calls ran compiled in segments" in str(again)
+    assert " of 14 calls were split at graph breaks; compiled segments ran 2" in str(again)
