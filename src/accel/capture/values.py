@@ -238,3 +238,9 @@ def class_lookup(cls: type, name: str, default: object = None) -> object:
 
 
 _MISSING = object()
+
+
+def is_iterable(value: Any) -> bool:
+    """Whether it is a builtin container or iterator, of which C code takes the elements."""
+    kind = type(value)
+    return kind in BUILTIN_CONTAINERS or kind in BUILTIN_ITERATORS
