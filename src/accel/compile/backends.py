@@ -2,7 +2,7 @@
 
 In: a name or `(gm, example_inputs) -> callable`, and a graph. Out: a function of a list of
 tensors that answers a list of outputs, or None when a speculation failed. Invariant: when it
-answers None or raises, no input has changed.
+answers None or raises, no input has changed, and no random number was drawn.
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ def compile_with(backend: str | Backend, graph: SegmentGraph) -> Runner:
 
     def run(inputs: list[torch.Tensor]) -> list[torch.Tensor] | None:
         saved = [(inputs[i], inputs[i].clone()) for i in written]
+        stream = torch.get_rng_state() if graph.is_random else None
         # As recorded, whatever mode this call comes from.
         with torch.set_grad_enabled(graph.gradients is not None):
             try:
@@ -81,17 +82,20 @@ def compile_with(backend: str | Backend, graph: SegmentGraph) -> Runner:
                     raise CompileError(f"the backend gave {len(outputs)} outputs, not {total}")
                 held = all(bool(v) is e for v, e in zip(outputs[count:], expected, strict=True))
             except BaseException:
-                _restore(saved)
+                _restore(saved, stream)
                 raise
             if not held:
-                _restore(saved)
+                _restore(saved, stream)
                 return None
         return list(outputs[:count])
 
     return run
 
 
-def _restore(saved: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+def _restore(saved: list[tuple[torch.Tensor, torch.Tensor]], stream: torch.Tensor | None) -> None:
+    """As before the run, which Python does again."""
+    if stream is not None:
+        torch.set_rng_state(stream)
     with torch.no_grad():
         for tensor, copy in saved:
             tensor.copy_(copy)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import resource
+import types
+from collections.abc import Callable
+from typing import Any
 
+import pytest
 import torch
 
 import accel
@@ -41,3 +45,27 @@ def test_a_backend_may_run_its_examples() -> None:
         for _ in range(3):
             torch.testing.assert_close(f(x), layer(x).relu())
     assert seen and (512, 1024) in seen[0]
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "native"])
+def test_a_speculation_that_fails_draws_no_random_numbers(backend: str) -> None:
+    def f(x: torch.Tensor) -> torch.Tensor:
+        c = torch.rand(3) * 0.1 + x
+        if bool((c < 10).all()):
+            return c * 2
+        return c + 1
+
+    def drawn(function: Callable[..., Any], x: torch.Tensor) -> tuple[Any, Any]:
+        torch.manual_seed(int(x[0]))
+        return function(x), torch.rand(1)
+
+    plain = types.FunctionType(f.__code__, f.__globals__, "plain")
+    optimized = accel.optimize(f, backend=backend)
+    before = accel.counters()
+    for value in (1, 2, 3, 4, 100, 5, 101, 6):
+        x = torch.full((3,), float(value))
+        torch.testing.assert_close(drawn(optimized, x), drawn(plain, x))
+        accel.wait(60)
+    after = accel.counters()
+    assert after["calls_compiled"] - before["calls_compiled"] >= 4
+    assert after["speculations_failed"] > before["speculations_failed"]
