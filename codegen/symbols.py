@@ -313,6 +313,9 @@ def _divided(a: Terms, b: Terms, space: SymbolSpace) -> tuple[Any, Any]:
                 rest[m] = c
             else:
                 quotient[left] = c // factor
+        if divisor == () and () in quotient and any(c < 0 for c in rest.values()):
+            # `(16 - n) // 16` and not `1 + -n // 16`, which C++ would round the other way.
+            rest[()] = rest.get((), 0) + quotient.pop(()) * factor
     else:
         exact = _exact_quotient(a, b)
         if exact is None:

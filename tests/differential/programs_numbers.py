@@ -759,6 +759,7 @@ SIZED: dict[str, Any] = {
     "select": lambda x, n: torch.sin(CACHE.select(1, n)) + x,
     "arange": lambda x, n: torch.sin(torch.arange(n) * 0.5).sum() + x,
     "arange from": lambda x, n: torch.cos(torch.arange(n, n + 8) * 0.5) + x,
+    "arange up to": lambda x, n: torch.cos(torch.arange(n, 16) * 0.5).sum() + x,
     "zeros beside": lambda x, n: torch.cat([torch.zeros(4, n), x], 1) * 2,
     "full": lambda x, n: torch.full((n, 8), 2.5) * x[0],
     "expand": lambda x, n: (x[None].expand(n, 4, 8) * 2).sum(0),

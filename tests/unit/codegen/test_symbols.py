@@ -162,12 +162,24 @@ def test_extrema() -> None:
     assert not made.tests
 
 
-def test_cpp_text_refuses_what_cpp_would_round_otherwise() -> None:
-    _, a, b, _ = space()
+def test_cpp_text_of_what_cpp_would_round_otherwise() -> None:
+    made, a, b, _ = space()
     assert str(a * 64 + 1) == "((64 * s0) + 1)"
     assert "/" in str(a // 7)
-    with pytest.raises(CompileError, match="negative"):
-        str((a - b) // 7)
+    assert not made.tests
+    larger, smaller = (a, b) if made.hints[0] > made.hints[1] else (b, a)
+    assert "/" in str((larger - smaller) // 7)
+    assert made.tests == [[">=", (larger - smaller).node(), 0]]
+    with pytest.raises(CompileError, match="does not hold"):
+        str((smaller - larger) // 7)
+
+
+def test_a_quotient_keeps_what_makes_it_positive() -> None:
+    made, a, _, _ = space()
+    n = made.hints[0]
+    quotient = (16 * n - a) // 16
+    assert "/" in str(quotient)
+    assert made.tests == [[">=", (16 * n - a).node(), 0]]
 
 
 def test_numbers_from_outside_may_be_anything() -> None:
