@@ -7,7 +7,6 @@ Invariant: an answer that a metaclass gives is guarded by all that the metaclass
 from __future__ import annotations
 
 import abc
-import functools
 import types
 import typing
 from collections.abc import Iterator
@@ -36,6 +35,10 @@ _BY_MARKS = _answered_by(torch.nn.Parameter, torch.nn.Buffer)
 
 
 class ClassQuestions(LibraryCalls):
+    """`isinstance` and `issubclass`: by the classes' own answers."""
+
+    guarded_registry: object = None  # the token of abc's registry that a guard looks at
+
     def _call_isinstance(self, f: Any, args: Any, kwargs: Any) -> Answer:
         if len(args) != 2:
             return None
@@ -80,8 +83,10 @@ class ClassQuestions(LibraryCalls):
 
     def _after_question(self, answer: bool, by_registry: bool) -> Answer:
         if by_registry and not answer:
-            source = self.assume_static(abc.ABCMeta)
-            self.guards.add(source, "CALL", _registry_now(abc.get_cache_token()))
+            source, token = self.assume_static(abc.ABCMeta), abc.get_cache_token()
+            if token != self.guarded_registry:
+                self.guarded_registry = token
+                self.guards.add(source, "CALL", _SameRegistry(token))
         return None
 
 
@@ -111,6 +116,3 @@ class _SameRegistry:
 
     def __repr__(self) -> str:
         return "no class was registered with an abstract class"
-
-
-_registry_now = functools.lru_cache(maxsize=1)(_SameRegistry)

@@ -7,6 +7,7 @@ case here fails.
 
 from __future__ import annotations
 
+import abc
 import ast
 import collections
 import contextvars
@@ -353,6 +354,19 @@ def case_level_disabled() -> Case:
 
     keep = doing(lambda: logger.setLevel(logging.ERROR))
     return f, (X,), keep, doing(lambda: logger.setLevel(logging.DEBUG))
+
+
+def case_same_registry() -> Case:
+    class Abstract(abc.ABC):  # noqa: B024
+        pass
+
+    class Own:
+        pass
+
+    own = Own()
+    f = lambda x: x * 2 if isinstance(own, Abstract) else x + 1  # noqa: E731
+    keep = doing(lambda: type("Derived", (Abstract,), {}))
+    return f, (X,), keep, doing(lambda: Abstract.register(Own))
 
 
 def case_lacks_attribute() -> Case:
