@@ -108,7 +108,7 @@ def _metaclass_says(answers: Any, cls: Any, value: Any) -> bool:
 class _SameRegistry:
     """Guard: nothing has been registered with an abstract class since."""
 
-    def __init__(self, token: int) -> None:
+    def __init__(self, token: object) -> None:
         self.token = token
 
     def __call__(self, _: object) -> bool:
