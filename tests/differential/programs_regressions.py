@@ -13,9 +13,11 @@ import sys
 import threading
 import types
 import typing
+import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import torch
 from harness import ANY, EAGER, Program, Session, program
 
@@ -562,3 +564,14 @@ def _(s: Session) -> None:
     s.warm(f, torch.eye(2))
     for scale in (0.0, -1.0, 4.0):
         s.call(f, torch.eye(2) * scale)
+
+
+@program(
+    PROGRAMS, "an infinite numpy number, warnings are errors", expect=EAGER, reason="float64 gave"
+)
+def _(s: Session) -> None:
+    f = s.root(lambda x, n: x * numpy.float64(n) + n)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            s.call(f, torch.ones(2), float("inf"))
