@@ -17,7 +17,7 @@ from accel.codegen.lowerings_pointwise import COMPARISONS, FORMULAS, LOGICAL
 from accel.codegen.lowerings_shapes import FILL_ARGUMENT, FILL_VALUES
 from accel.codegen.max_flow import INFINITE, Network
 from accel.codegen.options import CompileError
-from accel.codegen.tensor_graph import TensorGraph, View, is_random
+from accel.codegen.tensor_graph import Node, TensorGraph, View, is_random
 
 aten = torch.ops.aten
 
@@ -96,7 +96,7 @@ class _Splitter:
         needed = self._closure({v.buffer for v in self.gradients}, set())
         direct = self._directly_read(needed)
         saved = self._choose(needed, direct)
-        forward_nodes = required | self._closure(saved, set())
+        forward_nodes = required | self._closure(saved, set()) | set(map(id, self._checks()))
         again = self._closure({v.buffer for v in self.gradients}, saved)
         backward = self._half(again, sorted(saved) + self.tangents)
         forward = self._half(forward_nodes, self.primals)
@@ -145,7 +145,13 @@ class _Splitter:
         for node in self.graph.nodes:  # draws random numbers: once, in the forward
             if id(node) in self.joint.forward and is_random(node):
                 roots.update(r for r in node.results if r is not None)
+        for node in self._checks():
+            roots.update(view.buffer for view in node.views())
         return roots
+
+    def _checks(self) -> list[Node]:
+        """Nodes of the forward that only raise, or have another effect."""
+        return [n for n in self.graph.nodes if id(n) in self.joint.forward and not n.results]
 
     def _closure(self, buffers: set[int], known: set[int]) -> set[int]:
         """id() of the nodes that compute `buffers` from inputs and `known` ones."""

@@ -14,7 +14,7 @@ from accel.codegen.tensor_graph import Node, TensorGraph, View, map_views
 
 
 def eliminate_common(graph: TensorGraph) -> None:
-    """One node for equal nodes without randomness."""
+    """One node for equal nodes without randomness and with results."""
     kept = {view.buffer for view in graph.outputs}
     renamed: dict[int, int] = {}
     seen: dict[Any, Node] = {}
@@ -50,7 +50,7 @@ def _rest(view: View) -> tuple[Any, ...]:
 
 def _key(node: Node, graph: TensorGraph) -> Any:
     """What makes two nodes the same, or None for a node that is never the same."""
-    if isinstance(node.target, str):
+    if isinstance(node.target, str) or not node.results:
         return None
     if torch.Tag.nondeterministic_seeded in node.target.tags:
         return None

@@ -49,6 +49,17 @@ _INDEXING: dict[str, Callable[..., Any]] = {
     "__getitem__": indexing.view,
     "__setitem__": indexing.store,
 }
+# Checks of what guards and the graph's tests see to.
+_OF_METADATA = {
+    aten._assert_scalar.default,
+    aten._assert_tensor_metadata.default,
+    aten.sym_constrain_range.default,
+    aten.sym_constrain_range_for_size.default,
+}
+# What eager checks before it calls operations of which none does: a tensor that must be true.
+_CHECKED: dict[str, Callable[..., torch.Tensor]] = {
+    "torch.nn.functional.one_hot": lambda x, num_classes=-1: ((x >= 0) & (x < num_classes)).all()
+}
 _CONSTANT_MAX_NUMEL = 1024
 
 
@@ -176,6 +187,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
     def _run_operation(self, o: Any, values: dict[str, Any]) -> Any:
         args, kwargs = (map_values(v, lambda ref: values[ref.name]) for v in (o.args, o.kwargs))
         try:
+            if o.target in _CHECKED:
+                torch._assert_async(_CHECKED[o.target](*args, **kwargs))
             if o.target in _INDEXING and indexing.applies(args[1]):
                 return _INDEXING[o.target](*args)
             if o.kind == "call_method":
@@ -310,8 +323,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
     def _record(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         self.alive.append(out)
         outs = list(out) if isinstance(out, (tuple, list)) else [out]
+        if not func._schema.returns and func not in _OF_METADATA:
+            outs = []  # a check, or an effect: nobody reads it, and it must not be lost
         fresh = [isinstance(t, torch.Tensor) and _key(t) not in self.storages for t in outs]
-        if not any(fresh):
+        if outs and not any(fresh):
             return
         node = Node(
             func,
@@ -442,9 +457,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
 
     def _filled(self, like: View, value: Any) -> View:
         result = self.graph.new_buffer(1, like.dtype, (), ())
-        self.graph.nodes.append(
-            Node(aten.full.default, ([], value), {"dtype": getattr(torch, like.dtype)}, [result.id])
-        )
+        args: tuple[Any, ...] = ([], self._number(value))
+        dtype = {"dtype": getattr(torch, like.dtype)}
+        self.graph.nodes.append(Node(aten.full.default, args, dtype, [result.id]))
         return result.view
 
     def _write(self, target: torch.Tensor, value: View) -> None:

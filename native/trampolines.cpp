@@ -213,6 +213,8 @@ PyObject* perform(PyObject* step) {
     default:
       result = PyObject_Call(f, args, kwargs);
   }
+  // Whether it raises may hang on values and on sizes left open: no later call is known to.
+  if (!result && mode == OPERATION) void_recording("operation_raised", f);
   if (!result || post == Py_None || !live()) return result;
   PyObject* told[2] = {result, PyTuple_GET_ITEM(step, 5)};
   PyObject* answer;

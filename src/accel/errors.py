@@ -99,6 +99,10 @@ REASONS: dict[str, tuple[str, str]] = {
     "opaque_call": ("a call that accel does not know: {}", "move it out of the compiled part"),
     "opaque_operation": ("an operation that accel does not know: {}", "move it outside"),
     "operand": ("a torch operation takes {}", "pass tensors and plain numbers"),
+    "operation_raised": (
+        "an operation raised an exception, which was caught: {}",
+        "nothing: Python runs it, between compiled parts",
+    ),
     "raised": ("the recorded call raised an exception", "nothing: the call is tried again"),
     "read_after_write": ("a container is read whole after a write: {}", "read it first"),
     "recursion": ("the call recurses too deeply", "nothing: it runs eagerly"),

@@ -13,9 +13,11 @@ import sys
 import threading
 import types
 import typing
+import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import torch
 from harness import ANY, EAGER, Program, Session, program
 
@@ -435,3 +437,141 @@ def _(s: Session) -> None:
     s.patch(sys.modules, "accel_test_scales", scales(5.0))
     s.miss(f, x)
     s.miss(g, x)
+
+
+@program(PROGRAMS, "operations that raise for some values, caught", expect=ANY)
+def _(s: Session) -> None:
+    def root_of(x):
+        x = x + 0
+        try:
+            return torch.linalg.cholesky(x) + 1
+        except RuntimeError:
+            return x * 0 - 7
+
+    def picked(x, i):
+        try:
+            return (x * 2)[i] + 1
+        except IndexError as error:
+            return str(error), x * 3
+
+    root_of, picked = s.root(root_of), s.root(picked)
+    good, bad = torch.eye(2), -torch.eye(2)
+    for x in (bad, bad, bad, good, bad, good):
+        s.call(root_of, x)
+    for i in (5, 5, 5, 1, 6, 0):
+        s.call(picked, good, torch.tensor([i]))
+
+
+@program(PROGRAMS, "operations that raise for some sizes and positions, caught", expect=ANY)
+def _(s: Session) -> None:
+    def seven(x):
+        try:
+            y = (x * 2).view(7)
+        except RuntimeError as error:
+            return str(error), x + 1
+        return y * 100
+
+    def at(x, position):
+        try:
+            return (x * 2)[position]
+        except IndexError as error:
+            return str(error), x + 1
+
+    seven, at = s.root(seven), s.root(at)
+    for n in (5, 6, 8, 9, 10, 7, 7, 11):
+        s.call(seven, torch.randn(n))
+    for position in (4, 5, 6, 7, 1, 2, 0, 9):
+        s.call(at, torch.randn(3), position)
+
+
+@program(
+    PROGRAMS, "an operation that raises in an inlined function, caught further out", expect=ANY
+)
+def _(s: Session) -> None:
+    def inner(x):
+        return torch.linalg.cholesky(x * 1)
+
+    def f(x):
+        for jitter in (0.0, 10.0):
+            try:
+                found = inner(x + jitter * torch.eye(2))
+            except RuntimeError:
+                print("again")
+            else:
+                return found + jitter
+        return x
+
+    f = s.root(f)
+    for scale in (-1, -1, -1, 1, 1, -20, -1, 1):
+        s.call(f, torch.eye(2) * scale)
+
+
+@program(PROGRAMS, "an operation raises once, uncaught", expect=ANY)
+def _(s: Session) -> None:
+    f = s.root(lambda x, y: (x @ y) * 2)
+    for rows in (4, 3, 3, 4, 3, 5, 3):
+        s.call(f, torch.randn(2, 3), torch.randn(rows, 2))
+
+
+@program(PROGRAMS, "a position is also the value that is stored there")
+def _(s: Session) -> None:
+    def f(x, n):
+        y = x.clone()
+        y[n] = n
+        y[0, n - 1] = n + 1
+        return y * 2
+
+    f = s.root(f)
+    for n in (2, 3, 4):
+        s.call(f, torch.randn(9, 9), n)
+    for n in (5, 6, 7, 5):
+        s.hit(f, torch.randn(9, 9), n)
+
+
+@program(PROGRAMS, "operations that check their operands' values")
+def _(s: Session) -> None:
+    def is_positive(x):
+        try:
+            torch.linalg.cholesky(x)  # nobody reads its result
+        except RuntimeError:
+            return x - 1
+        return x + 1
+
+    def required(x):
+        torch._assert_async((x > 0).any())
+        return x + 1
+
+    rows = {
+        "cholesky": lambda x: torch.linalg.cholesky(x) + 1,
+        "inv": lambda x: torch.linalg.inv(x + 0),
+        "solve": lambda x: torch.linalg.solve(x, x) * 2,
+        "one_hot": lambda x: torch.nn.functional.one_hot(x.long(), num_classes=3) * 2,
+        "is_positive": is_positive,
+        "required": required,
+    }
+    good = torch.eye(2)
+    for f in rows.values():
+        f = s.root(f)
+        s.warm(f, good)
+        for bad in (good * 0, -good, good * 7):
+            s.call(f, bad)
+
+
+@program(PROGRAMS, "operations that check their operands' values, in training")
+def _(s: Session) -> None:
+    w = torch.eye(2, requires_grad=True)
+    f = s.root(lambda x: (torch.linalg.cholesky(x * w) + 1).sum())
+    s.warm(f, torch.eye(2))
+    for scale in (0.0, -1.0, 4.0):
+        s.call(f, torch.eye(2) * scale)
+
+
+@program(
+    PROGRAMS, "an infinite numpy number, warnings are errors", expect=EAGER, reason="float64 gave"
+)
+def _(s: Session) -> None:
+    f = s.root(lambda x, n: x * numpy.float64(n) + n)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            s.call(f, torch.ones(2), float("inf"))

@@ -6,6 +6,7 @@ Invariant: an operator of a user's class is left to CPython, whose frames are re
 
 from __future__ import annotations
 
+import cmath
 import collections
 import enum
 import operator
@@ -160,7 +161,7 @@ class OperatorEvents(AttributeEvents):
             for part in (*value.keys(), *value.values()) if kind is dict else value:
                 self.after_fold(part, f)
         elif kind in NUMPY_SCALARS:
-            if not operator.eq(value - value, 0):  # a warning went with it, perhaps
+            if not cmath.isfinite(value.item()):  # a warning went with it, perhaps
                 raise Void("opaque_call", f"{f.__name__} gave {value!r}")
         elif kind in FOLDED_RESULTS:
             self.frozen[id(value)] = value

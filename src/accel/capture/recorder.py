@@ -161,6 +161,8 @@ class Recorder(LiftedEvents):
                 text = detail
                 if isinstance(detail, RecursionError):
                     kind = "recursion"
+                if kind == "operation_raised":
+                    text = getattr(detail, "__name__", type(detail).__name__)
                 if isinstance(detail, types.CodeType):
                     text = f"{detail.co_qualname} ({detail.co_filename})"
                 elif isinstance(detail, BaseException):
@@ -196,8 +198,8 @@ class Recorder(LiftedEvents):
 
     def finish(self, result: Any, failed: bool, unseen_operations: int) -> BaseException | None:
         """The recorded run returned `result`, or raised. What is returned is raised instead."""
-        if self.voided is None and failed:
-            self.voided = Void("raised")
+        if failed and (self.voided is None or self.voided.kind == "operation_raised"):
+            self.voided = Void("raised")  # nobody caught it: no fault of the function's
         recording = self.conclude(
             lambda describer: describer.describe(result, self.effects), unseen_operations
         )

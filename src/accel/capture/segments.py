@@ -27,7 +27,7 @@ from accel.sources import Source
 # What cannot be recorded but can be done by Python, between two stretches.
 EXITS = frozenset(
     """branch class_or_module_store closure_store container container_write delete disabled finaliser global_store
-    import no_twin opaque_attribute opaque_call opaque_operation operand read_after_write
+    import no_twin opaque_attribute opaque_call opaque_operation operand operation_raised read_after_write
     unknown_function tensor_attribute tensor_attribute_store tensor_method tensor_subclass
     text_of_object unbound_slot unknown_tensor unknown_value value_from_tensor""".split()
 )
@@ -322,6 +322,8 @@ class SegmentRun:
         if recorder is None:
             return
         void = recorder.voided
+        if void is not None and void.kind == "operation_raised" and self.failed:
+            void = None  # nobody caught it
         if void is not None and void.kind in EXITS and recorder.exit_offset is not None:
             at, codes = recorder.exit_offset, recorder.exit_codes
             self.found.append(Discovery(at, void, recorder.location, codes))
