@@ -76,7 +76,10 @@ def _frozen(value: Any) -> Any:
 
 
 def eliminate_dead(graph: TensorGraph) -> None:
-    """Drops nodes whose results nobody reads; what may raise or draws numbers stays."""
+    """Drops nodes whose results nobody reads; what draws numbers or has no result stays.
+
+    An indexing that nobody reads goes, and with it the error for an index out of range.
+    """
     needed = {view.buffer for view in graph.roots()}
     kept = []
     for node in reversed(graph.nodes):
