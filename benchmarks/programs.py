@@ -189,13 +189,13 @@ def call_heavy(repeats: int, threads: int) -> dict[str, Any]:
 
 
 def capture(repeats: int, threads: int) -> dict[str, Any]:
-    """Cold recording against Dynamo's capture; who comes first takes turns."""
+    """Cold recording against Dynamo's capture."""
     script = str(SCRIPTS / "capture_from_cold.py")
     facts: dict[str, Any] = {"s": {}, "ratio": {}}
     for model in ("bert", "llama", "t5"):
         found: list[dict[str, Any]] = []
-        for k in range(repeats):
-            command = [sys.executable, script, model, str(threads), ("accel", "dynamo")[k % 2]]
+        for _ in range(repeats):
+            command = [sys.executable, script, model, str(threads)]
             output = with_cache(lambda cache, command=command: run(command, cache, threads)[1])
             found.append(json.loads(output.splitlines()[-1]))
         if not all(f["whole"] for f in found):
