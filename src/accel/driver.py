@@ -72,7 +72,7 @@ class Driver:
         self.limits = Limits()
         self.service = CompileService(config)
         self.selection = Selection(config)
-        left_to_python.packages.update(config.deny)
+        left_to_python.packages = self.selection.denied
         self.totals = Totals()
         self.roots = RootTable(self.selection, self.on_call, config.threshold, self.totals.bury)
         self.progress = Progress(config)
@@ -434,7 +434,6 @@ class Driver:
     def enable_package(self, name: str) -> None:
         """Modules of package `name`, imported and to come, get prologues."""
         self.selection.allow(name)
-        left_to_python.packages.discard(name)
         self.install_hook()
         for module_name, module in list(sys.modules.items()):
             if module is not None and inside(module_name, {name}):
@@ -452,7 +451,6 @@ class Driver:
             for module_name, module in list(sys.modules.items()):
                 if module is not None and inside(module_name, {target}):
                     hook.restore_module(module)
-            left_to_python.packages.add(target)
             self._turn_off([r for r in self.roots if inside(r.module_name, {target})])
             return
         if isinstance(target, torch.nn.Module):

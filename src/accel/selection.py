@@ -25,7 +25,7 @@ class Selection:
         self.script_directory: Path | None = None
         self._allowed = {*config.packages, *config.modules}
         self._has_packages = bool(config.packages)
-        self._denied = set(config.deny)
+        self.denied = set(config.deny)
         self._functions = functions_by_module(config.functions)
         self._named_in: dict[str, str] = {}  # file -> its module, of which functions are named
         # Names in the settings that nothing has matched so far: (key, name).
@@ -37,14 +37,14 @@ class Selection:
 
     def allow(self, package: str) -> None:
         self._allowed.add(package)
-        self._denied.discard(package)
+        self.denied.discard(package)
 
     def deny(self, package: str) -> None:
         self._allowed.discard(package)
-        self._denied.add(package)
+        self.denied.add(package)
 
     def denies(self, module: str) -> bool:
-        return inside(module, self._denied)
+        return inside(module, self.denied)
 
     def selects(self, name: str, path: str | None) -> bool:
         """Whether a module about to be imported gets prologues."""

@@ -7,7 +7,6 @@ Invariant: a rule is a method `_method_NAME`, found by its name in the table.
 
 from __future__ import annotations
 
-import functools
 import types
 from typing import Any
 
@@ -16,7 +15,6 @@ import torch
 from accel.capture.builtin_rules import BuiltinRules
 from accel.capture.steps import FOLD, NATIVE, Answer, Void
 from accel.capture.values import (
-    BOUND_C_METHOD,
     BUILTIN_CONTAINERS,
     class_lookup,
     is_constant,
@@ -24,22 +22,7 @@ from accel.capture.values import (
     is_static,
 )
 
-_C_CALLABLES = (
-    types.BuiltinFunctionType,
-    types.MethodDescriptorType,
-    types.WrapperDescriptorType,
-    types.MethodWrapperType,
-    types.ClassMethodDescriptorType,
-    BOUND_C_METHOD,
-)
-_COMPARE_OPERATORS = {"lt": "<", "le": "<=", "eq": "==", "ne": "!=", "gt": ">", "ge": ">="}
-_LRU = type(functools.lru_cache(lambda: None))
-_CONTEXT_VAR = type(__import__("contextvars").ContextVar("accel"))
-_TENSOR_FUNCTIONS = {
-    id(f): name for name, f in vars(torch.Tensor).items() if type(f) is types.FunctionType
-}
 _OBJECT_GETSTATE = getattr(object, "__getstate__", None)  # since CPython 3.11
-_MAX_LITERALS = 64  # of torch.tensor([...]): more would be data, not a constant
 
 
 class BuiltinMethods(BuiltinRules):

@@ -7,7 +7,6 @@ trampoline. Invariant: a rule is a method `_call_NAME`, found by its name in the
 from __future__ import annotations
 
 import copy
-import functools
 import types
 from typing import Any
 
@@ -23,7 +22,6 @@ from accel.capture.polyfills import POLYFILLS
 from accel.capture.state import user_location
 from accel.capture.steps import CONSTRUCT, FOLD, NATIVE, OPERATION, Answer, Void
 from accel.capture.values import (
-    BOUND_C_METHOD,
     BUILTIN_CONTAINERS,
     BUILTIN_ITERATORS,
     CONSTANT_TYPES,
@@ -33,21 +31,7 @@ from accel.capture.values import (
 )
 from accel.trace import Ref
 
-_C_CALLABLES = (
-    types.BuiltinFunctionType,
-    types.MethodDescriptorType,
-    types.WrapperDescriptorType,
-    types.MethodWrapperType,
-    types.ClassMethodDescriptorType,
-    BOUND_C_METHOD,
-)
 _COMPARE_OPERATORS = {"lt": "<", "le": "<=", "eq": "==", "ne": "!=", "gt": ">", "ge": ">="}
-_LRU = type(functools.lru_cache(lambda: None))
-_CONTEXT_VAR = type(__import__("contextvars").ContextVar("accel"))
-_TENSOR_FUNCTIONS = {
-    id(f): name for name, f in vars(torch.Tensor).items() if type(f) is types.FunctionType
-}
-_OBJECT_GETSTATE = getattr(object, "__getstate__", None)  # since CPython 3.11
 _MAX_LITERALS = 64  # of torch.tensor([...]): more would be data, not a constant
 
 

@@ -50,14 +50,11 @@ _C_CALLABLES = (
     types.ClassMethodDescriptorType,
     BOUND_C_METHOD,
 )
-_COMPARE_OPERATORS = {"lt": "<", "le": "<=", "eq": "==", "ne": "!=", "gt": ">", "ge": ">="}
 _LRU = type(functools.lru_cache(lambda: None))
 _CONTEXT_VAR = type(__import__("contextvars").ContextVar("accel"))
 _TENSOR_FUNCTIONS = {
     id(f): name for name, f in vars(torch.Tensor).items() if type(f) is types.FunctionType
 }
-_OBJECT_GETSTATE = getattr(object, "__getstate__", None)  # since CPython 3.11
-_MAX_LITERALS = 64  # of torch.tensor([...]): more would be data, not a constant
 
 
 class CallEvents(BuiltinMethods):

@@ -17,7 +17,7 @@ from accel.selection import inside
 functions: weakref.WeakSet[types.FunctionType] = weakref.WeakSet()
 allowed: weakref.WeakSet[types.FunctionType] = weakref.WeakSet()
 constant: weakref.WeakSet[types.FunctionType] = weakref.WeakSet()
-packages: set[str] = set()
+packages: set[str] = set()  # the driver's own, once there is one
 _modules: dict[int, weakref.ref[Any]] = {}
 functions.add(accel.graph_break)  # type: ignore[arg-type]
 

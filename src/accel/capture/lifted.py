@@ -315,10 +315,9 @@ class LiftedEvents(NumberEvents):
 
     def _input_leaf(self, ref: Ref) -> int | None:
         """The program's leaf for an input tensor; None where the run has written to it."""
-        found = next(((s, m) for name, s, m in self.inputs if name == ref.name), None)
-        if found is None or any(o.may_write and ref in o.args for o in self.operations):
+        source = next((source for name, source, _ in self.inputs if name == ref.name), None)
+        if source is None or any(o.may_write and ref in o.args for o in self.operations):
             return None
-        source, _ = found
         number = self.tensor_leaves.get(id(source))
         if number is None:
             number = self.tensor_leaves[id(source)] = self.number_program.add_leaf(str(source))
