@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from armed_roots import root_of
 
 import accel
-from accel import driver
-from accel.roots import Root
 
 X = torch.randn(3, 4)
 
@@ -21,11 +20,6 @@ def _fresh() -> Iterator[None]:
     with torch.no_grad():
         yield
     accel.reset()
-
-
-def root_of(function: Callable[..., Any]) -> Root:
-    assert driver.current is not None
-    return driver.current.roots.of_function(function)  # type: ignore[arg-type]
 
 
 def call(function: Callable[..., Any], *args: Any, times: int = 1) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from armed_roots import root_of
 
 import accel
 from accel import driver, log
@@ -16,7 +17,6 @@ from accel.config import settings
 from accel.errors import RecompileError
 from accel.guards import Guard
 from accel.misses import Miss, miss_of
-from accel.roots import Root
 from accel.sources import constant, root, source_text
 from accel.stance import STANCES
 
@@ -63,11 +63,6 @@ def compiled() -> Any:
     call(model, X, times=2)
     assert served() == 1
     return model
-
-
-def root_of(function: Callable[..., Any]) -> Root:
-    assert driver.current is not None
-    return driver.current.roots.of_function(function)  # type: ignore[arg-type]
 
 
 # ---- stances ----

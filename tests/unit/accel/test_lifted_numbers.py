@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from armed_roots import root_of
 
 import accel
-from accel import _native, driver
+from accel import _native
 from accel.capture.number_program import FUNCTIONS, NumberProgram, Step, Use, is_same
 from accel.roots import Root
 
@@ -21,11 +22,6 @@ def _fresh() -> Iterator[None]:
     accel.reset()
     yield
     accel.reset()
-
-
-def root_of(function: Callable[..., Any]) -> Root:
-    assert driver.current is not None
-    return driver.current.roots.of_function(function)  # type: ignore[arg-type]
 
 
 def lift(function: Callable[..., Any], *calls: tuple[Any, ...]) -> Root:

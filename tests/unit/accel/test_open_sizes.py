@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from armed_roots import root_of
 
 import accel
-from accel import driver
 from accel.compile.family import MAX_EXECUTORS, Family
-from accel.roots import Root
 
 
 @pytest.fixture(autouse=True)
@@ -20,11 +19,6 @@ def _fresh() -> Iterator[None]:
     with torch.no_grad():
         yield
     accel.reset()
-
-
-def root_of(function: Callable[..., Any]) -> Root:
-    assert driver.current is not None
-    return driver.current.roots.of_function(function)  # type: ignore[arg-type]
 
 
 def served(function: Callable[..., Any], *args: Any) -> bool:
