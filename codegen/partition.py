@@ -18,6 +18,7 @@ from accel.codegen.lowerings_shapes import FILL_ARGUMENT, FILL_VALUES
 from accel.codegen.max_flow import INFINITE, Network
 from accel.codegen.options import CompileError
 from accel.codegen.tensor_graph import Node, TensorGraph, View, is_random
+from accel.codegen.totality import may_raise
 
 aten = torch.ops.aten
 
@@ -150,8 +151,9 @@ class _Splitter:
         return roots
 
     def _checks(self) -> list[Node]:
-        """Nodes of the forward that only raise, or have another effect."""
-        return [n for n in self.graph.nodes if id(n) in self.joint.forward and not n.results]
+        """Nodes of the forward that raise, or have another effect."""
+        forward = (n for n in self.graph.nodes if id(n) in self.joint.forward)
+        return [n for n in forward if not n.results or may_raise(n)]
 
     def _closure(self, buffers: set[int], known: set[int]) -> set[int]:
         """id() of the nodes that compute `buffers` from inputs and `known` ones."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from accel.codegen.tensor_graph import Node, TensorGraph, View, map_views
+from accel.codegen.totality import may_raise
 
 
 def eliminate_common(graph: TensorGraph) -> None:
@@ -76,10 +77,7 @@ def _frozen(value: Any) -> Any:
 
 
 def eliminate_dead(graph: TensorGraph) -> None:
-    """Drops nodes whose results nobody reads; what draws numbers or has no result stays.
-
-    An indexing that nobody reads goes, and with it the error for an index out of range.
-    """
+    """Drops nodes whose results nobody reads; what draws numbers, may raise or has no result stays."""
     needed = {view.buffer for view in graph.roots()}
     kept = []
     for node in reversed(graph.nodes):
@@ -91,5 +89,5 @@ def eliminate_dead(graph: TensorGraph) -> None:
 
 def _has_effect(node: Node) -> bool:
     return not isinstance(node.target, str) and (
-        torch.Tag.nondeterministic_seeded in node.target.tags or not node.results
+        torch.Tag.nondeterministic_seeded in node.target.tags or not node.results or may_raise(node)
     )

@@ -557,6 +557,37 @@ def _(s: Session) -> None:
             s.call(f, bad)
 
 
+def _unread_checks() -> list[Callable[[torch.Tensor, torch.Tensor], Any]]:
+    F = torch.nn.functional
+    return [
+        lambda y, i: y[i],
+        lambda y, i: y.index_select(0, i),
+        lambda y, i: y.gather(0, i),
+        lambda y, i: F.embedding(i, y.reshape(2, 2)),
+        lambda y, i: (i + 1) // i,
+        lambda y, i: F.cross_entropy(y.reshape(1, 4), i),
+        lambda y, i: F.binary_cross_entropy(i.to(y.dtype), y[:1] * 0),
+    ]
+
+
+@program(PROGRAMS, "operations whose result nobody reads, and whose error somebody does")
+def _(s: Session) -> None:
+    def unread(operation):
+        def f(y, i):
+            operation(y, i)
+            return y * i
+
+        return f
+
+    for operation in _unread_checks():
+        f = s.root(unread(operation))
+        for grad in (False, True):
+            y = torch.rand(4).requires_grad_(grad)
+            s.warm(f, y, torch.tensor([1]))
+            for wrong in (9, 0, -9):
+                s.call(f, y, torch.tensor([wrong]))
+
+
 @program(PROGRAMS, "operations that check their operands' values, in training")
 def _(s: Session) -> None:
     w = torch.eye(2, requires_grad=True)

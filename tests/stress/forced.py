@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,15 @@ sys.path.insert(0, str(DIFFERENTIAL))
 from harness import ANY, Accel, Program, Session, check  # noqa: E402
 
 KINDS = ("guard", "speculation", "executor")
+# Calls meet the same places over and over: a loop of 1,000 rounds is not run 3,000 times.
+FIRST, LATER = 40, 20
+# Backwards that fail after the program has written an input: nothing can compute them, and the
+# error says so (accel.compile.gradients).
+DOCUMENTED = "'message': 'accel: this backward needs "
+NOT_AGAIN = frozenset({
+    "a gradient at one output, of a state that the call has written",
+    "a gradient at one output, of an input written since",
+})  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,19 +78,23 @@ def check_failing(
     return truth, counts
 
 
-def check_each(program: Program, share: float = 1.0, seed: int = 0) -> Iterator[Order]:
-    """Fails each place of each kind in turn (a share of them); gives the orders it tried."""
-    import random
+def places(count: int) -> list[int]:
+    """All places of a kind; of a long loop's, the first ones and a sample of the others."""
+    first = range(min(count, FIRST))
+    later = range(FIRST, count)
+    return [*first, *sorted(random.Random(count).sample(later, min(len(later), LATER)))]
 
-    rng = random.Random(seed)
+
+def check_each(program: Program) -> Iterator[Order]:
+    """Fails each place of each kind in turn; gives the orders it tried."""
     truth, counts = check_failing(program, tuple(Order(kind) for kind in KINDS))
     for kind in KINDS:
-        for number in range(counts[kind][0]):
-            if rng.random() >= share:
-                continue
+        for number in places(counts[kind][0]):
             order = Order(kind, at=number)
             try:
                 check_failing(program, (order,), truth)
             except AssertionError as error:
+                if program.name in NOT_AGAIN and DOCUMENTED in str(error):
+                    continue
                 raise AssertionError(f"{order}: {error}") from error
             yield order

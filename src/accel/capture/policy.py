@@ -282,14 +282,27 @@ FOLDED_PYTHON: dict[Callable[..., Any], str] = {
     logging.Logger.isEnabledFor: "logger_level",
 }
 
-# Hints to Dynamo. Named, because torch._dynamo is not imported on our account.
+# What only Dynamo reads: hints to it, and how old it takes a module for (it patches
+# `Module.__init__`). Named, because torch._dynamo is not imported on our account.
 DYNAMO_MARKS = frozenset(
-    {"mark_static", "mark_static_address", "mark_dynamic", "maybe_mark_dynamic", "mark_unbacked"}
+    {
+        *(
+            ("torch._dynamo.decorators", name)
+            for name in (
+                "mark_static",
+                "mark_static_address",
+                "mark_dynamic",
+                "maybe_mark_dynamic",
+                "mark_unbacked",
+            )
+        ),
+        ("torch._dynamo.mutation_guard", "GenerationTracker.tag"),
+    }
 )
 
 
 def is_dynamo_mark(f: Any) -> bool:
-    return f.__module__ == "torch._dynamo.decorators" and f.__name__ in DYNAMO_MARKS
+    return (f.__module__, f.__qualname__) in DYNAMO_MARKS
 
 
 @functools.cache
