@@ -577,6 +577,13 @@ PyObject* GuardCheck::slot(size_t index) const {
   return is_inline(value) ? nullptr : value;
 }
 
+// What a slot's value is to Python: a new reference, or NULL with a Python error set.
+static PyObject* object_in(PyObject* value) {
+  if (!value) return Py_NewRef(Py_None);
+  if (is_inline(value)) return PyObject_GenericGetDict(inline_owner(value), nullptr);
+  return Py_NewRef(value);
+}
+
 void GuardCheck::hold_slots(const std::vector<int32_t>* which) {
   held_.assign(program_.slots, nullptr);
   auto hold = [&](size_t index) {
@@ -592,14 +599,31 @@ void GuardCheck::hold_slots(const std::vector<int32_t>* which) {
   }
 }
 
+HeldSlots::HeldSlots(const GuardCheck& check, const std::vector<int32_t>& which)
+    : count_(which.size()) {
+  if (count_ > FEW) many_.resize(count_);
+  values_ = count_ > FEW ? many_.data() : few_;
+  for (size_t k = 0; k < count_; k++) {
+    PyObject* value = check.slots_[static_cast<size_t>(which[k])];
+    if (value) Py_INCREF(is_inline(value) ? inline_owner(value) : value);
+    values_[k] = value;
+  }
+}
+
+HeldSlots::~HeldSlots() {
+  for (size_t k = 0; k < count_; k++) {
+    PyObject* value = values_[k];
+    if (value) Py_DECREF(is_inline(value) ? inline_owner(value) : value);
+  }
+}
+
+PyObject* HeldSlots::object(size_t k) const { return object_in(values_[k]); }
+
 PyObject* GuardCheck::slot_list() const {
   PyObject* list = PyList_New(static_cast<Py_ssize_t>(held_.size()));
   if (!list) return nullptr;
   for (size_t index = 0; index < held_.size(); index++) {
-    PyObject* value = held_[index];
-    PyObject* object = !value             ? Py_NewRef(Py_None)
-                       : is_inline(value) ? PyObject_GenericGetDict(inline_owner(value), nullptr)
-                                          : Py_NewRef(value);
+    PyObject* object = object_in(held_[index]);
     if (!object) {
       Py_DECREF(list);
       return nullptr;

@@ -58,6 +58,8 @@ class GuardCheck {
   PyObject* slot_list() const;
 
  private:
+  friend class HeldSlots;
+
   bool full(const struct Roots& roots);
 
   GuardProgram& program_;
@@ -66,6 +68,27 @@ class GuardCheck {
   std::vector<PyObject*> kept_;             // owned references, dropped at the end
   std::vector<PyObject*> held_;             // per slot: owned, inline ones marked; or empty
   int failed_ = -1;
+};
+
+// What some slots of a check held, kept while the call runs.
+class HeldSlots {
+ public:
+  // After holds() answered true. `which` must outlive this object.
+  HeldSlots(const GuardCheck& check, const std::vector<int32_t>& which);
+  ~HeldSlots();
+  HeldSlots(const HeldSlots&) = delete;
+  HeldSlots& operator=(const HeldSlots&) = delete;
+
+  // What the k-th of `which` held, None where nothing is bound (new; NULL with a Python error
+  // set on failure). Makes the dict of an object whose attributes lie inline.
+  PyObject* object(size_t k) const;
+
+ private:
+  static constexpr size_t FEW = 16;
+  PyObject* few_[FEW];
+  std::vector<PyObject*> many_;
+  PyObject** values_;  // owned, inline ones marked
+  size_t count_;
 };
 
 }  // namespace accel

@@ -21,21 +21,29 @@
 
 namespace accel {
 
-enum class ResultKind : uint8_t { tensor, tuple, constant, call };
+enum class ResultKind : uint8_t { tensor, tuple, parts, constant, call };
+
+// One element of a tuple that is a result.
+struct Part {
+  PyObject* constant = nullptr;  // borrowed from the payload; NULL: an output or a slot
+  bool is_slot = false;
+  size_t index = 0;              // of the output, or among the variant's `needed`
+};
 
 struct Variant {
   PyObject_HEAD
   PyObject* guards;
   PyObject* ambient;
   PyObject* executor;  // an accel._native.Executor, or any callable
-  PyObject* payload;   // the constant, or the callable of a call; else NULL
+  PyObject* payload;   // the constant, the callable of a call, or the parts; else NULL
   PyObject* gradient;  // an accel._native.Gradient; NULL: nothing requires grad
   Lifted* lifted;      // numbers that differ between calls; NULL: none
   const AmbientState* state;  // inside ambient
   const Executor* native;     // inside executor; NULL for a callable
   std::vector<int32_t>* inputs;
   std::vector<int32_t>* picks;   // outputs that make the result
-  std::vector<int32_t>* needed;  // slots a call reads; NULL: any
+  std::vector<int32_t>* needed;  // slots that parts are, or that a call reads; NULL: any
+  std::vector<Part>* parts;
   ResultKind kind;
   long hits, guard_failures, ambient_failures, misspeculations, errors;
   long eager_runs;   // so many calls that this variant would serve are given to on_call
@@ -266,13 +274,28 @@ PyObject* call_finish(Variant* v, const GuardCheck& check, const Outputs& output
   return result;
 }
 
+PyObject* tuple_of_parts(const Variant* v, const HeldSlots& slots, const Outputs& outputs) {
+  PyObject* tuple = PyTuple_New(static_cast<Py_ssize_t>(v->parts->size()));
+  for (size_t k = 0; tuple && k < v->parts->size(); k++) {
+    const Part& part = (*v->parts)[k];
+    PyObject* item = part.constant  ? Py_NewRef(part.constant)
+                     : part.is_slot ? slots.object(part.index)
+                                    : outputs.get(part.index);
+    if (item) PyTuple_SET_ITEM(tuple, static_cast<Py_ssize_t>(k), item);
+    else Py_CLEAR(tuple);
+  }
+  return tuple;
+}
+
 // New reference, or NULL with a Python error set: by now effects may have been applied, so
 // an error is the program's to see, not a reason to run the body.
-PyObject* make_result(Variant* v, const GuardCheck& check, const Outputs& outputs) {
+PyObject* make_result(Variant* v, const GuardCheck& check, const HeldSlots& slots,
+                      const Outputs& outputs) {
   switch (v->kind) {
     case ResultKind::tensor: return outputs.get(static_cast<size_t>((*v->picks)[0]));
     case ResultKind::constant: return Py_NewRef(v->payload);
     case ResultKind::call: return call_finish(v, check, outputs);
+    case ResultKind::parts: return tuple_of_parts(v, slots, outputs);
     case ResultKind::tuple: break;
   }
   PyObject* tuple = PyTuple_New(static_cast<Py_ssize_t>(v->picks->size()));
@@ -348,6 +371,44 @@ bool take_call(Variant* v, PyObject* result, size_t slots) {
   return take_indices(PyTuple_GET_ITEM(result, 2), slots, "slot", *v->needed);
 }
 
+// A part is ("output", k), ("slot", s) or ("const", object).
+bool take_part(Variant* v, PyObject* spec, size_t slots) {
+  bool shaped = PyTuple_Check(spec) && PyTuple_GET_SIZE(spec) == 2 &&
+                PyUnicode_Check(PyTuple_GET_ITEM(spec, 0));
+  const char* kind = shaped ? PyUnicode_AsUTF8(PyTuple_GET_ITEM(spec, 0)) : "";
+  if (!kind) return false;
+  Part part;
+  if (std::strcmp(kind, "const") == 0) {
+    part.constant = PyTuple_GET_ITEM(spec, 1);
+  } else if (std::strcmp(kind, "slot") == 0 || std::strcmp(kind, "output") == 0) {
+    part.is_slot = kind[0] == 's';
+    std::vector<int32_t> output;
+    PyObject* one = PyTuple_Pack(1, PyTuple_GET_ITEM(spec, 1));
+    bool ok = one && (part.is_slot ? take_indices(one, slots, "slot", *v->needed)
+                                   : take_indices(one, ANY_OUTPUT, "output", output));
+    Py_XDECREF(one);
+    if (!ok) return false;
+    part.index = part.is_slot ? v->needed->size() - 1 : static_cast<size_t>(output[0]);
+  } else {
+    PyErr_Format(PyExc_ValueError, "a part is an output, a slot or a const, not %R", spec);
+    return false;
+  }
+  v->parts->push_back(part);
+  return true;
+}
+
+bool take_parts(Variant* v, PyObject* specs, size_t slots) {
+  v->kind = ResultKind::parts;
+  v->payload = PySequence_Tuple(specs);
+  v->needed = new std::vector<int32_t>();
+  v->parts = new std::vector<Part>();
+  bool ok = v->payload != nullptr;
+  for (Py_ssize_t k = 0; ok && k < PyTuple_GET_SIZE(v->payload); k++) {
+    ok = take_part(v, PyTuple_GET_ITEM(v->payload, k), slots);
+  }
+  return ok;
+}
+
 bool take_result(Variant* v, PyObject* result, size_t slots) {
   bool shaped = PyTuple_Check(result) && PyTuple_GET_SIZE(result) >= 2 &&
                 PyTuple_GET_SIZE(result) <= 3 && PyUnicode_Check(PyTuple_GET_ITEM(result, 0));
@@ -355,6 +416,7 @@ bool take_result(Variant* v, PyObject* result, size_t slots) {
   if (kind) {
     PyObject* operand = PyTuple_GET_ITEM(result, 1);
     if (std::strcmp(kind, "call") == 0) return take_call(v, result, slots);
+    if (std::strcmp(kind, "parts") == 0) return take_parts(v, operand, slots);
     if (std::strcmp(kind, "const") == 0) {
       v->kind = ResultKind::constant;
       v->payload = Py_NewRef(operand);
@@ -374,8 +436,8 @@ bool take_result(Variant* v, PyObject* result, size_t slots) {
   }
   if (!PyErr_Occurred()) {
     PyErr_Format(PyExc_ValueError,
-                 "a result is (\"tensor\", k), (\"tuple\", [k, ...]), (\"const\", object) or "
-                 "(\"call\", finish[, slots]), not %R",
+                 "a result is (\"tensor\", k), (\"tuple\", [k, ...]), (\"parts\", [part, ...]), "
+                 "(\"const\", object) or (\"call\", finish[, slots]), not %R",
                  result);
   }
   return false;
@@ -455,6 +517,7 @@ void variant_dealloc(PyObject* self) {
   delete v->inputs;
   delete v->picks;
   delete v->needed;
+  delete v->parts;
   delete[] v->probes;
   type->tp_free(self);
   Py_DECREF(type);
@@ -544,6 +607,7 @@ Outcome serve(Variant* v, PyObject* const* roots, size_t count, PyObject* last,
   HeldInputs inputs(check, *v->inputs);
   HeldInputs leaves(check, v->lifted ? v->lifted->slots : NO_SLOTS);
   if (v->kind == ResultKind::call) check.hold_slots(v->needed);
+  HeldSlots parts(check, v->kind == ResultKind::parts ? *v->needed : NO_SLOTS);
   Outputs outputs;
   Outcome outcome =
       v->lifted ? lift(v, leaves, inputs, outputs, serving.why) : Outcome::served;
@@ -554,7 +618,7 @@ Outcome serve(Variant* v, PyObject* const* roots, size_t count, PyObject* last,
   }
   if (outcome == Outcome::served) {
     v->hits++;
-    serving.result = make_result(v, check, outputs);
+    serving.result = make_result(v, check, parts, outputs);
     serving.landing = v->landing;
     if (probe_due(v) && probe) store_probe(v, now_ns() - start);
     return serving.result ? Outcome::served : Outcome::raised;

@@ -22,6 +22,7 @@ from accel.config import Config
 from accel.counting import Counters
 from accel.report import Progress, short_place
 from accel.roots import Installed, Limits, Root
+from accel.sources import Source
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,14 @@ class Installer:
         guards.release()
         slots = lowered.slots
         needed = [slots[id(source)] for source in template.sources]
-        finish = template.builder(lambda source: slots[id(source)])
+
+        def slot_of(source: Source) -> int:
+            return slots[id(source)]
+
+        finish = template.builder(slot_of)
         inputs = [slots[id(source)] for source in recording.inputs]
         recording.leaf_slots = tuple(slots[id(source)] for source in recording.leaves)
-        result = result_plan(template, finish, needed)
+        result = result_plan(template, finish, needed, slot_of)
         log.artifact("graph", "%s: %s", root.name, graph)
         self.counters.add("segments")
         self._submit(root, Prepared(recording, program, inputs, result))
@@ -288,7 +293,12 @@ def _numbers(recording: Recording) -> tuple[Any, ...] | None:
     return None if program is None else (program, recording.leaf_slots, program.given)
 
 
-def result_plan(template: Any, finish: Callable[..., Any], needed: list[int]) -> tuple[Any, ...]:
+def result_plan(
+    template: Any,
+    finish: Callable[..., Any],
+    needed: list[int],
+    slot_of: Callable[[Source], int],
+) -> tuple[Any, ...]:
     """The shortest of the native result forms that builds this result; `needed` are the guard
     slots that `finish` is given."""
     spec = template.result
@@ -299,6 +309,11 @@ def result_plan(template: Any, finish: Callable[..., Any], needed: list[int]) ->
             parts = spec[2][2]
             if all(part[0] == "output" for part in parts):
                 return ("tuple", [part[1] for part in parts])
+            if all(part[0] in ("output", "slot", "const") for part in parts):
+                return (
+                    "parts",
+                    [(kind, slot_of(v) if kind == "slot" else v) for kind, v in parts],
+                )
         if spec[0] == "const":
             return ("const", spec[1])
     return ("call", finish, needed)

@@ -83,6 +83,28 @@ def test_tuple_result_keeps_identity() -> None:
     assert torch.equal(second, X + 1) and torch.equal(first, X + 2) and first is third
 
 
+class Plain:
+    """Its attributes lie inline until somebody asks for its dict."""
+
+
+def test_parts_result_is_outputs_slots_and_constants() -> None:
+    value, holder = {"a": 1}, Plain()
+    holder.x = X
+    # The roots are two locals and the function that calls.
+    guards = _native.GuardProgram([*TENSOR_ROOT, ("INSTANCE_DICT", 3, 1)], 3)
+    parts = [("slot", 0), ("output", 1), ("const", value), ("slot", 3), ("output", 1), ("slot", 1)]
+    entry = entry_of(variant(lambda i: (i[0], i[0] + 2), ("parts", parts), guards))
+    first, second, third, attributes, fifth, sixth = prologue(entry.index, X, holder)
+    assert first is X and torch.equal(second, X + 2) and third is value and second is fifth
+    assert attributes == {"x": X} and attributes is holder.__dict__ and sixth is holder
+
+
+@pytest.mark.parametrize("part", [("slot", 9), ("slot", "x"), ("other", 1), ("output",), 3])
+def test_a_part_that_is_none(part: object) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        variant(plus(1), ("parts", [part]))
+
+
 def test_constant_result() -> None:
     value = {"a": 1}
     assert call(entry_of(variant(plus(1), ("const", value))), X) is value
