@@ -32,6 +32,8 @@ def compile_training(
     assert source.gradients is not None
     everywhere = replace(source.gradients, tangents=source.gradients.outputs)
     whole = joint = _joint(replace(source, gradients=everywhere))
+    if not whole.node_outputs:
+        raise CompileError("all outputs that carry gradients are views of inputs")
     if len(whole.node_outputs) > _MAX_NODE_OUTPUTS:
         raise CompileError(f"{len(whole.node_outputs)} outputs carry gradients")
     if source.gradients != everywhere:

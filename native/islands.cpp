@@ -149,6 +149,24 @@ PyObject* calling_frame_values(Py_ssize_t depth) {
   return values;
 }
 
+bool set_calling_frame_values(PyObject* pairs) {
+  _PyInterpreterFrame* frame = calling_frame(PyThreadState_Get());
+  if (!frame || !PyTuple_Check(pairs)) {
+    PyErr_SetString(PyExc_SystemError, "values for a frame are a tuple of pairs");
+    return false;
+  }
+  for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(pairs); k++) {
+    PyObject* value;
+    Py_ssize_t index;
+    if (!PyArg_ParseTuple(PyTuple_GET_ITEM(pairs, k), "nO", &index, &value)) return false;
+    PyObject** place = &frame_locals(frame)[index];
+    PyObject* old = *place;
+    *place = Py_NewRef(value);
+    Py_XDECREF(old);
+  }
+  return true;
+}
+
 int init_islands(PyObject* module) { return PyModule_AddFunctions(module, FUNCTIONS); }
 
 }  // namespace accel

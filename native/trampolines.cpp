@@ -607,7 +607,9 @@ PyObject* t_land(PyObject*, PyObject* const* args, Py_ssize_t count) {
   PyObject* answer = ask_islands("at_landing", args);
   suspend(session, true);
   if (!answer && PyErr_Occurred()) return nullptr;
+  bool ok = !answer || answer == Py_None || set_calling_frame_values(answer);
   Py_XDECREF(answer);
+  if (!ok) return nullptr;
   Py_RETURN_NONE;
 }
 
@@ -618,8 +620,15 @@ PyObject* t_node(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (!s || !s->islands || s->in_recorder || !(s->dead || s->suspended)) Py_RETURN_NONE;
   PyObject* answer = ask_islands("at_node", args);
   if (!answer && PyErr_Occurred()) return nullptr;
-  if (answer && PyTuple_CheckExact(answer) && PyTuple_GET_SIZE(answer) == HANDLER_COUNT) {
-    Py_SETREF(s->handlers, Py_NewRef(answer));
+  PyObject* handlers = answer && PyTuple_CheckExact(answer) && PyTuple_GET_SIZE(answer) == 2
+                           ? PyTuple_GET_ITEM(answer, 0)
+                           : nullptr;
+  if (handlers && PyTuple_CheckExact(handlers) && PyTuple_GET_SIZE(handlers) == HANDLER_COUNT) {
+    if (!set_calling_frame_values(PyTuple_GET_ITEM(answer, 1))) {
+      Py_DECREF(answer);
+      return nullptr;
+    }
+    Py_SETREF(s->handlers, Py_NewRef(handlers));
     s->dead = false;
     s->hold.emplace();
     suspend(s, false);

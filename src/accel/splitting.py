@@ -253,7 +253,11 @@ class Splitter:
                 _program(s).check(roots) == -1 and not s.recording.assumed for s in fresh
             ):
                 return False
-            run.failed_guards.extend((number, v.recording.differs(k)) for v, k in checks if k >= 0)
+            run.failed_guards.extend(
+                (number, v.recording.differs(k))
+                for v, k in checks
+                if k >= 0 and not v.recording.is_type_of_number(k)
+            )
             others = [v for v in rivals if branching.failures(v)] + fresh
             run.rivals = tuple(r.assumed for r in _assuming(others))
             visits[number] += 1
@@ -332,7 +336,6 @@ class Splitter:
                 continue
             segment.recording.landing = segment.native_landing
             count = len(run.names) + split.plan.nodes[segment.node].depth + 1
-            segment.recording.show(node.variation)
             self._compile(node, count, segment.recording)
         if run.segments:
             self.rewrite(root, split)

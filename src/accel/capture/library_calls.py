@@ -32,7 +32,7 @@ from accel.capture.callbacks import (
     without_callback,
 )
 from accel.capture.operators import OperatorEvents
-from accel.capture.polyfills import call_named, get_attributes, get_items
+from accel.capture.polyfills import call_named, call_with_rows, get_attributes, get_items
 from accel.capture.state import user_location
 from accel.capture.steps import CONSTRUCT, FOLD, NATIVE, Answer, Void
 from accel.capture.values import (
@@ -46,6 +46,19 @@ from accel.capture.values import (
     is_static,
 )
 
+# What iterates over its arguments from which one on, as soon as it is called.
+_ITERATES: dict[Any, int] = {
+    zip: 0,
+    enumerate: 0,
+    iter: 0,
+    list: 0,
+    tuple: 0,
+    map: 1,
+    filter: 1,
+    itertools.product: 0,
+    itertools.pairwise: 0,
+    itertools.zip_longest: 0,
+}
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 _OF_C = (type, types.ModuleType)
 
@@ -299,6 +312,13 @@ class LibraryCalls(OperatorEvents):
             self.consume(value)
 
     def _call_read(self, f: Any, args: Any, kwargs: Any) -> Answer:
+        first = _ITERATES.get(f) if type(f) is type or f is iter else None
+        if first is not None and any(type(a) in PLAIN_TENSORS for a in args[first:]):
+            for tensor in args[first:]:
+                if type(tensor) in PLAIN_TENSORS:
+                    self.check_has_rows(tensor)
+            self.assume_static(call_with_rows)
+            return self.call_python(call_with_rows, (f, first, *args), kwargs)
         receiver = getattr(f, "__self__", None)
         args, kwargs = self._watch_callbacks(f, args, kwargs)
         position = TAKES_APART.get(f)

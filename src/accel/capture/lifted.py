@@ -364,6 +364,11 @@ class LiftedEvents(NumberEvents):
             return bool(self._compute(function, (a, b), bool(function(a, b))))
         return super().ask(name, a, b)
 
+    def lifted_source(self, value: Any) -> Source | None:
+        """Where the lifted number comes from, when it is none that was computed."""
+        number = self.lifted.get(id(value))
+        return None if number is None else self.leaf_of.get(number)
+
     def lifted_output(self, value: Any) -> int | None:
         number = self.lifted.get(id(value))
         return None if number is None else self.number_program.output(number)

@@ -595,6 +595,10 @@ class NumberEvents(CallEvents):
 
     # ------------------------------------------------------------ the end
 
+    def lifted_source(self, value: Any) -> Source | None:
+        """Where a lifted number comes from; none is lifted here."""
+        return None
+
     def lifted_output(self, value: Any) -> int | None:
         """Where a number of the program's state is among those that a call computes."""
         return None

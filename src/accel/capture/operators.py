@@ -451,7 +451,7 @@ class OperatorEvents(AttributeEvents):
                 self.adopt_frozen(part, None)
             return None
         if kind in PLAIN_TENSORS:
-            self.tensor_class(obj, "__iter__", "unbind")
+            self.check_has_rows(obj)
             return self.operation("call_method", "unbind", torch.Tensor.unbind, (obj,), {})
         if id(obj) in self.known:
             if kind is types.GeneratorType or kind in BUILTIN_ITERATORS:
@@ -470,6 +470,12 @@ class OperatorEvents(AttributeEvents):
         ):
             raise Void("unknown_value", f"iteration over a {kind.__name__}")
         return None
+
+    def check_has_rows(self, tensor: Any) -> None:
+        """To iterate over the tensor is to iterate over what `unbind` gives."""
+        self.tensor_class(tensor, "__iter__", "unbind")
+        if tensor.dim() == 0:  # an error, whose type is another than that of unbind's
+            raise Void("tensor_method", "__iter__ without a dimension")
 
     def unpack(self, obj: Any, _count: int) -> Answer:
         return self.get_iter(obj)

@@ -11,6 +11,8 @@ import collections
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
+
 
 def sum_(iterable: Iterable[Any], /, start: Any = 0) -> Any:
     if isinstance(start, (str, bytes, bytearray)):
@@ -53,6 +55,14 @@ def get_attributes(obj: Any, path: str, *paths: str) -> Any:
 def call_named(obj: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """operator.methodcaller(name, *args, **kwargs)(obj)"""
     return getattr(obj, name)(*args, **kwargs)
+
+
+def call_with_rows(function: Any, first: int, /, *args: Any, **kwargs: Any) -> Any:
+    """function(*args, **kwargs), which iterates over its arguments from number `first` on."""
+    iterables = [
+        value.unbind() if isinstance(value, torch.Tensor) else value for value in args[first:]
+    ]
+    return function(*args[:first], *iterables, **kwargs)
 
 
 def count_elements(mapping: Any, iterable: Iterable[Any]) -> None:

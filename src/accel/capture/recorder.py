@@ -68,6 +68,15 @@ class Recording:
         checked = self.checked[instruction]
         return str(checked.source if isinstance(checked, Guard) else checked)
 
+    def is_type_of_number(self, instruction: int) -> bool:
+        """Whether this instruction tells an int from a float: such a value is lifted."""
+        checked = self.checked[instruction]
+        return (
+            isinstance(checked, Guard)
+            and checked.check == "TYPE_IS"
+            and checked.operands[0] in (int, float)
+        )
+
     def show(self, variation: Variation | None) -> None:
         """Tells the history of the root what this run has read."""
         if variation is not None and self.graph is not None:

@@ -194,6 +194,9 @@ class Describer:
         return ("output", self.template.outputs.index(name))
 
     def _number(self, value: Any) -> Spec:
+        source = self.state.lifted_source(value)
+        if source is not None:
+            return self._load(source)  # the very object
         lifted = self.state.lifted_output(value)
         if lifted is not None:
             return ("lifted", lifted)

@@ -26,7 +26,7 @@ from accel.sources import Source
 
 # What cannot be recorded but can be done by Python, between two stretches.
 EXITS = frozenset(
-    """branch class_or_module_store closure_store container container_write delete disabled finaliser global_store
+    """branch changes class_or_module_store closure_store container container_write delete disabled finaliser global_store
     import no_twin opaque_attribute opaque_call opaque_operation operand operation_raised read_after_write
     unknown_function tensor_attribute tensor_attribute_store tensor_method tensor_subclass
     text_of_object unbound_slot unknown_tensor unknown_value value_from_tensor""".split()
@@ -95,6 +95,8 @@ class SegmentRecorder(Recorder):
         touched = range(len(names) + node.untouched, len(values))
         self.node = node
         self.own_cells: dict[int, Source] = {}
+        # Of numbers that are lifted: where in the frame, what stands for it, what was there.
+        self.replaced: list[tuple[int, Any, Any]] = []
         try:
             super().__init__(
                 [*roots, (function.__name__, function)],
@@ -109,14 +111,32 @@ class SegmentRecorder(Recorder):
         except Void:
             self.release()
             raise
-        self.first = tuple(self._contents(i, v) for i, v in enumerate(values))
+        first = list(values)
+        for i, own, _ in self.replaced:
+            first[i] = own
+        self.first = tuple(self._contents(i, v) for i, v in enumerate(first))
         self.local_count = len(names)
 
     def lift_arguments(self, index: int) -> None:
-        """The frame keeps its numbers: they are guarded."""
+        """Root number `index` has been tracked: while the stretch lasts, the frame holds what
+        stands for its numbers. What a cell holds is guarded."""
         read, self.read_numbers = self.read_numbers, None
         for value, source in read or ():
-            self.track(value, source)
+            if source.kind == "root" and index not in self.node.cells:
+                self.replaced.append((index, self.leaf(value, source), value))
+            else:
+                self.track(value, source)
+
+    def _fix(self, value: Any) -> None:
+        """Somebody looks at a number that is another at each visit: that is Python's to do."""
+        source = self.lifted_source(value)
+        super()._fix(value)  # where this cannot be an exit, the next recording has it fixed
+        raise Void("changes", str(source or "a number"))
+
+    def restored(self, values: tuple[Any, ...]) -> tuple[tuple[int, Any], ...]:
+        """What the frame, whose values are these, would hold had nothing been replaced."""
+        before = {id(own): value for _, own, value in self.replaced}
+        return tuple((i, before[id(v)]) for i, v in enumerate(values) if id(v) in before)
 
     def close(
         self, landing: LandingFacts, values: tuple[Any, ...], unseen_operations: int
@@ -206,6 +226,7 @@ class SegmentRecorder(Recorder):
     def release(self) -> None:
         super().release()
         self.first = ()
+        self.replaced.clear()
 
 
 @dataclass
@@ -256,7 +277,8 @@ class SegmentRun:
         )
 
     def at_node(self, number: int, values: tuple[Any, ...], _unseen: int) -> Any:
-        """The handlers of the stretch that begins here, or None."""
+        """The handlers of the stretch that begins here and what the frame holds meanwhile; or
+        None."""
         try:
             self._discard()
             if not self.wanted(number, values):
@@ -266,12 +288,13 @@ class SegmentRun:
                 node, self.names, values, self.function, self.twin_of, self.variation_of(number)
             )
             self.current.twin_code = self.twin_code
-            return tuple(
+            handlers = tuple(
                 self.finish if name == "finish" else handler
                 for name, handler in zip(
                     runtime.native.HANDLER_NAMES, self.current.handlers, strict=True
                 )
             )
+            return handlers, tuple((i, own) for i, own, _ in self.current.replaced)
         except Void:
             self.current = None
             return None
@@ -286,8 +309,13 @@ class SegmentRun:
         everything = frozenset(range(len(self.names)))
         return NodeFacts(number, depth, everything, everything, 0, ())
 
-    def at_landing(self, number: int, values: tuple[Any, ...], unseen: int) -> None:
+    def at_landing(
+        self, number: int, values: tuple[Any, ...], unseen: int
+    ) -> tuple[tuple[int, Any], ...]:
+        """The stretch ends here; what the frame holds from now on."""
+        restored = self.current.restored(values) if self.current is not None else ()
         self._close(self.landings[number], values, unseen)
+        return restored
 
     def finish(self, result: Any, failed: bool, unseen: int) -> BaseException | None:
         """The run is over."""
@@ -313,6 +341,8 @@ class SegmentRun:
             return
         segment.rivals = self.rivals
         if segment.node < len(self.nodes):
+            # At once: the next visit in this run may differ in what was read just now.
+            segment.recording.show(self.variation_of(segment.node))
             kept = self.segments if segment.recording.void is None else self.voided
             kept.append(segment)
 
