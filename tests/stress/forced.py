@@ -23,7 +23,7 @@ from harness import ANY, Accel, Program, Session, check  # noqa: E402
 
 KINDS = ("guard", "speculation", "executor")
 # Calls meet the same places over and over: a loop of 1,000 rounds is not run 3,000 times.
-FIRST, LATER = 40, 20
+FIRST, LATER = 20, 10
 # Backwards that fail after the program has written an input: nothing can compute them, and the
 # error says so (accel.compile.gradients).
 DOCUMENTED = "'message': 'accel: this backward needs "
