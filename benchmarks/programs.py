@@ -6,6 +6,7 @@ In: how often to repeat. Out: JSON facts per row. Invariant: `python` and
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -207,6 +208,47 @@ def capture(repeats: int, threads: int) -> dict[str, Any]:
     return facts
 
 
+def training(row: str, repeats: int, threads: int) -> dict[str, Any]:
+    """A row of run_training.py, in a process of its own."""
+    command = [sys.executable, str(HERE / "run_training.py"), row, "--threads", str(threads)]
+    _, output = run([*command, "--rounds", str(repeats)], None, threads)
+    facts: dict[str, Any] = json.loads(output.splitlines()[-1])
+    wrong = [name for name, agrees in facts["agrees"].items() if not agrees]
+    if wrong:
+        raise NotMeasured(f"losses differ from eager's: {', '.join(wrong)}")
+    return facts
+
+
+def training_from_cold(repeats: int, threads: int) -> dict[str, Any]:
+    """BERT-base training steps: seconds until compiled ones, and peak memory."""
+    ready: dict[str, list[float]] = {"eager": [], "torch.compile": [], "accel": []}
+    peak: dict[str, list[float]] = {name: [] for name in ready}
+    script = str(SCRIPTS / "bert_training_step.py")
+
+    def one_round(cache: Path) -> None:
+        for way, seconds in ready.items():
+            facts = json.loads(run([sys.executable, script, way], cache, threads)[1])
+            if facts["ready_s"] is None:
+                raise NotMeasured(f"{way} was never compiled")
+            seconds.append(facts["ready_s"])
+            peak[way].append(facts["peak_mb"])
+
+    for _ in range(repeats):
+        with_cache(one_round)
+    pairs = list(zip(ready["accel"], ready["torch.compile"], strict=True))
+    memory = list(zip(peak["accel"], peak["torch.compile"], strict=True))
+    return {
+        "s": {name: bootstrap(values).to_json() for name, values in ready.items()},
+        "peak_mb": {name: bootstrap(values).to_json() for name, values in peak.items()},
+        "ratio": {
+            "ready: accel over torch.compile": bootstrap([a / b for a, b in pairs]).to_json(),
+            "peak memory: accel over torch.compile": bootstrap(
+                [a / b for a, b in memory]
+            ).to_json(),
+        },
+    }
+
+
 PROGRAM_ROWS = [
     ProgramRow("one-call", "`python -m accel run` over `python`, one BERT-base call", one_call, 5,
                "+0.5 s cold, +0.2 s warm"),
@@ -216,5 +258,21 @@ PROGRAM_ROWS = [
                from_cold_torch_compile, 1, "(for comparison)"),
     ProgramRow("capture", "first call captured for the `eager` backend, over an eager call",
                capture, 6, "a quarter of Dynamo's"),
+    *(
+        ProgramRow(name, title, functools.partial(training, name), repeats, target)
+        for name, title, repeats, target in (
+            ("tiny-forward", "three pointwise ops on 8x16, grad enabled: forward", 40,
+             "6 us"),
+            ("tiny-backward", "the same, forward and backward", 40, "2x eager"),
+            ("step-mlp", "training step: 10 x (Linear 256, ReLU), batch 64, AdamW", 30,
+             "1.4x the best of the others"),
+            ("step-bert", "training step: BERT, 4 layers of 768, 4x64, AdamW", 9,
+             "1.1x the best of the others"),
+            ("adamw", "AdamW step, 200 parameters of 64x64", 30,
+             "3x eager, not slower than fused"),
+        )
+    ),
+    ProgramRow("training-from-cold", "BERT-base training steps, 4x64, until compiled",
+               training_from_cold, 3, "a quarter of torch.compile's; no more memory"),
     ProgramRow("call-heavy", "richards and deltablue under `run`", call_heavy, 7, "1.03x of plain"),
 ]  # fmt: skip

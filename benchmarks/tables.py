@@ -13,6 +13,7 @@ from typing import Any
 from calls import CALL_ROWS, CallRow
 from programs import PROGRAM_ROWS
 
+_UNITS = ((1.0, "s"), (1e3, "ms"), (1e6, "us"))
 COMMAND = "python benchmarks/bench.py"
 
 
@@ -111,7 +112,11 @@ def _verdict(row: CallRow, record: dict[str, Any], records: dict[Any, Any]) -> s
 def _program_cell(record: dict[str, Any]) -> str:
     if "not_measured" in record:
         return "not measured: " + record["not_measured"].replace("|", "/").replace("\n", " ")
-    cells = [f"{name}: {_interval(value, 2)} s" for name, value in record.get("s", {}).items()]
+    cells = [f"{name}: {_seconds(value)}" for name, value in record.get("s", {}).items()]
+    cells += [
+        f"{name}: peak {_interval(value, 0)} MB"
+        for name, value in record.get("peak_mb", {}).items()
+    ]
     cells += [
         f"**{name}: added {_interval(value, 2)} s**"
         for name, value in record.get("added_s", {}).items()
@@ -120,6 +125,12 @@ def _program_cell(record: dict[str, Any]) -> str:
         f"**{name}: {_interval(value, 3)}x**" for name, value in record.get("ratio", {}).items()
     ]
     return "<br>".join(cells)
+
+
+def _seconds(value: dict[str, float]) -> str:
+    """An interval in the unit that suits it."""
+    scale, unit = next(u for u in _UNITS if value["median"] * u[0] >= 0.1 or u is _UNITS[-1])
+    return f"{_interval({k: v * scale for k, v in value.items()}, 2)} {unit}"
 
 
 def _interval(value: dict[str, float] | None, digits: int) -> str:

@@ -82,7 +82,9 @@ class Totals:
 
     def _of(self, root: Root) -> dict[str, int]:
         hits = root.hits
-        runs = (v.native.gradient.runs for v in root.variants if v.native.gradient)
+        nodes = root.split.nodes if root.split is not None else ()
+        variants = [*root.variants, *(v for node in nodes for v in node.variants)]
+        runs = (v.native.gradient.runs for v in variants if v.native.gradient)
         totals = {
             "calls_compiled": hits,
             "backwards_compiled": sum(runs),

@@ -1,0 +1,206 @@
+"""Measures one training row in this process and prints its JSON.
+
+Run by `bench.py`; can be run alone: `python benchmarks/run_training.py step-mlp --threads 1`.
+Competitors train copies of one model on the same data, each with its own optimizer; a call is one
+step. A row's ratios are each other competitor's seconds over accel's, paired by round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from measure import Competitor, bootstrap, race, ratio
+from run_call import accel_present
+from torch import nn
+
+SEED = 0
+SETTLING_CALLS = 14
+AGREE_STEPS = 3
+LOSS_TOLERANCE = 1e-3  # relative, after the steps that bring compiled code in
+
+Step = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class TrainingRow:
+    """`make(fused)` gives (model, step over a callable model, optimizer or None)."""
+
+    name: str
+    make: Callable[[bool], tuple[Any, Callable[[Any], Any], Any]]
+    rounds: int
+    competitors: tuple[str, ...]
+
+
+def _mlp(fused: bool) -> tuple[Any, Callable[[Any], Any], Any]:
+    layers = [part for _ in range(10) for part in (nn.Linear(256, 256), nn.ReLU())]
+    model = nn.Sequential(*layers)
+    x, y = torch.randn(64, 256), torch.randn(64, 256)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True if fused else None)
+
+    def step(model: Any) -> Any:
+        loss = F.mse_loss(model(x), y)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return model, step, optimizer
+
+
+def _bert(fused: bool) -> tuple[Any, Callable[[Any], Any], Any]:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(
+        num_hidden_layers=4, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    )
+    model = BertForSequenceClassification(config).train()
+    tokens, labels = torch.randint(0, 30000, (4, 64)), torch.randint(0, 2, (4,))
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True if fused else None)
+
+    def step(model: Any) -> Any:
+        loss = model(tokens, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return model, step, optimizer
+
+
+def _adamw(fused: bool) -> tuple[Any, Callable[[Any], Any], Any]:
+    parameters = [nn.Parameter(torch.randn(64, 64)) for _ in range(200)]
+    for p in parameters:
+        p.grad = torch.randn_like(p)
+    optimizer = torch.optim.AdamW(parameters, fused=True if fused else None)
+
+    def step(_model: Any) -> Any:
+        optimizer.step()
+        return parameters[0].detach()
+
+    return None, step, optimizer
+
+
+def _tiny(backward: bool, fused: bool) -> tuple[Any, Callable[[Any], Any], Any]:
+    x = torch.randn(8, 16, requires_grad=True)
+    y, gradient = torch.randn(8, 16), torch.randn(8, 16)
+
+    def three_pointwise(x: Any, y: Any) -> Any:
+        return torch.relu(x * y + 1.0)
+
+    def step(function: Any) -> Any:
+        out = function(x, y)
+        if backward:
+            x.grad = None
+            out.backward(gradient)
+        return out.detach()
+
+    return three_pointwise, step, None
+
+
+ALL = ("eager", "eager fused", "compiled model", "compiled model fused", "compiled step", "accel")
+TRAINING_ROWS = {
+    row.name: row
+    for row in (
+        TrainingRow("tiny-forward", functools.partial(_tiny, False), 40,
+                    ("eager", "compiled model", "accel")),
+        TrainingRow("tiny-backward", functools.partial(_tiny, True), 40,
+                    ("eager", "compiled model", "accel")),
+        TrainingRow("step-mlp", _mlp, 30, ALL),
+        TrainingRow("step-bert", _bert, 9, ALL),
+        TrainingRow("adamw", _adamw, 30, ("eager", "eager fused", "accel")),
+    )
+}  # fmt: skip
+
+
+def competitor(row: TrainingRow, name: str) -> tuple[Competitor, list[float]]:
+    """A competitor that has settled, and the losses of its first steps."""
+    torch.manual_seed(SEED)
+    model, step, _ = row.make(name.endswith("fused"))
+    call: Step = functools.partial(step, model)
+    if name.startswith("compiled model"):
+        call = functools.partial(step, torch.compile(model))
+    elif name == "compiled step":
+        call = functools.partial(torch.compile(step), model)
+    elif name == "accel":
+        return _accel(row, model, step)
+    losses = [float(call().sum()) for _ in range(AGREE_STEPS + SETTLING_CALLS)]
+    return Competitor(name, call), losses
+
+
+def _accel(
+    row: TrainingRow, model: Any, step: Callable[[Any], Any]
+) -> tuple[Competitor, list[float]]:
+    import accel
+    from accel import driver
+
+    # A function is the root where that is what a user would hand over: here the whole step, or the
+    # function that the row is about.
+    if row.name.startswith("tiny"):
+        call = functools.partial(step, accel.optimize(model))
+    else:
+        call = functools.partial(accel.optimize(step), model)
+    losses = []
+    for _ in range(AGREE_STEPS + SETTLING_CALLS):
+        losses.append(float(call().sum()))
+        accel.wait(120)
+    driver.current.unpatch()
+    return Competitor("accel", call, accel_present), losses
+
+
+def measure(row: TrainingRow, rounds: int, names: list[str]) -> dict[str, Any]:
+    competitors, losses = [], {}
+    for name in names:
+        found, losses[name] = competitor(row, name)
+        competitors.append(found)
+    race(competitors, rounds)
+    seconds = {c.name: c.seconds for c in competitors}
+    first = losses[names[0]]
+    record: dict[str, Any] = {
+        "s": {n: bootstrap(v).to_json() for n, v in seconds.items()},
+        "agrees": {
+            n: all(
+                abs(a - b) <= LOSS_TOLERANCE * max(1.0, abs(a))
+                for a, b in zip(first, v, strict=True)
+            )
+            for n, v in losses.items()
+        },
+        "rounds": rounds,
+    }
+    if "accel" in seconds:
+        import accel
+
+        record["ratio"] = {
+            n: ratio(v, seconds["accel"]).to_json() for n, v in seconds.items() if n != "accel"
+        }
+        record["counters"] = {
+            k: v
+            for k, v in accel.counters().items()
+            if k.startswith(("ops_", "backwards", "optim"))
+        }
+    return record
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("row", choices=list(TRAINING_ROWS))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=0)
+    parser.add_argument("--competitors", nargs="+", choices=ALL)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    row = TRAINING_ROWS[arguments.row]
+    names = arguments.competitors or list(row.competitors)
+    json.dump(measure(row, arguments.rounds or row.rounds, names), sys.stdout)
+    print()
+
+
+if __name__ == "__main__":
+    main()
