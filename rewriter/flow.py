@@ -264,6 +264,8 @@ class Flow:
             return tuple(swapped)
         if name == "COPY":
             return (*stack, stack[-arg] if stack[-arg].kind in _COPIED else VALUE)
+        if name.startswith("BUILD_") and arg == 0:
+            return (*stack, VALUE)
         if name == "GET_ITER":
             return (*stack[:-1], Slot("iterator", i))
         if name == "BEFORE_WITH":

@@ -94,11 +94,13 @@ class _Planner:
     def __init__(self, flow: Flow) -> None:
         self.flow = flow
         self.lines = _lines_of(flow)
+        # GET_ITER of an inlined comprehension that is an exit as a whole -> where it is left.
+        self.comprehensions: dict[int, int] = {}
 
     def plan(self, exits: Iterable[int]) -> Islands:
         flow = self.flow
         self._check_iterators()
-        all_exits = self._with_enclosing(exits)
+        all_exits = self._with_enclosing(map(self._outside, exits))
         landed = {i: self._landing_of(i) for i in all_exits}
         returns = {
             i
@@ -132,6 +134,27 @@ class _Planner:
                 raise RewriteError(f"{self.flow.code.co_qualname}: an iterator of unknown origin")
 
     # ---------------------------------------------------------- exits
+
+    def _outside(self, i: int) -> int:
+        """The exit, or the comprehension around it (inlined since CPython 3.12): locals that
+        wait on the stack, perhaps unbound, are Python's."""
+        flow = self.flow
+        saved = [slot.origin for slot in flow.stacks[i] or () if slot.kind == "saved"]
+        if not saved:
+            return i
+        first = min(saved)
+        iterator = flow.stack(first)[-1]
+        inside = {
+            k
+            for k, stack in enumerate(flow.stacks)
+            if k == first or any(s.kind == "saved" and s.origin == first for s in stack or ())
+        }
+        left = {after for k in inside for after in flow.next(k)} - inside
+        left = {after for after in left if flow.names[after] != "RERAISE"}  # of its clean-up
+        if iterator.kind != "iterator" or len(left) != 1:
+            raise RewriteError(f"{flow.code.co_qualname}: an exit inside a comprehension")
+        self.comprehensions[iterator.origin] = left.pop()
+        return iterator.origin
 
     def _with_enclosing(self, exits: Iterable[int]) -> set[int]:
         """The exits, and what enters, advances and leaves the blocks around them."""
@@ -225,7 +248,8 @@ class _Planner:
     def _behind(self, i: int) -> list[int]:
         """Where compiled code may begin again behind exit i."""
         found = []
-        for start in self.flow.next(i):
+        left = self.comprehensions.get(i)
+        for start in self.flow.next(i) if left is None else [left]:
             at = self._settled(start)
             if at is not None:
                 found.append(at)

@@ -169,6 +169,15 @@ def c_keywords(a, b):
     return dict(d, w=opaque(a + b), **d)["y"] + c
 
 
+def c_comprehensions(a, b):
+    """From CPython 3.12 on, these exits lie in the function's own code."""
+    c = a + b
+    d = [opaque(i) + c for i in range(a) if i != b]
+    opaque(c)
+    e = {k: [opaque(k - 1) + i for i in range(2)] for k in d}
+    return [i * 2 for i in d], e, c
+
+
 PROGRAMS = [f for name, f in sorted(globals().items()) if name.startswith("c_")]
 ARGUMENTS = [(1, 2), (2, 5), (4, 3)]
 
@@ -206,6 +215,14 @@ def install(f, plan, answer):
     names = {resumable.NODE_CALLEE: answer, "__accel_run_body__": sentinel}
     new = types.FunctionType(code, {**f.__globals__, **names}, f.__name__, f.__defaults__)
     return new, sentinel
+
+
+def test_a_comprehension_with_an_exit_is_an_exit():
+    plan = islands.plan_islands(c_comprehensions.__code__, exits_of(c_comprehensions.__code__))
+    seen = plan.flow
+    for place in (*plan.nodes, *plan.landings):
+        assert not any(slot.kind == "saved" for slot in seen.stack(place.at))
+    assert len(plan.nodes) >= 2
 
 
 @pytest.mark.parametrize("f", PROGRAMS, ids=lambda f: f.__name__)
