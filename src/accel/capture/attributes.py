@@ -379,7 +379,8 @@ class AttributeEvents(RecorderState):
         self.assume_static(module)
         source = self.constant_source(attributes)
         if value is not _ABSENT:
-            self.track(value, source.child("dict_item", name))
+            if not self.is_written(attributes, name, value):
+                self.track(value, source.child("dict_item", name))
             return (value,)
         self.guards.add(source, "DICT_ABSENT", name)
         return (FOLD, getattr, (module, name), None, self.adopt_constant, None)

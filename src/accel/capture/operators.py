@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import cmath
 import collections
+import contextlib
 import enum
 import operator
 import re
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 
 from accel.capture.attributes import AttributeEvents
-from accel.capture.state import Effect
+from accel.capture.state import Effect, running_frame
 from accel.capture.steps import FOLD, NATIVE, OPERATION, Answer, Void
 from accel.capture.values import (
     BUILTIN_CONTAINERS,
@@ -27,6 +28,7 @@ from accel.capture.values import (
     FOLDED_RESULTS,
     NUMPY_SCALARS,
     PLAIN_TENSORS,
+    builtin_method,
     class_lookup,
     holds_numpy,
     is_constant,
@@ -432,10 +434,9 @@ class OperatorEvents(AttributeEvents):
         else:
             self.guards.add(source, "LEN", len(obj))
             self.check_replaced(list.__getitem__(obj, key) if -len(obj) <= key < len(obj) else None)
-        base = dict if issubclass(type(obj), dict) else list
         self.effect("setitem", obj, key, value)
         self.written[id(obj), key] = id(value)
-        return (NATIVE, base.__setitem__, (obj, key, value), None, None, None)
+        return (NATIVE, builtin_method(type(obj), "__setitem__"), (obj, key, value), None, None, None)
 
     def delitem(self, obj: Any, key: Any) -> Answer:
         if type(obj) in PLAIN_TENSORS or id(obj) in self.known:
@@ -558,13 +559,15 @@ class OperatorEvents(AttributeEvents):
 
     def deref(self, value: Any, cell: Any) -> Answer:
         found = self.cells.get(id(cell))
-        if found is not None:
+        if found is not None and not self.is_written(cell, "cell_contents", value):
             self.track(value, found[1])
         return None
 
     def glob(self, value: Any, name: str, namespace: dict[str, Any]) -> Answer:
         key = (id(namespace), name)
         if self.seen_globals.get(key, self) is value:
+            return None
+        if name in namespace and self.is_written(namespace, name, value):
             return None
         source = self.constant_source(namespace)
         if name in namespace:
@@ -576,13 +579,25 @@ class OperatorEvents(AttributeEvents):
         self.seen_globals[key] = value
         return None
 
-    def store_deref(self, _value: Any, cell: Any) -> Answer:
-        if id(cell) in self.cells:
-            raise Void("closure_store")
+    def store_deref(self, value: Any, cell: Any) -> Answer:
+        """A variable of an enclosing function, of this call or from outside."""
+        found = self.cells.get(id(cell))
+        if found is None:
+            return None
+        assert found[1].base is not None
+        with contextlib.suppress(ValueError):  # it is empty
+            self.check_replaced(cell.cell_contents)
+        self.known[id(cell)] = (cell, found[1].base)
+        self.effect("setattr", cell, "cell_contents", value)
+        self.written[id(cell), "cell_contents"] = id(value)
         return None
 
-    def store_global(self, _value: Any, name: str) -> Answer:
-        raise Void("global_store", name)
+    def store_global(self, value: Any, name: str) -> Answer:
+        namespace = running_frame().f_globals
+        self.assume_static(namespace)
+        self.raw_setitem(namespace, name, value)  # which CPython does
+        self.seen_globals.pop((id(namespace), name), None)
+        return None
 
     def delete_global(self, name: str) -> Answer:
         raise Void("global_store", name)

@@ -23,6 +23,7 @@ from accel.capture.steps import Void
 from accel.capture.values import (
     BUILTIN_CONTAINERS,
     PLAIN_TENSORS,
+    builtin_method,
     is_constant,
     is_python_class,
     is_static,
@@ -54,9 +55,7 @@ _METHODS = (types.MethodType, types.BuiltinFunctionType)
 # Effects: how each is done again. (target, operands)
 EFFECTS: dict[str, Callable[..., Any]] = {
     "setattr": object.__setattr__,
-    "setitem": lambda target, key, value: (dict if isinstance(target, dict) else list).__setitem__(
-        target, key, value
-    ),
+    "setitem": lambda target, *entry: builtin_method(type(target), "__setitem__")(target, *entry),
     "append": list.append,
     "print": lambda _target, args, kwargs: builtins.print(*args, **kwargs),
 }
@@ -117,8 +116,9 @@ class Describer:
                 if effect.kind == "print"
                 else tuple(self.spec(o) for o in effect.operands)
             )
-            if effect.target is not None:
-                self._load(effect.target)
+            target = effect.target
+            if target is not None and target not in self.template.sources:
+                self.template.sources.append(target)
             self.template.effects.append((effect.kind, effect.target, operands))
         return self.template
 

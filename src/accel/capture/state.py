@@ -55,6 +55,16 @@ class Effect:
     operands: tuple[Any, ...]
 
 
+def running_frame() -> types.FrameType:
+    """The innermost frame that is not accel's own."""
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(branches.PACKAGE_FILES):
+        frame = frame.f_back
+    if frame is None:
+        raise Void("foreign_frame", "no frame of the program's")
+    return frame
+
+
 def user_location() -> str:
     """`file:line` of the innermost frame that is not accel's own."""
     frame: types.FrameType | None = sys._getframe(1)

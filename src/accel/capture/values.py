@@ -14,6 +14,7 @@ import itertools
 import operator
 import re
 import types
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -238,6 +239,16 @@ def class_lookup(cls: type, name: str, default: object = None) -> object:
 
 
 _MISSING = object()
+
+
+def builtin_method(kind: type, name: str) -> Callable[..., Any]:
+    """The C code that a class of a builtin family has under `name`, below what Python overrides:
+    an OrderedDict's items are in an order of their own, which dict.__setitem__ would not know."""
+    for base in kind.__mro__:
+        found = base.__dict__.get(name)
+        if type(found) is types.WrapperDescriptorType:
+            return found
+    raise TypeError(f"{kind.__name__} has no {name} in C")
 
 
 def is_iterable(value: Any) -> bool:
