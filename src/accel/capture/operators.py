@@ -259,6 +259,7 @@ class OperatorEvents(AttributeEvents):
                 found = class_lookup(kind, name, self.missing)
                 self.guards.add_class_attribute(kind, name, found)
                 if found is not self.missing:
+                    self.check_own_code(value)
                     return (NATIVE, bool, (value,), None, None, None)
             return (True,)
         if kind in BUILTIN_ITERATORS or kind.__module__ in ("builtins", "functools"):

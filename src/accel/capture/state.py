@@ -22,6 +22,7 @@ from accel import runtime
 from accel.capture import branches
 from accel.capture.steps import OPERATION, Answer, Void
 from accel.capture.values import (
+    BOUND_C_METHODS,
     BUILTIN_CONTAINERS,
     BUILTIN_ITERATORS,
     CONSTANT_TYPES,
@@ -29,7 +30,9 @@ from accel.capture.values import (
     NUMPY_SCALARS,
     PLAIN_TENSORS,
     TRANSIENT_TYPES,
+    class_lookup,
     has_finaliser,
+    has_receiver,
     holds_numpy,
     is_constant,
     is_python_class,
@@ -208,6 +211,8 @@ class RecorderState:
             # is guarded as it is read.
             self.guards.add(source, "TYPE_IS", kind)
             self.guards.add(source.child("code"), "IS", value.__code__)
+        elif kind in BOUND_C_METHODS and has_receiver(value):
+            self._track_method(value, source)
         elif is_static(value):
             self.guards.add(source, "IS", value)
         else:
@@ -215,6 +220,22 @@ class RecorderState:
                 raise Void("unseen_write", str(source))
             self.guards.add(source, "TYPE_IS", kind)
         self.known[id(value)] = (value, source)
+
+    def _track_method(self, method: Any, source: Source) -> None:
+        """A method of C code bound to an object, `losses.append`: made anew at each call, often.
+        What counts is whose method it is."""
+        found = class_lookup(type(method.__self__), method.__name__)
+        if type(found) is types.MethodDescriptorType:
+            self.guards.add(source, "TYPE_IS", type(method))
+            self.guards.add(source.child("attribute", "__name__"), "EQUALS", method.__name__)
+        else:
+            self.guards.add(source, "IS", method)
+        self.track_receiver(method, source)
+
+    def track_receiver(self, method: Any, source: Source) -> None:
+        """Through a bound method of C code, the object that it is bound to is read and written."""
+        if type(method) in BOUND_C_METHODS and has_receiver(method):
+            self.track(method.__self__, source.child("bound_self"))
 
     # ------------------------------------------------------------- tensors
 

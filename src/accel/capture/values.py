@@ -51,6 +51,9 @@ PLAIN_TENSORS: frozenset[type] = frozenset({torch.Tensor, torch.nn.Parameter})
 
 BOUND_C_METHOD: type = type(re.compile("").match)  # METH_METHOD: unlike other bound methods
 
+# Whose `__self__` a guard can load.
+BOUND_C_METHODS: frozenset[type] = frozenset({types.BuiltinFunctionType, BOUND_C_METHOD})
+
 FUNCTION_TYPES: frozenset[type] = frozenset(
     {
         types.FunctionType,
@@ -203,6 +206,12 @@ def is_static(value: object) -> bool:
         or kind in NAMED_TYPES
         or issubclass(kind, (type, types.ModuleType, enum.Enum))
     )
+
+
+def has_receiver(function: Any) -> bool:
+    """Whether a function of C code is bound to an object, not to a module, a class or nothing."""
+    receiver = getattr(function, "__self__", None)
+    return receiver is not None and not isinstance(receiver, (types.ModuleType, type))
 
 
 def is_python_class(cls: type) -> bool:
