@@ -187,6 +187,12 @@ class Root:
         return self.retired_hits + sum(int(v.native.hits) for v in self.variants)
 
 
+    @property
+    def serves_few(self) -> bool:
+        """Whether its variants, if any, serve less than half of its calls."""
+        return not self.variants or 2 * self.hits < int(self.entry.calls)
+
+
 class Owners:
     """Which of the functions that share a code has which root.
 

@@ -274,9 +274,15 @@ class OperatorEvents(AttributeEvents):
 
     def length(self, value: Any) -> None:
         source = self.source_of(value)
-        if source is not None:
-            self.reads(value)
-            self.guards.add(source, "LEN", _c_length(value))
+        if source is None:
+            return
+        self.reads(value)
+        if issubclass(type(value), list):
+            self.length_before(value, source)
+        else:
+            before = self.before.get(id(value))
+            length = _c_length(value) if before is None else len(before)
+            self.guards.add(source, "LEN", length)
 
     # ----------------------------------------------------------- containers
 
@@ -396,11 +402,13 @@ class OperatorEvents(AttributeEvents):
         self.reads(obj)
         if type(key) is not int and type(key) is not bool:
             return None
-        self.guards.add(source, "LEN", len(obj))
+        self.length(obj)
         index = key + len(obj) if key < 0 else int(key)
         if 0 <= index < len(obj):
-            step = "tuple_item" if isinstance(obj, tuple) else "list_item"
-            self.track(operator.getitem(obj, index), source.child(step, index))
+            if isinstance(obj, tuple):
+                self.track(tuple.__getitem__(obj, index), source.child("tuple_item", index))
+            else:
+                self.list_item(obj, index, source)
         return None
 
     def setitem(self, obj: Any, key: Any, value: Any) -> Answer:
@@ -433,8 +441,11 @@ class OperatorEvents(AttributeEvents):
             self._entry_known(obj, key, source)
             self.check_replaced(dict.get(obj, key))
         else:
-            self.guards.add(source, "LEN", len(obj))
-            self.check_replaced(list.__getitem__(obj, key) if -len(obj) <= key < len(obj) else None)
+            self.length_before(obj, source)
+            if not -len(obj) <= key < len(obj):
+                return None  # it raises
+            key = key + len(obj) if key < 0 else int(key)
+            self.check_replaced(list.__getitem__(obj, key))
         self.effect("setitem", obj, key, value)
         self.written[id(obj), key] = id(value)
         return (NATIVE, builtin_method(type(obj), "__setitem__"), (obj, key, value), None, None, None)

@@ -205,9 +205,10 @@ class Describer:
 
     def _body(self, value: Any, kind: type) -> Spec:
         if kind in _SEQUENCES:
+            parts = [self.spec(v) for v in value]
             if kind is collections.deque and value.maxlen is not None:
-                raise Void("result", "a bounded deque")
-            return ("sequence", kind, [self.spec(v) for v in value])
+                return ("bounded_deque", value.maxlen, parts)
+            return ("sequence", kind, parts)
         if kind in _MAPPINGS:
             items = [(self._key(k), self.spec(v)) for k, v in value.items()]
             return ("mapping", kind, items)
@@ -305,6 +306,12 @@ def _sequence(spec: Spec, slot_of: Any) -> Builder:
     make = _SEQUENCES[spec[1]]
     parts = [_compile(p, slot_of) for p in spec[2]]
     return lambda outputs, slots, memo: make([p(outputs, slots, memo) for p in parts])
+
+
+def _bounded_deque(spec: Spec, slot_of: Any) -> Builder:
+    limit = spec[1]
+    parts = [_compile(p, slot_of) for p in spec[2]]
+    return lambda *where: collections.deque([p(*where) for p in parts], limit)
 
 
 def _mapping(spec: Spec, slot_of: Any) -> Builder:
@@ -406,6 +413,7 @@ _COMPILERS: dict[str, Callable[[Spec, Any], Builder]] = {
     "again": _again,
     "make": _make,
     "sequence": _sequence,
+    "bounded_deque": _bounded_deque,
     "mapping": _mapping,
     "structseq": _structseq,
     "tuple_instance": _tuple_instance,

@@ -148,6 +148,7 @@ class RecorderState:
         self.cells: dict[int, tuple[object, Source]] = {}
         self.written: dict[tuple[int, Any], int] = {}  # places, and what the trace put there
         self.writes_seen: dict[int, Source] = {}
+        self.before: dict[int, Any] = {}  # of written lists the length, of dicts the keys
         self.table = runtime.native.TensorTable()
         self.names: list[str] = []
         self.inputs: list[tuple[str, Source, TensorMeta]] = []
@@ -386,11 +387,11 @@ class RecorderState:
             for i, v in enumerate(tuple.__iter__(container)):
                 self.track(v, source.child("tuple_item", i))
         elif issubclass(kind, list):
-            self.guards.add(source, "LEN", len(container))
-            for i, v in enumerate(list.__iter__(container)):
-                self.track(v, source.child("list_item", i))
+            self.length_before(container, source)
+            for i in range(list.__len__(container)):
+                self.list_item(container, i, source)
         elif issubclass(kind, dict):
-            keys = tuple(dict.keys(container))
+            keys = self.keys_before(container)
             for key in keys:
                 self.check_key(key)
             self.guards.add(source, "DICT_KEYS", keys)
@@ -398,7 +399,9 @@ class RecorderState:
                 # It keeps an order of its own, which the dict below it does not show.
                 self.guards.add(source, "CALL", _KeyOrder(keys))
             for key in keys:
-                self.track(dict.__getitem__(container, key), source.child("dict_item", key))
+                value = dict.__getitem__(container, key)
+                if not self.is_written(container, key, value):
+                    self.track(value, source.child("dict_item", key))
         elif issubclass(kind, (set, frozenset)):
             members = frozenset(container)
             if not all((is_constant(m) or is_static(m)) and not holds_numpy(m) for m in members):
@@ -458,9 +461,28 @@ class RecorderState:
             raise Void("container", f"a dict key of type {type(key).__name__}")
 
     def reads(self, container: Any) -> None:
-        """A container that the trace has written can no longer be guarded as a whole."""
-        if id(container) in self.writes_seen:
+        """A container that the trace has written can no longer be guarded as a whole, unless
+        it is known what it was."""
+        if id(container) in self.writes_seen and id(container) not in self.before:
             raise Void("read_after_write", str(self.source_of(container)))
+
+    def length_before(self, container: Any, source: Source) -> int:
+        """The length that a known list had when the call began, which is guarded."""
+        length: int = self.before.get(id(container), list.__len__(container))
+        self.guards.add(source, "LEN", length)
+        return length
+
+    def list_item(self, container: Any, index: int, source: Source) -> None:
+        """Item `index` of a known list is read; the trace may have put it there."""
+        value = list.__getitem__(container, index)
+        if index < self.length_before(container, source):
+            if not self.is_written(container, index, value):
+                self.track(value, source.child("list_item", index))
+
+    def keys_before(self, container: Any) -> tuple[Any, ...]:
+        """The keys that a known dict had when the call began."""
+        keys: tuple[Any, ...] = self.before.get(id(container), tuple(dict.keys(container)))
+        return keys
 
     def is_written(self, owner: object, key: Any, value: object) -> bool:
         """Whether the trace itself has put there what lies there: `value`.
@@ -487,6 +509,12 @@ class RecorderState:
         """A write to a known object: it happens now, and again at each commit."""
         source = self.source_of(target)
         assert source is not None
+        if id(target) not in self.writes_seen:
+            # Nothing shortens a container from outside: what was in it still is, or was replaced.
+            if issubclass(type(target), list):
+                self.before[id(target)] = list.__len__(target)
+            elif issubclass(type(target), dict):
+                self.before[id(target)] = tuple(dict.keys(target))
         self.writes_seen[id(target)] = source
         self.effects.append(Effect(kind, source, operands))
 
