@@ -167,4 +167,13 @@ def _begin_again(root: Root) -> None:
         owner.split.wanted, owner.entry.threshold = True, 1
 
 
-__all__ = ["doubt", "drop_variants", "leave", "leave_operation", "order", "parting", "places_to_leave", "watch"]
+__all__ = [
+    "doubt",
+    "drop_variants",
+    "leave",
+    "leave_operation",
+    "order",
+    "parting",
+    "places_to_leave",
+    "watch",
+]

@@ -186,7 +186,6 @@ class Root:
         """How many of its calls compiled code served."""
         return self.retired_hits + sum(int(v.native.hits) for v in self.variants)
 
-
     @property
     def serves_few(self) -> bool:
         """Whether its variants, if any, serve less than half of its calls."""

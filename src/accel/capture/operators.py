@@ -281,8 +281,7 @@ class OperatorEvents(AttributeEvents):
             self.length_before(value, source)
         else:
             before = self.before.get(id(value))
-            length = _c_length(value) if before is None else len(before)
-            self.guards.add(source, "LEN", length)
+            self.guard_length(source, _c_length(value) if before is None else len(before))
 
     # ----------------------------------------------------------- containers
 
@@ -448,7 +447,14 @@ class OperatorEvents(AttributeEvents):
             self.check_replaced(list.__getitem__(obj, key))
         self.effect("setitem", obj, key, value)
         self.written[id(obj), key] = id(value)
-        return (NATIVE, builtin_method(type(obj), "__setitem__"), (obj, key, value), None, None, None)
+        return (
+            NATIVE,
+            builtin_method(type(obj), "__setitem__"),
+            (obj, key, value),
+            None,
+            None,
+            None,
+        )
 
     def delitem(self, obj: Any, key: Any) -> Answer:
         if type(obj) in PLAIN_TENSORS or id(obj) in self.known:

@@ -38,6 +38,7 @@ from accel.capture.values import (
     is_python_class,
     is_static,
 )
+from accel.capture.variation import Variation
 from accel.guards import GuardSet
 from accel.sources import Source, constant
 from accel.trace import Operation, Ref, TensorMeta
@@ -139,6 +140,8 @@ class _SameMembers:
 
 class RecorderState:
     """Facts of one recording. Holds known objects until the recording ends, tensors weakly."""
+
+    variation: Variation | None = None
 
     def __init__(self) -> None:
         self.guards = GuardSet(reading_location)
@@ -392,6 +395,7 @@ class RecorderState:
                 self.list_item(container, i, source)
         elif issubclass(kind, dict):
             keys = self.keys_before(container)
+            self.check_growth(source, len(keys))
             for key in keys:
                 self.check_key(key)
             self.guards.add(source, "DICT_KEYS", keys)
@@ -469,8 +473,17 @@ class RecorderState:
     def length_before(self, container: Any, source: Source) -> int:
         """The length that a known list had when the call began, which is guarded."""
         length: int = self.before.get(id(container), list.__len__(container))
-        self.guards.add(source, "LEN", length)
+        self.guard_length(source, length)
         return length
+
+    def guard_length(self, source: Source, length: int) -> None:
+        self.check_growth(source, length)
+        self.guards.add(source, "LEN", length)
+
+    def check_growth(self, source: Source, length: int) -> None:
+        """Errors: Void for a container that grows from call to call."""
+        if self.variation is not None and self.variation.grows(source, length):
+            raise Void("container", f"{source}, which grows from call to call")
 
     def list_item(self, container: Any, index: int, source: Source) -> None:
         """Item `index` of a known list is read; the trace may have put it there."""
