@@ -156,6 +156,7 @@ class LiftedEvents(NumberEvents):
             self.read_numbers is not None
             and (kind is int or kind is float)
             and self.variation is not None
+            and not (self.c_looks or self.tests_later)
             and self.variation.lifts(value, source)
         ):
             self.read_numbers.append((value, source))

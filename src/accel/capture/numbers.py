@@ -94,6 +94,7 @@ class NumberEvents(CallEvents):
         self.hints: dict[str, Any] = {}
         self.tests_later = ""  # an iterator is alive with which C code tests what it is given
         self.predicates: dict[str, bool] = {}
+        self.c_looks = False  # C code is running that looks at what callbacks give it
 
     def number_handler(self, name: str, handler: Callable[..., Any]) -> Callable[..., Any]:
         """The handler of an event that has no method here."""
@@ -497,11 +498,13 @@ class NumberEvents(CallEvents):
         if len(answer) == 1:
             return answer
         post, token = answer[4:] if len(answer) > 4 else (None, None)
-        return (*answer[:4], self._after_unseen, (len(self.hints), why, post, token))
+        before = len(self.hints), frozenset(self.numbers), self.c_looks
+        self.c_looks = True
+        return (*answer[:4], self._after_unseen, (before, why, post, token))
 
     def _after_unseen(self, result: Any, token: Any) -> Answer:
-        before, why, post, inner = token
-        if len(self.hints) > before:
+        (hints, numbers, self.c_looks), why, post, inner = token
+        if len(self.hints) > hints or not numbers.issuperset(self.numbers):
             raise Void("dynamic", why)
         return None if post is None else post(result, inner)  # type: ignore[no-any-return]
 
