@@ -47,7 +47,7 @@ class A:
         s.pop = l.pop
 
 
-@program(PROGRAMS, "methods of containers bound outside", expect=ANY, runs=42)
+@program(PROGRAMS, "methods of containers bound outside", expect=ANY, runs=21)
 def _(s: Session) -> None:
     LIST.clear()
     TABLE.clear()
@@ -172,7 +172,7 @@ def _(s: Session) -> None:
             s.call(by_arg, torch.ones(2), NAMES.add)
 
 
-@program(PROGRAMS, "bound methods of other things", expect=ANY, runs=2)
+@program(PROGRAMS, "bound methods of other things", expect=ANY, runs=1)
 def _(s: Session) -> None:
     gen = (i for i in range(100))
     nxt = gen.__next__
@@ -218,7 +218,7 @@ def _(s: Session) -> None:
             t.mul_(2)
 
 
-@program(PROGRAMS, "objects of C code from outside", expect=ANY, runs=71)
+@program(PROGRAMS, "objects of C code from outside", expect=ANY, runs=35)
 def _(s: Session) -> None:
     TABLE.clear()
     TABLE["a"] = 2.0
@@ -314,7 +314,7 @@ def _(s: Session) -> None:
             buf.read()
 
 
-@program(PROGRAMS, "lru caches of several kinds, cleared", expect=ANY, runs=48)
+@program(PROGRAMS, "lru caches of several kinds, cleared", expect=ANY, runs=24)
 def _(s: Session) -> None:
     cfg = {"m": 2.0}
 

@@ -46,7 +46,7 @@ def _sh(x, by=1.0):
     return x + by
 
 
-@program(PROGRAMS, "registry dispatch with global step", expect=ANY, runs=4)
+@program(PROGRAMS, "registry dispatch with global step", expect=ANY, runs=2)
 def _(s: Session) -> None:
     s.patch(globals(), "STEP", 0)
 
@@ -72,7 +72,7 @@ def _(s: Session) -> None:
         s.call(f, torch.randn(3), ["shift"])
 
 
-@program(PROGRAMS, "replay buffer and DQN target update", expect=ANY, runs=12)
+@program(PROGRAMS, "replay buffer and DQN target update", expect=ANY, runs=6)
 def _(s: Session) -> None:
     torch.manual_seed(0)
 
@@ -120,7 +120,7 @@ def _(s: Session) -> None:
         s.call(f, torch.randn(3), torch.tensor(k % 2), torch.randn(()), torch.randn(3))
 
 
-@program(PROGRAMS, "RNN with packed lists and early stop per row", expect=ANY, runs=7)
+@program(PROGRAMS, "RNN with packed lists and early stop per row", expect=ANY, runs=3)
 def _(s: Session) -> None:
     torch.manual_seed(0)
     cell = nn.LSTMCell(3, 4)
@@ -143,7 +143,7 @@ def _(s: Session) -> None:
         s.call(f, torch.randn(len(L), 4, 3), L)
 
 
-@program(PROGRAMS, "config dataclass hierarchy with post init and property", expect=ANY, runs=2)
+@program(PROGRAMS, "config dataclass hierarchy with post init and property", expect=ANY, runs=1)
 def _(s: Session) -> None:
     @dataclasses.dataclass
     class Base:
@@ -192,7 +192,7 @@ def _(s: Session) -> None:
         s.call(f, torch.randn(3), Cfg(dim=3 + k))
 
 
-@program(PROGRAMS, "nested closures with nonlocal counters and callbacks", expect=ANY, runs=2)
+@program(PROGRAMS, "nested closures with nonlocal counters and callbacks", expect=ANY, runs=1)
 def _(s: Session) -> None:
     def make(momentum):
         velocity = None
@@ -222,7 +222,7 @@ def _(s: Session) -> None:
     s.call(lambda: peek())
 
 
-@program(PROGRAMS, "sparse top-k router with capacity and python ints", expect=ANY, runs=2)
+@program(PROGRAMS, "sparse top-k router with capacity and python ints", expect=ANY, runs=1)
 def _(s: Session) -> None:
     torch.manual_seed(0)
 
@@ -277,7 +277,7 @@ def _(s: Session) -> None:
         s.call(f, torch.randn(9, 2), t)
 
 
-@program(PROGRAMS, "lazy linear and deepcopy of a module in forward", expect=ANY, runs=4)
+@program(PROGRAMS, "lazy linear and deepcopy of a module in forward", expect=ANY, runs=2)
 def _(s: Session) -> None:
     torch.manual_seed(0)
 
@@ -308,7 +308,7 @@ def _(s: Session) -> None:
     s.call(f, torch.randn(2, 4))
 
 
-@program(PROGRAMS, "weight tying and parametrization with cached context", expect=ANY, runs=6)
+@program(PROGRAMS, "weight tying and parametrization with cached context", expect=ANY, runs=3)
 def _(s: Session) -> None:
     torch.manual_seed(0)
 
@@ -409,7 +409,7 @@ def _(s: Session) -> None:
         s.call(f, torch.randn(3), n)
 
 
-@program(PROGRAMS, "OrderedDict LRU cache of computed tensors", expect=ANY, runs=2)
+@program(PROGRAMS, "OrderedDict LRU cache of computed tensors", expect=ANY, runs=1)
 def _(s: Session) -> None:
     class LRU:
         def __init__(self, n):
@@ -439,7 +439,7 @@ def _(s: Session) -> None:
         s.call(f, torch.randn(2, n))
 
 
-@program(PROGRAMS, "singledispatch collate with custom batch types", expect=ANY, runs=2)
+@program(PROGRAMS, "singledispatch collate with custom batch types", expect=ANY, runs=1)
 def _(s: Session) -> None:
     class Batch(dict):
         def __getattr__(self, k):
@@ -480,7 +480,7 @@ def _(s: Session) -> None:
     s.call(f, {"x": [torch.ones(2)], "y": torch.arange(3)})
 
 
-@program(PROGRAMS, "weakref cache and finalize", expect=ANY, runs=2)
+@program(PROGRAMS, "weakref cache and finalize", expect=ANY, runs=1)
 def _(s: Session) -> None:
     cache = weakref.WeakKeyDictionary()
 
@@ -539,7 +539,7 @@ def _(s: Session) -> None:
         rec.text = stream.getvalue()
 
 
-@program(PROGRAMS, "grad and data writes by hand", expect=ANY, runs=12)
+@program(PROGRAMS, "grad and data writes by hand", expect=ANY, runs=6)
 def _(s: Session) -> None:
     torch.manual_seed(0)
     p = s.watch(nn.Parameter(torch.randn(3)))
@@ -599,7 +599,7 @@ def _(s: Session) -> None:
         s.call(lambda: (y.backward(), x.grad)[1])
 
 
-@program(PROGRAMS, "fractional schedulers: cosine warmup computed by math", expect=ANY, runs=7)
+@program(PROGRAMS, "fractional schedulers: cosine warmup computed by math", expect=ANY, runs=3)
 def _(s: Session) -> None:
     class Sched:
         def __init__(self, base, warm, total):
@@ -625,7 +625,7 @@ def _(s: Session) -> None:
         s.call(f, torch.randn(3))
 
 
-@program(PROGRAMS, "loss balancing with running history list", expect=ANY, runs=5)
+@program(PROGRAMS, "loss balancing with running history list", expect=ANY, runs=2)
 def _(s: Session) -> None:
     history = s.watch([])
 
@@ -643,7 +643,7 @@ def _(s: Session) -> None:
         s.call(f, torch.randn(3), torch.randn(3))
 
 
-@program(PROGRAMS, "data-dependent loop with tensors as conditions", expect=ANY, runs=6)
+@program(PROGRAMS, "data-dependent loop with tensors as conditions", expect=ANY, runs=3)
 def _(s: Session) -> None:
     def f(x, tol, most):
         n = 0
@@ -700,7 +700,7 @@ def _(s: Session) -> None:
         s.call(f, torch.randn(2), m)
 
 
-@program(PROGRAMS, "named modules surgery between calls", expect=ANY, runs=2)
+@program(PROGRAMS, "named modules surgery between calls", expect=ANY, runs=1)
 def _(s: Session) -> None:
     torch.manual_seed(0)
     net = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
@@ -729,7 +729,7 @@ def _(s: Session) -> None:
     s.call(f, torch.randn(2, 3), "a-b")
 
 
-@program(PROGRAMS, "out= and preallocated workspace", expect=ANY, runs=2)
+@program(PROGRAMS, "out= and preallocated workspace", expect=ANY, runs=1)
 def _(s: Session) -> None:
     class Workspace:
         def __init__(self):
@@ -771,7 +771,7 @@ def _(s: Session) -> None:
         s.call(f, [torch.randn(3, 2), torch.randn(4)], 0.3 if k < 6 else 0.6)
 
 
-@program(PROGRAMS, "mixed precision loss scaler class", expect=ANY, runs=10)
+@program(PROGRAMS, "mixed precision loss scaler class", expect=ANY, runs=5)
 def _(s: Session) -> None:
     torch.manual_seed(0)
 

@@ -518,7 +518,7 @@ class RecorderState:
         if has_finaliser(old) or any(r.__callback__ for r in weakref.getweakrefs(old)):
             raise Void("finaliser", "it is replaced by a store")
 
-    def effect(self, kind: str, target: object, *operands: Any) -> None:
+    def effect(self, kind: str, target: Any, *operands: Any) -> None:
         """A write to a known object: it happens now, and again at each commit."""
         source = self.source_of(target)
         assert source is not None
