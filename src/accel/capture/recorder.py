@@ -245,6 +245,7 @@ class Recorder(LiftedEvents):
     def release(self) -> None:
         """Nothing of the user's is held any longer."""
         self.known.clear()
+        self.before.clear()
         self.fresh.clear()
         self.cells.clear()
         self.effects.clear()
