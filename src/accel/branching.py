@@ -150,11 +150,16 @@ def _may_be_split(root: Root) -> bool:
     return owner is not None and not owner.assumes_all and not owner.fullgraph
 
 
-def _begin_again(root: Root) -> None:
-    """Drops the variants; the next call is recorded."""
+def drop_variants(root: Root) -> None:
+    """What is compiled of the whole function serves no more calls."""
     root.retired_failures += sum(map(failures, root.variants))
     root.retire(root.variants)
     root.entry.state = "count"
+
+
+def _begin_again(root: Root) -> None:
+    """Drops the variants; the next call is recorded."""
+    drop_variants(root)
     root.entry.threshold = 1
     root.state, root.reason = "cold", ""
     owner = root.owner() if root.owner is not None else None
@@ -162,4 +167,13 @@ def _begin_again(root: Root) -> None:
         owner.split.wanted, owner.entry.threshold = True, 1
 
 
-__all__ = ["doubt", "leave", "leave_operation", "order", "parting", "places_to_leave", "watch"]
+__all__ = [
+    "doubt",
+    "drop_variants",
+    "leave",
+    "leave_operation",
+    "order",
+    "parting",
+    "places_to_leave",
+    "watch",
+]

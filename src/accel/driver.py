@@ -357,7 +357,8 @@ class Driver:
             root.backoff = min(2 * root.backoff, self.limits.max_backoff_calls)
             root.entry.threshold = root.backoff
             return None
-        if not root.variants and self.splitter.offer(root, recording):
+        if root.serves_few and self.splitter.offer(root, recording):
+            branching.drop_variants(root)
             root.state, root.entry.threshold = "split", 1
             return None
         if void.kind == "branch" and deferral.own_forward(root) is None:

@@ -186,6 +186,11 @@ class Root:
         """How many of its calls compiled code served."""
         return self.retired_hits + sum(int(v.native.hits) for v in self.variants)
 
+    @property
+    def serves_few(self) -> bool:
+        """Whether its variants, if any, serve less than half of its calls."""
+        return not self.variants or 2 * self.hits < int(self.entry.calls)
+
 
 class Owners:
     """Which of the functions that share a code has which root.

@@ -150,6 +150,7 @@ class Program:
     expect: str = COMPILED
     reason: str = ""
     tolerance: Tolerance = DEFAULT
+    runs: int = 0  # how often compiled code must have run at least, as calls and as segments
 
     @property
     def location(self) -> str:
@@ -342,6 +343,10 @@ def check(program: Program, engine: Engine | None = None, truth: Session | None 
             found.append(f"{served} calls were served compiled, none should be")
         if not any(program.reason in reason for reason in reasons):
             found.append(f"no reason contains {program.reason!r}: {reasons}")
+    if engine.keeps_code:
+        runs = served + after.get("segments_served", 0) - before.get("segments_served", 0)
+        if runs < program.runs:
+            found.append(f"compiled code ran {runs} times, not {program.runs}: {reasons}")
     if found:
         lines = "\n  ".join(found[:20])
         more = f"\n  ... and {len(found) - 20} more" if len(found) > 20 else ""
@@ -356,11 +361,12 @@ def program(
     expect: str = COMPILED,
     reason: str = "",
     tolerance: Tolerance = DEFAULT,
+    runs: int = 0,
 ) -> Callable[[Callable[[Session], None]], Callable[[Session], None]]:
     """Decorator that adds a row to a table of programs."""
 
     def add(body: Callable[[Session], None]) -> Callable[[Session], None]:
-        table.append(Program(name, body, expect, reason, tolerance))
+        table.append(Program(name, body, expect, reason, tolerance, runs))
         return body
 
     return add

@@ -34,6 +34,7 @@ from accel.capture.values import (
     PLAIN_TENSORS,
     TRANSIENT_TYPES,
     class_lookup,
+    has_receiver,
     is_static,
 )
 
@@ -246,6 +247,8 @@ class AttributeEvents(RecorderState):
             self.assume_static(found.__func__)
             return None
         if descriptor in _DESCRIPTORS_OF_C or descriptor is types.BuiltinFunctionType:
+            if has_receiver(found):
+                self._adopt(found, self.constant_source(kind).child("attribute", name))
             return None
         if _has(descriptor, "__get__"):
             self._check_getter(kind, name, found)
@@ -263,6 +266,7 @@ class AttributeEvents(RecorderState):
             self.track(value, source)
         elif is_static(value):
             self.assume_static(value)
+            self.track_receiver(value, source)
         else:
             self.known[id(value)] = (value, source)
 
@@ -379,7 +383,8 @@ class AttributeEvents(RecorderState):
         self.assume_static(module)
         source = self.constant_source(attributes)
         if value is not _ABSENT:
-            self.track(value, source.child("dict_item", name))
+            if not self.is_written(attributes, name, value):
+                self.track(value, source.child("dict_item", name))
             return (value,)
         self.guards.add(source, "DICT_ABSENT", name)
         return (FOLD, getattr, (module, name), None, self.adopt_constant, None)
@@ -429,7 +434,10 @@ class AttributeEvents(RecorderState):
         if type(f) is types.FunctionType and id(f) in self.known and name == "__code__":
             self.guards.add(self.known[id(f)][1].child("code"), "IS", f.__code__)
             return (f.__code__,)
-        if id(f) in self.known and name in _FUNCTION_STATE:
+        is_unread = name == "__self__" and type(f) is not types.MethodType and has_receiver(f)
+        if id(f) in self.known and (
+            name in _FUNCTION_STATE or (is_unread and id(f.__self__) not in self.known)
+        ):
             raise Void("opaque_attribute", f"{type(f).__name__}.{name}")
         return (FOLD, getattr, (f, name), None, self._after_function_attr, name)
 

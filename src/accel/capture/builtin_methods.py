@@ -30,8 +30,9 @@ class BuiltinMethods(BuiltinRules):
 
     def _method_dict_get(self, f: Any, table: Any, rest: Any, kwargs: Any) -> Answer:
         source = self.source_of(table)
-        if source is not None and rest:
-            self._entry_known(table, rest[0], source)
+        if source is not None and rest and self._entry_known(table, rest[0], source):
+            if dict.__contains__(table, rest[0]):
+                return (dict.__getitem__(table, rest[0]),)
         return (NATIVE, f, self._call_args(f, table, rest), None, self.checked, "dict.get()")
 
     def _method_subscr(self, f: Any, obj: Any, rest: Any, kwargs: Any) -> Answer:

@@ -127,6 +127,7 @@ class BuiltinRules(ClassQuestions, AutogradFunctions, AllowedCalls):
         if kind in BUILTIN_CONTAINERS:
             self.consume(args[0])
             return None
+        self.check_own_code(args[0])
         return (NATIVE, f, args, None, None, None)
 
     def _call_getattr(self, f: Any, args: Any, kwargs: Any) -> Answer:

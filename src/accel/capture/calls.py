@@ -17,6 +17,7 @@ import torch
 from accel.capture import left_to_python
 from accel.capture.builtin_methods import BuiltinMethods
 from accel.capture.library_calls import short_name
+from accel.capture.memoised import ABSENT, StillMemoised, memoised
 from accel.capture.policy import METHODS, callable_rules, is_dynamo_mark, method_rule
 from accel.capture.steps import CONSTRUCT, FOLD, INLINE, NATIVE, Answer, Void
 from accel.capture.torch_calls import (
@@ -35,6 +36,7 @@ from accel.capture.values import (
     GETTER_TYPES,
     PLAIN_TENSORS,
     class_lookup,
+    has_receiver,
     is_constant,
     is_iterable,
     is_python_class,
@@ -226,7 +228,7 @@ class CallEvents(BuiltinMethods):
         return self.call(f.func, (*f.args, *args), {**f.keywords, **(kwargs or {})} or None)
 
     def _call_cached(self, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Answer:
-        """functools.lru_cache of constants: a memoised value is the same at every replay."""
+        """functools.lru_cache of constants: the same value for as long as it is memoised."""
         for value in (*args, *kwargs.values()):
             if not (is_constant(value) or is_static(value) or id(value) in self.known):
                 raise Void(
@@ -235,7 +237,16 @@ class CallEvents(BuiltinMethods):
             if id(value) in self.known and not is_static(value):
                 source = self.known[id(value)][1]
                 self.guards.add(source, "IS", value)
-        return (FOLD, f, args, kwargs or None, self.adopt_constant, None)
+        return (FOLD, f, args, kwargs or None, self._after_cached, (f, args, kwargs))
+
+    def _after_cached(self, value: Any, token: Any) -> Answer:
+        f, args, kwargs = token
+        entry = memoised(f, args, kwargs)
+        if entry is ABSENT:
+            raise Void("opaque_call", f"cached {short_name(f)}, which keeps nothing")
+        source = self.source_of(f) or self.assume_static(f)
+        self.guards.add(source, "CALL", StillMemoised(args, kwargs, entry))
+        return self.adopt_constant(value, None)
 
     # -------------------------------------------------------------- classes
 
@@ -287,6 +298,7 @@ class CallEvents(BuiltinMethods):
             receiver, rest = args[0], args[1:]
         else:
             owner, rest = type(receiver), args
+            self._check_receiver(f)
         if type(receiver) in PLAIN_TENSORS:
             return self._tensor_method(name, getattr(torch.Tensor, name), (receiver, *rest), kwargs)
         if owner is _CONTEXT_VAR:
@@ -311,6 +323,14 @@ class CallEvents(BuiltinMethods):
             else:
                 raise Void("opaque_call", f"{type(receiver).__name__}.{name}")
         return self._apply(rule, f, args, kwargs, receiver, rest)
+
+    def _check_receiver(self, f: Any) -> None:
+        """A bound method from outside is bound to an object from outside."""
+        if id(f) in self.known and has_receiver(f):
+            receiver = f.__self__
+            is_seen = id(receiver) in self.known or id(receiver) in self.frozen
+            if not (is_seen or is_constant(receiver) or is_static(receiver)):
+                raise Void("opaque_call", f"{short_name(f)}, bound outside")
 
     def _tensor_method(
         self, name: str, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -310,6 +310,8 @@ class LibraryCalls(OperatorEvents):
             return
         if issubclass(kind, (list, tuple, dict, set, frozenset)) or kind in BUILTIN_CONTAINERS:
             self.consume(value)
+        elif id(value) not in self.frozen:
+            self.check_own_code(value)
 
     def _call_read(self, f: Any, args: Any, kwargs: Any) -> Answer:
         first = _ITERATES.get(f) if type(f) is type or f is iter else None

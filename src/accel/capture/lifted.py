@@ -19,6 +19,7 @@ Rules for whoever changes an event's handler here:
 from __future__ import annotations
 
 import operator
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -46,7 +47,7 @@ from accel.trace import Operation, Ref, TensorMeta
 _IN_PLACE = 13  # of CPython's NB_* numbers
 _COMPARE = {"<": "lt", "<=": "le", "==": "eq", "!=": "ne", ">": "gt", ">=": "ge"}
 # Events whose answer is the object that the program gets.
-_READS = frozenset({"attr", "subscr", "glob", "deref"})
+_READS = frozenset({"attr", "subscr", "glob", "deref", "call"})
 _PASSED_ON = frozenset({"glob", "deref"})  # whose first operand it is, without an answer
 _PLAIN_CONTAINERS = (dict, list, tuple)
 
@@ -98,6 +99,15 @@ def _plain_name(target: str) -> str:
     return name
 
 
+def _reads_one(f: Any) -> bool:
+    """Whether a call's answer is the one thing that it reads."""
+    if f is getattr:
+        return True
+    return type(f) is types.BuiltinFunctionType and (
+        f.__name__ in ("get", "setdefault") and issubclass(type(f.__self__), dict)
+    )
+
+
 def _is_item(value: Any, container: Any, key: Any) -> bool:
     """Whether `value` is what CPython reads in `container[key]`."""
     if type(container) not in _PLAIN_CONTAINERS or type(key) is slice or not is_constant(key):
@@ -146,6 +156,7 @@ class LiftedEvents(NumberEvents):
             self.read_numbers is not None
             and (kind is int or kind is float)
             and self.variation is not None
+            and not (self.c_looks or self.tests_later)
             and self.variation.lifts(value, source)
         ):
             self.read_numbers.append((value, source))
@@ -156,8 +167,11 @@ class LiftedEvents(NumberEvents):
         handler = super().number_handler(name, handler)
         if self.variation is None or name not in _READS:
             return handler
+        may_read = _reads_one if name == "call" else None
 
         def reading(*operands: Any) -> Any:
+            if may_read is not None and not may_read(operands[0]):
+                return handler(*operands)
             self.read_numbers = []
             try:
                 answer = handler(*operands)
@@ -197,22 +211,24 @@ class LiftedEvents(NumberEvents):
     def raw_setitem(self, obj: Any, key: Any, value: Any) -> Answer:
         """What lies under the key is not looked at, only whether something does."""
         before, self.read_numbers = self.read_numbers, []
+        earlier = len(self.effects)
         try:
             return super().raw_setitem(obj, key, value)
         finally:
             read, self.read_numbers = self.read_numbers, before
             for number, source in read:
-                self.leaf(number, source)
+                self.leaf(number, source, earlier)
 
-    def leaf(self, value: Any, source: Source) -> Any:
-        """What stands for the number at `source`, which is guarded by its type only."""
+    def leaf(self, value: Any, source: Source, earlier: int | None = None) -> Any:
+        """What stands for the number at `source`, which is guarded by its type only; only the
+        first `earlier` effects count as writes before it."""
         found = self.leaves.get(id(source))
         if found is not None:
             if not is_same(found[1], value):
                 raise Void("unseen_write", str(source))
             return found[1]
         assert self.variation is not None
-        if any(_writes(effect, source) for effect in self.effects):
+        if any(_writes(effect, source) for effect in self.effects[:earlier]):
             raise Void("read_after_write", str(source))
         self.variation.has_lifted = True
         self.guards.add(source, "TYPE_IS", type(value))

@@ -36,6 +36,7 @@ from accel.capture.state import user_location
 from accel.capture.steps import NATIVE, Answer, Void
 from accel.capture.torch_calls import METADATA_METHODS, graph_functions
 from accel.capture.values import (
+    BUILTIN_CONTAINERS,
     BUILTIN_ITERATORS,
     PLAIN_TENSORS,
     class_lookup,
@@ -93,6 +94,7 @@ class NumberEvents(CallEvents):
         self.hints: dict[str, Any] = {}
         self.tests_later = ""  # an iterator is alive with which C code tests what it is given
         self.predicates: dict[str, bool] = {}
+        self.c_looks = False  # C code is running that looks at what callbacks give it
 
     def number_handler(self, name: str, handler: Callable[..., Any]) -> Callable[..., Any]:
         """The handler of an event that has no method here."""
@@ -414,6 +416,11 @@ class NumberEvents(CallEvents):
     def consume_event(self, obj: Any) -> Answer:
         return self.get_iter(obj)
 
+    def match(self, value: Any, pattern: Any) -> Answer:
+        """A pattern asks for kinds, lengths and keys; what it takes out is passed on."""
+        self.settle_keys(value)
+        return super().match(value, pattern)
+
     def attr(self, obj: Any, name: str) -> Answer:
         return super().attr(obj, name)
 
@@ -422,6 +429,9 @@ class NumberEvents(CallEvents):
 
     def store_deref(self, value: Any, cell: Any) -> Answer:
         return super().store_deref(value, cell)
+
+    def store_global(self, value: Any, name: str) -> Answer:
+        return super().store_global(value, name)
 
     def deref(self, value: Any, cell: Any) -> Answer:
         return super().deref(value, cell)
@@ -471,8 +481,9 @@ class NumberEvents(CallEvents):
         values = (*args, *(kwargs or {}).values())
         lazy = id(f) in _TEST_LATER or (f is iter and len(args) > 1)
         harmless = id(f) in _CALL_NOTHING
+        gives = _is_iterator if _is_container_method(f) else _gives
         if harmless or (
-            not lazy and not (kwargs and "key" in kwargs) and not any(map(_gives, values))
+            not lazy and not (kwargs and "key" in kwargs) and not any(map(gives, values))
         ):
             return super().call(f, args, kwargs)
         why = f"{getattr(f, '__name__', type(f).__name__)}() looks at what a function gives"
@@ -487,17 +498,22 @@ class NumberEvents(CallEvents):
         if len(answer) == 1:
             return answer
         post, token = answer[4:] if len(answer) > 4 else (None, None)
-        return (*answer[:4], self._after_unseen, (len(self.hints), why, post, token))
+        before = len(self.hints), frozenset(self.numbers), self.c_looks
+        self.c_looks = True
+        return (*answer[:4], self._after_unseen, (before, why, post, token))
 
     def _after_unseen(self, result: Any, token: Any) -> Answer:
-        before, why, post, inner = token
-        if len(self.hints) > before:
+        (hints, numbers, self.c_looks), why, post, inner = token
+        if len(self.hints) > hints or not numbers.issuperset(self.numbers):
             raise Void("dynamic", why)
         return None if post is None else post(result, inner)  # type: ignore[no-any-return]
 
     def contains(self, item: Any, container: Any) -> Answer:
         self.settle(item)
-        self.settle(container)
+        if issubclass(type(container), dict):
+            self.settle_keys(container)
+        else:
+            self.settle(container)
         answer = super().contains(item, container)
         if answer is not None and type(container) in BUILTIN_ITERATORS:
             return self._unseen(answer, "membership in an iterator")
@@ -677,7 +693,18 @@ _CALL_NOTHING = frozenset(map(id, (callable, id, inspect.signature)))
 
 def _gives(value: Any) -> bool:
     """Whether C code that is given this may get numbers from it that nobody has seen."""
-    return type(value) in BUILTIN_ITERATORS or (callable(value) and not isinstance(value, type))
+    return _is_iterator(value) or (callable(value) and not isinstance(value, type))
+
+
+def _is_iterator(value: Any) -> bool:
+    return type(value) in BUILTIN_ITERATORS
+
+
+def _is_container_method(f: Any) -> bool:
+    """A method of a builtin container that takes functions as it takes any object: `set.add`."""
+    if type(f) not in _METHODS_OF_C or f.__name__ == "sort":
+        return False
+    return getattr(f, "__objclass__", type(getattr(f, "__self__", None))) in BUILTIN_CONTAINERS
 
 
 def _base(kind: type) -> Any:

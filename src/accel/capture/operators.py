@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import cmath
 import collections
+import contextlib
 import enum
 import operator
 import re
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 
 from accel.capture.attributes import AttributeEvents
-from accel.capture.state import Effect
+from accel.capture.state import Effect, running_frame
 from accel.capture.steps import FOLD, NATIVE, OPERATION, Answer, Void
 from accel.capture.values import (
     BUILTIN_CONTAINERS,
@@ -27,6 +28,7 @@ from accel.capture.values import (
     FOLDED_RESULTS,
     NUMPY_SCALARS,
     PLAIN_TENSORS,
+    builtin_method,
     class_lookup,
     holds_numpy,
     is_constant,
@@ -257,6 +259,7 @@ class OperatorEvents(AttributeEvents):
                 found = class_lookup(kind, name, self.missing)
                 self.guards.add_class_attribute(kind, name, found)
                 if found is not self.missing:
+                    self.check_own_code(value)
                     return (NATIVE, bool, (value,), None, None, None)
             return (True,)
         if kind in BUILTIN_ITERATORS or kind.__module__ in ("builtins", "functools"):
@@ -271,9 +274,14 @@ class OperatorEvents(AttributeEvents):
 
     def length(self, value: Any) -> None:
         source = self.source_of(value)
-        if source is not None:
-            self.reads(value)
-            self.guards.add(source, "LEN", _c_length(value))
+        if source is None:
+            return
+        self.reads(value)
+        if issubclass(type(value), list):
+            self.length_before(value, source)
+        else:
+            before = self.before.get(id(value))
+            self.guard_length(source, _c_length(value) if before is None else len(before))
 
     # ----------------------------------------------------------- containers
 
@@ -393,11 +401,13 @@ class OperatorEvents(AttributeEvents):
         self.reads(obj)
         if type(key) is not int and type(key) is not bool:
             return None
-        self.guards.add(source, "LEN", len(obj))
+        self.length(obj)
         index = key + len(obj) if key < 0 else int(key)
         if 0 <= index < len(obj):
-            step = "tuple_item" if isinstance(obj, tuple) else "list_item"
-            self.track(operator.getitem(obj, index), source.child(step, index))
+            if isinstance(obj, tuple):
+                self.track(tuple.__getitem__(obj, index), source.child("tuple_item", index))
+            else:
+                self.list_item(obj, index, source)
         return None
 
     def setitem(self, obj: Any, key: Any, value: Any) -> Answer:
@@ -430,12 +440,21 @@ class OperatorEvents(AttributeEvents):
             self._entry_known(obj, key, source)
             self.check_replaced(dict.get(obj, key))
         else:
-            self.guards.add(source, "LEN", len(obj))
-            self.check_replaced(list.__getitem__(obj, key) if -len(obj) <= key < len(obj) else None)
-        base = dict if issubclass(type(obj), dict) else list
+            self.length_before(obj, source)
+            if not -len(obj) <= key < len(obj):
+                return None  # it raises
+            key = key + len(obj) if key < 0 else int(key)
+            self.check_replaced(list.__getitem__(obj, key))
         self.effect("setitem", obj, key, value)
         self.written[id(obj), key] = id(value)
-        return (NATIVE, base.__setitem__, (obj, key, value), None, None, None)
+        return (
+            NATIVE,
+            builtin_method(type(obj), "__setitem__"),
+            (obj, key, value),
+            None,
+            None,
+            None,
+        )
 
     def delitem(self, obj: Any, key: Any) -> Answer:
         if type(obj) in PLAIN_TENSORS or id(obj) in self.known:
@@ -564,13 +583,15 @@ class OperatorEvents(AttributeEvents):
 
     def deref(self, value: Any, cell: Any) -> Answer:
         found = self.cells.get(id(cell))
-        if found is not None:
+        if found is not None and not self.is_written(cell, "cell_contents", value):
             self.track(value, found[1])
         return None
 
     def glob(self, value: Any, name: str, namespace: dict[str, Any]) -> Answer:
         key = (id(namespace), name)
         if self.seen_globals.get(key, self) is value:
+            return None
+        if name in namespace and self.is_written(namespace, name, value):
             return None
         source = self.constant_source(namespace)
         if name in namespace:
@@ -582,13 +603,25 @@ class OperatorEvents(AttributeEvents):
         self.seen_globals[key] = value
         return None
 
-    def store_deref(self, _value: Any, cell: Any) -> Answer:
-        if id(cell) in self.cells:
-            raise Void("closure_store")
+    def store_deref(self, value: Any, cell: Any) -> Answer:
+        """A variable of an enclosing function, of this call or from outside."""
+        found = self.cells.get(id(cell))
+        if found is None:
+            return None
+        assert found[1].base is not None
+        with contextlib.suppress(ValueError):  # it is empty
+            self.check_replaced(cell.cell_contents)
+        self.known[id(cell)] = (cell, found[1].base)
+        self.effect("setattr", cell, "cell_contents", value)
+        self.written[id(cell), "cell_contents"] = id(value)
         return None
 
-    def store_global(self, _value: Any, name: str) -> Answer:
-        raise Void("global_store", name)
+    def store_global(self, value: Any, name: str) -> Answer:
+        namespace = running_frame().f_globals
+        self.assume_static(namespace)
+        self.raw_setitem(namespace, name, value)  # which CPython does
+        self.seen_globals.pop((id(namespace), name), None)
+        return None
 
     def delete_global(self, name: str) -> Answer:
         raise Void("global_store", name)

@@ -254,6 +254,7 @@ class Recorder(LiftedEvents):
     def release(self) -> None:
         """Nothing of the user's is held any longer."""
         self.known.clear()
+        self.before.clear()
         self.fresh.clear()
         self.cells.clear()
         self.effects.clear()
@@ -333,6 +334,9 @@ class Recorder(LiftedEvents):
         for value, source in self.known.values():
             if type(value) not in PLAIN_TENSORS and not is_static(value):
                 by_type.setdefault(type(value), []).append((id(value), source))
+        for cell, contents in self.cells.values():
+            assert contents.base is not None
+            by_type.setdefault(types.CellType, []).append((id(cell), contents.base))
         pairs = 0
         for identity, written in self.writes_seen.items():
             for other, source in by_type.get(type(self.known[identity][0]), ()):

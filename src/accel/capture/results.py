@@ -23,6 +23,7 @@ from accel.capture.steps import Void
 from accel.capture.values import (
     BUILTIN_CONTAINERS,
     PLAIN_TENSORS,
+    builtin_method,
     is_constant,
     is_python_class,
     is_static,
@@ -54,9 +55,7 @@ _METHODS = (types.MethodType, types.BuiltinFunctionType)
 # Effects: how each is done again. (target, operands)
 EFFECTS: dict[str, Callable[..., Any]] = {
     "setattr": object.__setattr__,
-    "setitem": lambda target, key, value: (dict if isinstance(target, dict) else list).__setitem__(
-        target, key, value
-    ),
+    "setitem": lambda target, *entry: builtin_method(type(target), "__setitem__")(target, *entry),
     "append": list.append,
     "print": lambda _target, args, kwargs: builtins.print(*args, **kwargs),
 }
@@ -117,8 +116,9 @@ class Describer:
                 if effect.kind == "print"
                 else tuple(self.spec(o) for o in effect.operands)
             )
-            if effect.target is not None:
-                self._load(effect.target)
+            target = effect.target
+            if target is not None and target not in self.template.sources:
+                self.template.sources.append(target)
             self.template.effects.append((effect.kind, effect.target, operands))
         return self.template
 
@@ -208,9 +208,10 @@ class Describer:
 
     def _body(self, value: Any, kind: type) -> Spec:
         if kind in _SEQUENCES:
+            parts = [self.spec(v) for v in value]
             if kind is collections.deque and value.maxlen is not None:
-                raise Void("result", "a bounded deque")
-            return ("sequence", kind, [self.spec(v) for v in value])
+                return ("bounded_deque", value.maxlen, parts)
+            return ("sequence", kind, parts)
         if kind in _MAPPINGS:
             items = [(self._key(k), self.spec(v)) for k, v in value.items()]
             return ("mapping", kind, items)
@@ -308,6 +309,12 @@ def _sequence(spec: Spec, slot_of: Any) -> Builder:
     make = _SEQUENCES[spec[1]]
     parts = [_compile(p, slot_of) for p in spec[2]]
     return lambda outputs, slots, memo: make([p(outputs, slots, memo) for p in parts])
+
+
+def _bounded_deque(spec: Spec, slot_of: Any) -> Builder:
+    limit = spec[1]
+    parts = [_compile(p, slot_of) for p in spec[2]]
+    return lambda *where: collections.deque([p(*where) for p in parts], limit)
 
 
 def _mapping(spec: Spec, slot_of: Any) -> Builder:
@@ -409,6 +416,7 @@ _COMPILERS: dict[str, Callable[[Spec, Any], Builder]] = {
     "again": _again,
     "make": _make,
     "sequence": _sequence,
+    "bounded_deque": _bounded_deque,
     "mapping": _mapping,
     "structseq": _structseq,
     "tuple_instance": _tuple_instance,

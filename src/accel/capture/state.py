@@ -22,6 +22,7 @@ from accel import runtime
 from accel.capture import branches
 from accel.capture.steps import OPERATION, Answer, Void
 from accel.capture.values import (
+    BOUND_C_METHODS,
     BUILTIN_CONTAINERS,
     BUILTIN_ITERATORS,
     CONSTANT_TYPES,
@@ -29,12 +30,15 @@ from accel.capture.values import (
     NUMPY_SCALARS,
     PLAIN_TENSORS,
     TRANSIENT_TYPES,
+    class_lookup,
     has_finaliser,
+    has_receiver,
     holds_numpy,
     is_constant,
     is_python_class,
     is_static,
 )
+from accel.capture.variation import Variation
 from accel.guards import GuardSet
 from accel.sources import Source, constant
 from accel.trace import Operation, Ref, TensorMeta
@@ -53,6 +57,16 @@ class Effect:
     kind: str
     target: Source | None
     operands: tuple[Any, ...]
+
+
+def running_frame() -> types.FrameType:
+    """The innermost frame that is not accel's own."""
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(branches.PACKAGE_FILES):
+        frame = frame.f_back
+    if frame is None:
+        raise Void("foreign_frame", "no frame of the program's")
+    return frame
 
 
 def user_location() -> str:
@@ -127,6 +141,8 @@ class _SameMembers:
 class RecorderState:
     """Facts of one recording. Holds known objects until the recording ends, tensors weakly."""
 
+    variation: Variation | None = None
+
     def __init__(self) -> None:
         self.guards = GuardSet(reading_location)
         self.known: dict[int, tuple[object, Source]] = {}
@@ -135,6 +151,7 @@ class RecorderState:
         self.cells: dict[int, tuple[object, Source]] = {}
         self.written: dict[tuple[int, Any], int] = {}  # places, and what the trace put there
         self.writes_seen: dict[int, Source] = {}
+        self.before: dict[int, Any] = {}  # of written lists the length, of dicts the keys
         self.table = runtime.native.TensorTable()
         self.names: list[str] = []
         self.inputs: list[tuple[str, Source, TensorMeta]] = []
@@ -198,6 +215,8 @@ class RecorderState:
             # is guarded as it is read.
             self.guards.add(source, "TYPE_IS", kind)
             self.guards.add(source.child("code"), "IS", value.__code__)
+        elif kind in BOUND_C_METHODS and has_receiver(value):
+            self._track_method(value, source)
         elif is_static(value):
             self.guards.add(source, "IS", value)
         else:
@@ -205,6 +224,22 @@ class RecorderState:
                 raise Void("unseen_write", str(source))
             self.guards.add(source, "TYPE_IS", kind)
         self.known[id(value)] = (value, source)
+
+    def _track_method(self, method: Any, source: Source) -> None:
+        """A method of C code bound to an object, `losses.append`: made anew at each call, often.
+        What counts is whose method it is."""
+        found = class_lookup(type(method.__self__), method.__name__)
+        if type(found) is types.MethodDescriptorType:
+            self.guards.add(source, "TYPE_IS", type(method))
+            self.guards.add(source.child("attribute", "__name__"), "EQUALS", method.__name__)
+        else:
+            self.guards.add(source, "IS", method)
+        self.track_receiver(method, source)
+
+    def track_receiver(self, method: Any, source: Source) -> None:
+        """Through a bound method of C code, the object that it is bound to is read and written."""
+        if type(method) in BOUND_C_METHODS and has_receiver(method):
+            self.track(method.__self__, source.child("bound_self"))
 
     # ------------------------------------------------------------- tensors
 
@@ -355,11 +390,12 @@ class RecorderState:
             for i, v in enumerate(tuple.__iter__(container)):
                 self.track(v, source.child("tuple_item", i))
         elif issubclass(kind, list):
-            self.guards.add(source, "LEN", len(container))
-            for i, v in enumerate(list.__iter__(container)):
-                self.track(v, source.child("list_item", i))
+            self.length_before(container, source)
+            for i in range(list.__len__(container)):
+                self.list_item(container, i, source)
         elif issubclass(kind, dict):
-            keys = tuple(dict.keys(container))
+            keys = self.keys_before(container)
+            self.check_growth(source, len(keys))
             for key in keys:
                 self.check_key(key)
             self.guards.add(source, "DICT_KEYS", keys)
@@ -367,7 +403,9 @@ class RecorderState:
                 # It keeps an order of its own, which the dict below it does not show.
                 self.guards.add(source, "CALL", _KeyOrder(keys))
             for key in keys:
-                self.track(dict.__getitem__(container, key), source.child("dict_item", key))
+                value = dict.__getitem__(container, key)
+                if not self.is_written(container, key, value):
+                    self.track(value, source.child("dict_item", key))
         elif issubclass(kind, (set, frozenset)):
             members = frozenset(container)
             if not all((is_constant(m) or is_static(m)) and not holds_numpy(m) for m in members):
@@ -427,9 +465,37 @@ class RecorderState:
             raise Void("container", f"a dict key of type {type(key).__name__}")
 
     def reads(self, container: Any) -> None:
-        """A container that the trace has written can no longer be guarded as a whole."""
-        if id(container) in self.writes_seen:
+        """A container that the trace has written can no longer be guarded as a whole, unless
+        it is known what it was."""
+        if id(container) in self.writes_seen and id(container) not in self.before:
             raise Void("read_after_write", str(self.source_of(container)))
+
+    def length_before(self, container: Any, source: Source) -> int:
+        """The length that a known list had when the call began, which is guarded."""
+        length: int = self.before.get(id(container), list.__len__(container))
+        self.guard_length(source, length)
+        return length
+
+    def guard_length(self, source: Source, length: int) -> None:
+        self.check_growth(source, length)
+        self.guards.add(source, "LEN", length)
+
+    def check_growth(self, source: Source, length: int) -> None:
+        """Errors: Void for a container that grows from call to call."""
+        if self.variation is not None and self.variation.grows(source, length):
+            raise Void("container", f"{source}, which grows from call to call")
+
+    def list_item(self, container: Any, index: int, source: Source) -> None:
+        """Item `index` of a known list is read; the trace may have put it there."""
+        value = list.__getitem__(container, index)
+        if index < self.length_before(container, source):
+            if not self.is_written(container, index, value):
+                self.track(value, source.child("list_item", index))
+
+    def keys_before(self, container: Any) -> tuple[Any, ...]:
+        """The keys that a known dict had when the call began."""
+        keys: tuple[Any, ...] = self.before.get(id(container), tuple(dict.keys(container)))
+        return keys
 
     def is_written(self, owner: object, key: Any, value: object) -> bool:
         """Whether the trace itself has put there what lies there: `value`.
@@ -452,10 +518,16 @@ class RecorderState:
         if has_finaliser(old) or any(r.__callback__ for r in weakref.getweakrefs(old)):
             raise Void("finaliser", "it is replaced by a store")
 
-    def effect(self, kind: str, target: object, *operands: Any) -> None:
+    def effect(self, kind: str, target: Any, *operands: Any) -> None:
         """A write to a known object: it happens now, and again at each commit."""
         source = self.source_of(target)
         assert source is not None
+        if id(target) not in self.writes_seen:
+            # Nothing shortens a container from outside: what was in it still is, or was replaced.
+            if issubclass(type(target), list):
+                self.before[id(target)] = list.__len__(target)
+            elif issubclass(type(target), dict):
+                self.before[id(target)] = tuple(dict.keys(target))
         self.writes_seen[id(target)] = source
         self.effects.append(Effect(kind, source, operands))
 

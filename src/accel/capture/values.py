@@ -14,6 +14,7 @@ import itertools
 import operator
 import re
 import types
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,6 +50,9 @@ CONSTANT_TYPES: frozenset[type] = frozenset(
 PLAIN_TENSORS: frozenset[type] = frozenset({torch.Tensor, torch.nn.Parameter})
 
 BOUND_C_METHOD: type = type(re.compile("").match)  # METH_METHOD: unlike other bound methods
+
+# Whose `__self__` a guard can load.
+BOUND_C_METHODS: frozenset[type] = frozenset({types.BuiltinFunctionType, BOUND_C_METHOD})
 
 FUNCTION_TYPES: frozenset[type] = frozenset(
     {
@@ -204,6 +208,12 @@ def is_static(value: object) -> bool:
     )
 
 
+def has_receiver(function: Any) -> bool:
+    """Whether a function of C code is bound to an object, not to a module, a class or nothing."""
+    receiver = getattr(function, "__self__", None)
+    return receiver is not None and not isinstance(receiver, (types.ModuleType, type))
+
+
 def is_python_class(cls: type) -> bool:
     """True for a class made by `class` statements, down to builtin types that are known here
     (not by C, Cython or pybind11, whose instances hold state that no frame shows)."""
@@ -238,6 +248,16 @@ def class_lookup(cls: type, name: str, default: object = None) -> object:
 
 
 _MISSING = object()
+
+
+def builtin_method(kind: type, name: str) -> Callable[..., Any]:
+    """The C code that a class of a builtin family has under `name`, below what Python overrides:
+    an OrderedDict's items are in an order of their own, which dict.__setitem__ would not know."""
+    for base in kind.__mro__:
+        found = base.__dict__.get(name)
+        if type(found) is types.WrapperDescriptorType:
+            return found
+    raise TypeError(f"{kind.__name__} has no {name} in C")
 
 
 def is_iterable(value: Any) -> bool:

@@ -8,6 +8,7 @@ answers, the guards of the recording and the tests of its graph decide which cal
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -28,6 +29,7 @@ _MARKS = {
     STATIC_MARK: (STATIC_MARK, "_dynamo_static_indices"),
 }
 GRADIENTS = "gradients"  # why graphs that autograd takes part in have fixed sizes
+_GROWTH = 3  # recordings, each with a longer container: it grows from call to call
 _MAX_SEEN = 4  # values remembered of one number: two are enough to see that it changes
 SMALLEST = 2  # sizes 0 and 1 mean something else (nothing, broadcasting)
 
@@ -46,6 +48,7 @@ class Variation:
         self.has_size_numbers = False  # the same, among sizes and positions
         self._seen: dict[str, list[tuple[int, ...]]] = {}
         self._numbers: dict[str, list[Any]] = {}  # what recordings were specific to
+        self._lengths: dict[str, list[int]] = {}  # the same, of containers; in order
         self._lifted: set[str] = set()
         self._fixed: set[str] = set()  # lifting them has served nothing
 
@@ -71,8 +74,12 @@ class Variation:
                 seen.append(meta.sizes)
 
     def observe_numbers(self, guards: list[Guard]) -> None:
-        """Remembers the numbers that a recording fixed."""
+        """Remembers the numbers and the lengths of containers that a recording fixed."""
         for guard in guards:
+            if guard.check in ("LEN", "DICT_KEYS"):
+                length = guard.operands[0]
+                seen = self._lengths.setdefault(str(guard.source), [])
+                seen.append(length if type(length) is int else len(length))
             if guard.check == "EQUALS" and type(guard.operands[0]) in (int, float):
                 seen = self._numbers.setdefault(str(guard.source), [])
                 if len(seen) < _MAX_SEEN:
@@ -93,6 +100,12 @@ class Variation:
                 return False
             self._lifted.add(name)
         return True
+
+    def grows(self, source: Source, length: int) -> bool:
+        """Whether the container at `source` was longer in each recording than in the one before:
+        one more variant would serve one call."""
+        seen = [*self._lengths.get(str(source), ())[-_GROWTH:], length]
+        return len(seen) > _GROWTH and all(a < b for a, b in itertools.pairwise(seen))
 
     def fix_number(self, source: Source) -> None:
         """A recording had to fix the number there after all."""

@@ -344,6 +344,20 @@ def case_still_gives() -> Case:
     return f, (X,), keep, doing(lambda: kl.register_kl(Own, Own)(lambda p, q: 1))
 
 
+def case_still_memoised() -> Case:
+    rates = {"a": 2.0}
+
+    @functools.lru_cache
+    def rate(name: str) -> float:
+        return rates.get(name, 1.0)
+
+    def change() -> None:
+        rates["a"] = 3.0
+        rate.cache_clear()
+
+    return lambda x: x * rate("a"), (X,), doing(lambda: rate("b")), doing(change)
+
+
 def case_level_disabled() -> Case:
     logger = logging.getLogger("accel.test_guard_mutation")
     logger.setLevel(logging.WARNING)
