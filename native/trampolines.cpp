@@ -63,6 +63,7 @@ struct Session {
   PyObject* handlers = nullptr;  // owned tuple of HANDLER_COUNT callables
   PyObject* islands = nullptr;   // owned: the recorder of a root with islands; else NULL
   bool suspended = false;        // between two stretches: what runs is the program's own
+  bool displaced = false;        // the frame may hold what stands for its numbers
   bool dead = false;             // voided: every trampoline does the plain operation
   int in_recorder = 0;           // >0 while handler code runs
   int in_fold = 0;               // >0 while a fold's own Python frames run
@@ -603,9 +604,13 @@ void suspend(Session* s, bool on) {
 // land(number, depth): Python goes on here; the stretch that is being recorded ends.
 PyObject* t_land(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (!expect(count, 2, "land")) return nullptr;
-  if (!live() || !session->islands) Py_RETURN_NONE;
+  bool recorded = live();
+  // A stretch that is void by now has left its stand-ins in the frame.
+  if (!session || !session->islands || !(recorded || session->displaced)) Py_RETURN_NONE;
+  if (session->in_recorder) Py_RETURN_NONE;
+  session->displaced = false;
   PyObject* answer = ask_islands("at_landing", args);
-  suspend(session, true);
+  if (recorded) suspend(session, true);
   if (!answer && PyErr_Occurred()) return nullptr;
   bool ok = !answer || answer == Py_None || set_calling_frame_values(answer);
   Py_XDECREF(answer);
@@ -620,14 +625,14 @@ PyObject* t_node(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (!s || !s->islands || s->in_recorder || !(s->dead || s->suspended)) Py_RETURN_NONE;
   PyObject* answer = ask_islands("at_node", args);
   if (!answer && PyErr_Occurred()) return nullptr;
-  PyObject* handlers = answer && PyTuple_CheckExact(answer) && PyTuple_GET_SIZE(answer) == 2
-                           ? PyTuple_GET_ITEM(answer, 0)
-                           : nullptr;
+  bool told = answer && PyTuple_CheckExact(answer) && PyTuple_GET_SIZE(answer) == 2;
+  if (told && !set_calling_frame_values(PyTuple_GET_ITEM(answer, 1))) {
+    Py_DECREF(answer);
+    return nullptr;
+  }
+  PyObject* handlers = told ? PyTuple_GET_ITEM(answer, 0) : nullptr;
   if (handlers && PyTuple_CheckExact(handlers) && PyTuple_GET_SIZE(handlers) == HANDLER_COUNT) {
-    if (!set_calling_frame_values(PyTuple_GET_ITEM(answer, 1))) {
-      Py_DECREF(answer);
-      return nullptr;
-    }
+    s->displaced = PyTuple_GET_SIZE(PyTuple_GET_ITEM(answer, 1)) > 0;
     Py_SETREF(s->handlers, Py_NewRef(handlers));
     s->dead = false;
     s->hold.emplace();

@@ -151,7 +151,7 @@ def _(s: Session) -> None:
             x = x + kept[-1] * 0.001
         return x, kept, shared
 
-    _rounds(s, f, torch.randn(5))
+    _rounds(s, f, torch.randn(5), segments=ROUNDS - 4)
 
 
 @program(PROGRAMS, "numbers in a try, with an error at one of them")
@@ -234,3 +234,31 @@ def _(s: Session) -> None:
     numbers = [0.5, 1.5, -0.0, 0.0, float("inf"), -1e300, 1e-320, 3, 2**62, True, 7.25, -2]
     s.split(f, torch.rand(5), numbers, segments=8)
     s.call(f, torch.rand(5), [float("nan"), 10**30, 2.0])
+
+
+@program(PROGRAMS, "whether two names are one big number")
+def _(s: Session) -> None:
+    def f(x, count):
+        out = []
+        for i in range(count):
+            a = b = i * 1000
+            x = x + a * 1e-7
+            out.append((a, a is b, i))
+            zlib.crc32(b"exit")
+            out.append((a is b, b is not a, a is i))
+        return x, out
+
+    f = s.root(f)
+    for count in (5, 5, 6, 7, 8, 9, 3):
+        s.call(f, torch.ones(3), count)
+
+
+@program(PROGRAMS, "one big number as two arguments")
+def _(s: Session) -> None:
+    def f(x, m, n):
+        return x * m + n, m is n, n is not m
+
+    f = s.root(f)
+    for n in (1000, 2000, 3000, 4000, 5, 6, 7):
+        s.call(f, torch.ones(3), n, n)
+        s.call(f, torch.ones(3), n, int(str(n)))

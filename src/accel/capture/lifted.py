@@ -35,11 +35,11 @@ from accel.capture.number_program import (
     Use,
     is_same,
 )
-from accel.capture.numbers import SMALL_INTS, NumberEvents
+from accel.capture.numbers import NumberEvents
 from accel.capture.operators import BINARY_NAMES
 from accel.capture.state import Effect, user_location
 from accel.capture.steps import OPERATION, Answer, Void
-from accel.capture.values import PLAIN_TENSORS, is_constant
+from accel.capture.values import PLAIN_TENSORS, SMALL_INTS, is_constant
 from accel.capture.variation import Variation
 from accel.sources import Source
 from accel.trace import Operation, Ref, TensorMeta
@@ -81,6 +81,11 @@ _FOLLOWED = {
 }
 # Not the halves: ATen computes with the number as it is, not rounded to the tensor's dtype.
 _EXACT_DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.int64: "int64"}
+
+
+def _is_small(number: int) -> bool:
+    """Whether CPython keeps one object for all ints that equal this one."""
+    return number in SMALL_INTS
 
 
 def _size(tensor: torch.Tensor, dim: int) -> int:
@@ -138,6 +143,8 @@ class LiftedEvents(NumberEvents):
         self.number_program = NumberProgram()
         self.leaves: dict[int, tuple[Source, Any]] = {}  # by id of the source
         self.leaf_sources: list[Source] = []
+        self.originals: dict[int, Any] = {}  # id of what stands for a leaf -> the program's object
+        self.spoiled: Void | None = None  # why the recording is void although the run goes on
         self.leaf_of: dict[int, Source] = {}  # number in the program -> source
         self.tensor_leaves: dict[int, int] = {}  # id of an input's source -> number
         self.size_values: dict[str, int | None] = {}  # name in the graph -> number
@@ -236,6 +243,7 @@ class LiftedEvents(NumberEvents):
         self.leaf_sources.append(source)
         self.leaf_of[number] = source
         own = self._own(value, number)
+        self.originals[id(own)] = value
         self.leaves[id(source)] = (source, own)
         return own
 
@@ -429,11 +437,12 @@ class LiftedEvents(NumberEvents):
             return (True,)
         if type(a) is not type(b) or not self.ask("eq", a, b):
             return (False,)
-        self.settle(a)
-        self.settle(b)
-        if type(a) is not int or a not in SMALL_INTS:
-            raise Void("dynamic", "whether two equal numbers are one object")
-        return (True,)
+        if type(a) is int and a in SMALL_INTS:
+            self._compute(_is_small, (a,), True)
+            return (True,)
+        # The run goes on with the answer for the program's own objects.
+        self.spoiled = Void("dynamic", "whether two equal numbers are one object")
+        return (self.originals.get(id(a), a) is self.originals.get(id(b), b),)
 
     def _own_divmod(self, args: tuple[Any, ...]) -> Answer:
         if not self.lifted or not self._is_arithmetic(args) or len(args) != 2 or args[1] == 0:

@@ -39,6 +39,7 @@ from accel.capture.values import (
     BUILTIN_CONTAINERS,
     BUILTIN_ITERATORS,
     PLAIN_TENSORS,
+    SMALL_INTS,
     class_lookup,
     is_python_class,
 )
@@ -50,7 +51,6 @@ _IN_PLACE = 13  # of CPython's NB_* numbers
 _ARITHMETIC = frozenset({"add", "sub", "mul", "floordiv", "mod"})
 _COMPARE = {"<": "lt", "<=": "le", "==": "eq", "!=": "ne", ">": "gt", ">=": "ge"}
 _SEQUENCES = (tuple, list, torch.Size)
-SMALL_INTS = range(-5, 257)  # CPython keeps one object of each: `is` finds them equal
 _MAX_ELEMENTS = 10_000  # of a container that is searched for numbers
 
 # Of tensors: what sizes and strides decide. Other metadata a guard fixes.

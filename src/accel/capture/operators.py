@@ -28,6 +28,8 @@ from accel.capture.values import (
     FOLDED_RESULTS,
     NUMPY_SCALARS,
     PLAIN_TENSORS,
+    SMALL_INTS,
+    VALUE_TYPES,
     builtin_method,
     class_lookup,
     holds_numpy,
@@ -215,6 +217,10 @@ class OperatorEvents(AttributeEvents):
         self.is_(a, b)
 
     def is_(self, a: Any, b: Any) -> Answer:
+        if type(a) is type(b) and type(a) in VALUE_TYPES and (a is b or a == b):
+            # Guards look at values, not at objects.
+            if type(a) is not int or a not in SMALL_INTS:
+                raise Void("unknown_value", "whether two equal values are one object")
         if a is b or type(a) in CONSTANT_TYPES or type(b) in CONSTANT_TYPES:
             return None
         sa, sb = self.source_of(a), self.source_of(b)

@@ -223,6 +223,8 @@ class Recorder(LiftedEvents):
         """What was recorded; `describe` makes the template."""
         graph = template = None
         if self.voided is None:
+            self.voided = self.spoiled
+        if self.voided is None:
             try:
                 self._check_ambient()
                 template = describe(Describer(self))
@@ -264,6 +266,7 @@ class Recorder(LiftedEvents):
         self.numbers.clear()
         self.lifted.clear()
         self.leaves.clear()
+        self.originals.clear()
         self.own_globals.clear()
         self.own_arguments.clear()
         self.settled.clear()

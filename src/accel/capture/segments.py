@@ -277,30 +277,37 @@ class SegmentRun:
         )
 
     def at_node(self, number: int, values: tuple[Any, ...], _unseen: int) -> Any:
-        """The handlers of the stretch that begins here and what the frame holds meanwhile; or
-        None."""
+        """The handlers of the stretch that begins here, or None; and what the frame holds from
+        now on."""
+        restored = dict(self.current.restored(values)) if self.current is not None else {}
+        self._discard()
+        values = tuple(restored.get(i, v) for i, v in enumerate(values))
+        recorder = self._begin(number, values)
+        if recorder is None:
+            return None, tuple(restored.items())
+        handlers = tuple(
+            self.finish if name == "finish" else handler
+            for name, handler in zip(runtime.native.HANDLER_NAMES, recorder.handlers, strict=True)
+        )
+        return handlers, tuple((restored | {i: own for i, own, _ in recorder.replaced}).items())
+
+    def _begin(self, number: int, values: tuple[Any, ...]) -> SegmentRecorder | None:
+        """The recorder of the stretch that begins at this node, if one is wanted."""
         try:
-            self._discard()
             if not self.wanted(number, values):
                 return None
             node = self._node(number, len(values))
-            self.current = SegmentRecorder(
+            recorder = SegmentRecorder(
                 node, self.names, values, self.function, self.twin_of, self.variation_of(number)
             )
-            self.current.twin_code = self.twin_code
-            handlers = tuple(
-                self.finish if name == "finish" else handler
-                for name, handler in zip(
-                    runtime.native.HANDLER_NAMES, self.current.handlers, strict=True
-                )
-            )
-            return handlers, tuple((i, own) for i, own, _ in self.current.replaced)
         except Void:
-            self.current = None
             return None
         except Exception as error:
-            self.error, self.current = error, None
+            self.error = error
             return None
+        recorder.twin_code = self.twin_code
+        self.current = recorder
+        return recorder
 
     def _node(self, number: int, count: int) -> NodeFacts:
         if number < len(self.nodes):
@@ -312,9 +319,13 @@ class SegmentRun:
     def at_landing(
         self, number: int, values: tuple[Any, ...], unseen: int
     ) -> tuple[tuple[int, Any], ...]:
-        """The stretch ends here; what the frame holds from now on."""
+        """The stretch, or what is left of it if it is void, ends here; what the frame holds from
+        now on."""
         restored = self.current.restored(values) if self.current is not None else ()
-        self._close(self.landings[number], values, unseen)
+        if self.current is None or self.current.voided is not None:
+            self._discard()
+        else:
+            self._close(self.landings[number], values, unseen)
         return restored
 
     def finish(self, result: Any, failed: bool, unseen: int) -> BaseException | None:
