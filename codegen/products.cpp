@@ -311,8 +311,10 @@ void NAME(wide)(const E* a, i64 lda, i64 M, i64 N, i64 K, i64 block, i64 begin, 
         for (i64 n = 0; n < columns; n += PANEL)
           tiles_of(columns - n > W, count, from, stride, chunk + n * k_count, k_count, totals + i * WIDE + n, WIDE,
                    n ? 0 : ahead, k == 0, &fetch);
+        // At once: they are near, and writing results waits for memory while others are worked on.
+        if (k + KB >= K)
+          for (i64 m = i; m < i + count; m++) finish(context, m0 + m, n0, columns, totals + m * WIDE);
       }
     }
-    for (i64 m = 0; m < rows; m++) finish(context, m0 + m, n0, columns, totals + m * WIDE);
   }
 }
