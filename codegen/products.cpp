@@ -14,6 +14,7 @@ constexpr int NV = 2, PANEL = W * NV, BLOCK = 48, KB = 256, NEAR = KB + 16;
 constexpr int FETCHED = 2;              // lines, every 16 k
 constexpr int PANELS = 8;               // of `product`, at once
 constexpr int WIDE = 64, ROWS = 504;    // of `wide`, at most
+constexpr int FEW = 4;
 typedef vec<float, W> VF;
 typedef vec<int, W> VI;
 struct pair { int bits; };
@@ -29,9 +30,10 @@ constexpr int LINES = 1;
 #endif
 // Gets the sums of one row: columns n to n + count.
 typedef void (*Finish)(const void* context, i64 m, i64 n, i64 count, const float* values);
-// Packs `count` rows of k from column n on: to[panel][k][column], panels W wide if no more
-// than W columns are left for them.
+// Packs `count` rows of k from column n on: to[panel][k][column], panels of `panel_width`.
 typedef void (*Pack)(const void* context, i64 k, i64 count, i64 n, i64 columns, E* to);
+// FEW columns that are left over are worth dot products, not a vector of their own.
+INLINE i64 panel_width(i64 columns_left) { return columns_left > W + FEW ? PANEL : W; }
 
 // Lines of memory that will be packed next, fetched a few at a time while others are worked on.
 struct Fetch {
@@ -273,6 +275,30 @@ void NAME(few_rows)(const E* x, i64 ldx, const E* w, i64 ldw, i64 M, i64 N, i64 
   }
 }
 
+// The last columns of a chunk, one after the other.
+static void take_columns(const E* panel, i64 k_count, i64 count, E (*columns)[KB]) {
+  for (i64 c = 0; c < FEW; c++)
+    for (i64 k = 0; k < k_count; k++) columns[c][k] = c < count ? panel[k * W + c] : E{};
+}
+
+// totals[i][c] (+)= the dot product of row i and column c.
+static void dot_rows(i64 count, const E* rows, i64 stride, const E (*columns)[KB], i64 column_count, i64 k_count,
+                     float* totals, bool first) {
+  for (i64 i = 0; i < count; i += W) {
+    const i64 some = count - i < W ? count - i : W;
+    alignas(64) float part[FEW * W];
+    const E* from = rows + i * stride;
+    if (column_count == 1) dot_columns<1>(from, stride, columns[0], KB, k_count, some, part);
+    else if (column_count == 2) dot_columns<2>(from, stride, columns[0], KB, k_count, some, part);
+    else dot_columns<4>(from, stride, columns[0], KB, k_count, some, part);
+    for (i64 r = 0; r < some; r++)
+      for (i64 c = 0; c < column_count; c++) {
+        float& total = totals[(i + r) * WIDE + c];
+        total = first ? part[c * W + r] : total + part[c * W + r];
+      }
+  }
+}
+
 // out[m][n] = sum over k of a[m][k] * b[k][n], columns packed on the way. Units are blocks of
 // `block` rows (a multiple of MR, at most ROWS) by WIDE columns, the rows first. With `b`, lines
 // of `b_bytes` with elements of `b_item`, the next chunk is fetched while one is worked on.
@@ -280,6 +306,7 @@ extern "C" __attribute__((visibility("hidden")))
 void NAME(wide)(const E* a, i64 lda, i64 M, i64 N, i64 K, i64 block, i64 begin, i64 end, Pack pack, Finish finish,
                 const void* context, const char* b, i64 b_bytes, i64 b_item) {
   alignas(64) E chunk[WIDE * KB];
+  alignas(64) E last[FEW][KB];
   alignas(64) E near[MR * 4 * NEAR];
   alignas(64) float totals[ROWS * WIDE];
   const bool copies = conflicts(lda);
@@ -287,9 +314,11 @@ void NAME(wide)(const E* a, i64 lda, i64 M, i64 N, i64 K, i64 block, i64 begin, 
   for (i64 unit = begin; unit < end; unit++) {
     const i64 n0 = unit / blocks * WIDE, m0 = unit % blocks * block;
     const i64 rows = M - m0 < block ? M - m0 : block, columns = N - n0 < WIDE ? N - n0 : WIDE;
+    const i64 few = columns % W <= FEW ? columns % W : 0, whole = columns - few;
     for (i64 k = 0; k < K; k += KB) {
       const i64 k_count = K - k < KB ? K - k : KB;
       pack(context, k, k_count, n0, columns, chunk);
+      if (few) take_columns(chunk + whole * k_count, k_count, few, last);
       Fetch fetch;
       if (b) {
         const bool more = k + KB < K;
@@ -303,14 +332,19 @@ void NAME(wide)(const E* a, i64 lda, i64 M, i64 N, i64 K, i64 block, i64 begin, 
       for (i64 i = 0; i < rows; i += MR * 4) {
         const i64 count = rows - i < MR * 4 ? rows - i : MR * 4;
         const E* from = a + (m0 + i) * lda + k;
-        i64 stride = lda, ahead = i + 8 * MR <= rows ? MR * 4 * lda : 0;
+        // What comes after these rows: the next ones, the first ones' next chunk, the next block's.
+        i64 stride = lda, ahead = MR * 4 * lda;
+        if (i + MR * 4 >= rows) ahead = k + KB < K ? KB - i * lda : m0 + rows < M ? (rows - i) * lda - k : 0;
         if (copies) {
           copy_near(from, lda, count, k_count, near, ahead);
           from = near, stride = NEAR, ahead = 0;
         }
-        for (i64 n = 0; n < columns; n += PANEL)
-          tiles_of(columns - n > W, count, from, stride, chunk + n * k_count, k_count, totals + i * WIDE + n, WIDE,
+        for (i64 n = 0, width; n < whole; n += width) {
+          width = panel_width(columns - n);
+          tiles_of(width > W, count, from, stride, chunk + n * k_count, k_count, totals + i * WIDE + n, WIDE,
                    n ? 0 : ahead, k == 0, &fetch);
+        }
+        if (few) dot_rows(count, from, stride, last, few, k_count, totals + i * WIDE + whole, k == 0);
         // At once: they are near, and writing results waits for memory while others are worked on.
         if (k + KB >= K)
           for (i64 m = i; m < i + count; m++) finish(context, m0 + m, n0, columns, totals + m * WIDE);

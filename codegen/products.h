@@ -2,7 +2,8 @@
 #ifndef __AVX512F__
 #error "these kernels need vectors of 64 bytes"
 #endif
-constexpr int W = 16, PANEL = 32, WIDE = 64;
+constexpr int W = 16, PANEL = 32, WIDE = 64, FEW = 4;
+INLINE i64 panel_width(i64 columns_left) { return columns_left > W + FEW ? PANEL : W; }
 struct pair { int bits; };
 typedef void (*Finish)(const void* context, i64 m, i64 n, i64 count, const float* values);
 typedef void (*Pack)(const void* context, i64 k, i64 count, i64 n, i64 columns, float* to);
@@ -58,8 +59,9 @@ INLINE void pack_rows(const float* b, i64 ldb, i64 k0, i64 k_count, i64 n0, i64 
     }
     return;
   }
-  for (i64 n = 0; n < columns; n += PANEL, to += PANEL * k_count) {
-    const i64 left = columns - n, width = left > W ? PANEL : W;
+  for (i64 n = 0, width; n < columns; n += width, to += width * k_count) {
+    const i64 left = columns - n;
+    width = panel_width(left);
     for (i64 k = 0; k < k_count; k++) {
       const float* row = from + k * ldb + n;
       for (i64 l = 0; l < width; l++) to[k * width + l] = l < left ? row[l] : 0.f;
@@ -84,7 +86,12 @@ INLINE void pack_patches(const float* x, i64 image_size, i64 height, i64 line, i
   enum { GATHERED, NEIGHBOURS, EVERY_OTHER } how[WIDE / W];
   Places place[WIDE / W];
   unsigned lanes[TAPS][WIDE / W];
+  i64 panel[WIDE / W], width[WIDE / W];
   const int vectors = int((columns + W - 1) / W);
+  for (int j = 0; j < vectors; j++) {
+    panel[j] = j % 2 && width[j - 1] == PANEL ? panel[j - 1] : j * W;
+    width[j] = panel_width(columns - panel[j]);
+  }
   i64 image = n0 / (height_out * width_out), rest = n0 - image * height_out * width_out;
   i64 row = rest / width_out, column = rest - row * width_out;
   for (int j = 0; j < vectors; j++) {
@@ -126,8 +133,7 @@ INLINE void pack_patches(const float* x, i64 image_size, i64 height, i64 line, i
       } else {
         v = __builtin_ia32_gathersiv16sf(V{}, x + from, place[j], (unsigned short)here, 4);
       }
-      const i64 panel = j / 2 * PANEL, width = columns - panel > W ? PANEL : W;
-      __builtin_memcpy(to + panel * k_count + k * width + j % 2 * W, &v, sizeof v);
+      __builtin_memcpy(to + panel[j] * k_count + k * width[j] + (j * W - panel[j]), &v, sizeof v);
     }
     if (++tap == TAPS) tap = 0, channel++;
   }
@@ -141,7 +147,8 @@ INLINE void pack_pairs(const bfloat16* b, i64 ldb, i64 k0, i64 k_count, i64 n0, 
     const unsigned short* even = (const unsigned short*)b + (k0 + k) * 2 * ldb + n0;
     const unsigned short* odd = even + ldb;
     for (i64 n = 0; n < columns; n += W) {
-      const i64 panel = n / PANEL * PANEL, width = columns - panel > W ? PANEL : W;
+      const i64 before = n / PANEL * PANEL, panel = panel_width(columns - before) == PANEL ? before : n;
+      const i64 width = panel_width(columns - panel);
       H x = H{}, y = H{};
       if (columns - n >= W) {
         __builtin_prefetch(even + n + 32 * ldb), __builtin_prefetch(odd + n + 32 * ldb);

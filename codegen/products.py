@@ -271,10 +271,11 @@ def _wanted_units() -> int:
 
 def row_block(m: int, n: int) -> int:
     """Rows of one unit: many for little packing, few where the columns give few units."""
-    block = _MAX_ROWS
-    while block > _MAX_ROWS // 4 and -(-m // block) * -(-n // _WIDE) < _wanted_units():
-        block //= 2
-    return -(-block // _TILE_ROWS) * _TILE_ROWS
+    blocks = -(-m // _MAX_ROWS)
+    while m > blocks * (_MAX_ROWS // 4) and blocks * -(-n // _WIDE) < _wanted_units():
+        blocks *= 2
+    # Blocks of about the same size, of whole tiles.
+    return -(-m // (blocks * _TILE_ROWS)) * _TILE_ROWS
 
 
 def wide_units(m: int, n: int) -> int:
