@@ -8,6 +8,7 @@ nothing is remembered from one call to the next.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -136,13 +137,14 @@ def _pair(values: list[int], missing: int, count: int = 0) -> tuple[int, int]:
 def _by_image(c: _Convolution) -> tuple[str, int]:
     """Every image is a matrix of its own. Answers the body and the units."""
     image = f"(const float*)e.p[0] + e.row / {c.filters} * {c.channels * c.plane}"
-    units = wide_units(c.filters, c.pixels)
+    block = row_block(c.filters, c.pixels)
+    units = wide_units(c.filters, c.pixels, block)
     body = (
         "  while (begin < end) {\n"
         f"    const i64 image = begin / {units}, first = begin - image * {units};\n"
         f"    const i64 left = end - image * {units}, last = left < {units} ? left : {units};\n"
         f"    const epilogue_context context = {{p, image * {c.filters}}};\n"
-        f"    {_call(c, c.pixels, 'first, last', f'pack_rows({image}, {c.plane}, ', '@_finish')}"
+        f"    {_call(c, c.pixels, block, 'first, last', f'pack_rows({image}, {c.plane}, ', '@_finish')}"
         f"    begin = image * {units} + last;\n"
         "  }\n"
     )
@@ -158,17 +160,23 @@ def _all_images(c: _Convolution) -> tuple[str, int]:
     )
     finish = "@_finish" if c.images == 1 else f"finish_images<{c.filters}, {c.pixels}, @_finish>"
     columns = c.images * c.pixels
+    # Patches are packed once in every unit.
+    block = row_block(c.filters, columns, os.cpu_count() or 1)
     body = (
         "  const epilogue_context context = {p, 0};\n"
-        f"  {_call(c, columns, 'begin, end', pack, finish)}"
+        f"  {_call(c, columns, block, 'begin, end', pack, finish)}"
     )
-    return body, wide_units(c.filters, columns)
+    return body, wide_units(c.filters, columns, block)
 
 
-def _call(c: _Convolution, columns: int, units: str, pack: str, finish: str) -> str:
+def _call(c: _Convolution, columns: int, block: int, units: str, pack: str, finish: str) -> str:
     head = "{ const epilogue_context& e = *(const epilogue_context*)context; "
+    # Patches lie near each other, lines of images do not: the next ones are fetched in time.
+    fetched = (
+        f"(const char*)((const float*)p[0] + image * {c.channels * c.plane}), {c.plane * 4}, 4"
+    )
     return (
         f"wide_f32((const float*)p[1], {c.products}, {c.filters}, {columns}, {c.products}, "
-        f"{row_block(c.filters, columns)}, {units}, {packer(pack).replace('{ ', head, 1)}, "
-        f"{finish}, &context, 0, 0, 0);\n"
+        f"{block}, {units}, {packer(pack).replace('{ ', head, 1)}, "
+        f"{finish}, &context, {fetched if c.is_plain else '0, 0, 0'});\n"
     )

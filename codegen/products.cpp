@@ -11,7 +11,7 @@
 #endif
 constexpr int W = 16, MR = 12;
 constexpr int NV = 2, PANEL = W * NV, BLOCK = 48, KB = 256, NEAR = KB + 16;
-constexpr int FETCHED = 2;              // lines, every 16 k
+constexpr int FETCHED = 8;              // cache lines, every 16 k
 constexpr int PANELS = 8;               // of `product`, at once
 constexpr int WIDE = 64, ROWS = 504;    // of `wide`, at most
 constexpr int FEW = 4;
@@ -35,14 +35,22 @@ typedef void (*Pack)(const void* context, i64 k, i64 count, i64 n, i64 columns, 
 // FEW columns that are left over are worth dot products, not a vector of their own.
 INLINE i64 panel_width(i64 columns_left) { return columns_left > W + FEW ? PANEL : W; }
 
-// Lines of memory that will be packed next, fetched a few at a time while others are worked on.
+// Memory that will be packed or copied next, `left` pieces of it `step` apart, fetched a few cache
+// lines at a time while other memory is worked on: all at once they would have to be waited for.
 struct Fetch {
   const char* at = nullptr;
-  i64 step = 0, left = 0, bytes = 0;
+  i64 step = 0, left = 0, bytes = 0, done = 0;
   __attribute__((always_inline)) void some(int lines) {
-    for (; lines > 0 && left > 0; lines--, left--, at += step)
-      for (i64 b = 0; b < bytes; b += 64) __builtin_prefetch(at + b, 0, 2);
+    for (; lines > 0 && left > 0; lines--) {
+      __builtin_prefetch(at + done, 0, 2);
+      done += 64;
+      if (done >= bytes) done = 0, left--, at += step;
+    }
   }
+};
+struct Fetches {
+  Fetch columns, rows;
+  __attribute__((always_inline)) void some() { columns.some(FETCHED), rows.some(FETCHED); }
 };
 
 INLINE VF multiply_add(VF sum, float a, VF b) { return sum + (a - VF{}) * b; }
@@ -63,7 +71,7 @@ INLINE VF multiply_add(VF sum, VF a, VF b, pair) {
 template <int R, int V>
 static __attribute__((noinline)) void micro(const E* __restrict__ rows, i64 stride, const E* __restrict__ panel,
                                             i64 k_count, float* __restrict__ totals, i64 totals_stride, i64 ahead,
-                                            bool first, Fetch* fetch) {
+                                            bool first, Fetches* fetch) {
   // Rows in threes: three registers of addresses and one of strides reach all of them.
   constexpr int G = (R + 2) / 3;
   const E* row[G];
@@ -86,7 +94,7 @@ static __attribute__((noinline)) void micro(const E* __restrict__ rows, i64 stri
   for (; k + 16 <= k_count; k += 16) {
     if (ahead)
       _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) __builtin_prefetch(row[i / 3] + i % 3 * stride + ahead, 0, 2);
-    if (fetch) fetch->some(FETCHED);
+    fetch->some();
     for (int u = 0; u < 4; u++) four();
   }
   for (; k + 4 <= k_count; k += 4) four();
@@ -105,7 +113,7 @@ static __attribute__((noinline)) void micro(const E* __restrict__ rows, i64 stri
 
 template <int V>
 static void tiles(i64 count, const E* rows, i64 stride, const E* panel, i64 k_count, float* totals,
-                  i64 totals_stride, i64 ahead, bool first, Fetch* fetch) {
+                  i64 totals_stride, i64 ahead, bool first, Fetches* fetch) {
   i64 i = 0;
   auto some = [&](auto r) __attribute__((always_inline)) {
     constexpr int R = decltype(r)::value;
@@ -121,20 +129,17 @@ static void tiles(i64 count, const E* rows, i64 stride, const E* panel, i64 k_co
 }
 
 static void tiles_of(bool wide, i64 count, const E* rows, i64 stride, const E* panel, i64 k_count, float* totals,
-                     i64 totals_stride, i64 ahead, bool first, Fetch* fetch) {
+                     i64 totals_stride, i64 ahead, bool first, Fetches* fetch) {
   if (wide) tiles<NV>(count, rows, stride, panel, k_count, totals, totals_stride, ahead, first, fetch);
   else tiles<1>(count, rows, stride, panel, k_count, totals, totals_stride, ahead, first, fetch);
 }
 
 // Rows a multiple of half a page apart fight for the same cache lines: they are copied.
 INLINE bool conflicts(i64 stride) { return stride % 512 == 0; }
-static void copy_near(const E* rows, i64 stride, i64 count, i64 k_count, E* near, i64 ahead) {
+static void copy_near(const E* rows, i64 stride, i64 count, i64 k_count, E* near) {
   for (i64 i = 0; i < count; i++) {
     i64 j = 0;
-    for (; j + 16 <= k_count; j += 16) {
-      __builtin_prefetch(rows + i * stride + j + ahead, 0, 2);
-      __builtin_memcpy(near + i * NEAR + j, rows + i * stride + j, 64);
-    }
+    for (; j + 16 <= k_count; j += 16) __builtin_memcpy(near + i * NEAR + j, rows + i * stride + j, 64);
     for (; j < k_count; j++) near[i * NEAR + j] = rows[i * stride + j];
   }
 }
@@ -170,6 +175,7 @@ void NAME(product)(const E* packed, const E* w, i64 ldw, i64 M, i64 N, i64 K, i6
   alignas(64) E near[BLOCK * NEAR];
   alignas(64) float out[W * BLOCK];
   const bool copies = conflicts(ldw);
+  Fetches fetch;
   const i64 m_blocks = (M + m_block - 1) / m_block;
   for (i64 unit = begin; unit < end; unit++) {
     const i64 n0 = unit / m_blocks * BLOCK, rows = N - n0 < BLOCK ? N - n0 : BLOCK;
@@ -181,13 +187,14 @@ void NAME(product)(const E* packed, const E* w, i64 ldw, i64 M, i64 N, i64 K, i6
       const E* from = block + k;
       i64 stride = ldw;
       if (copies) {
-        copy_near(from, ldw, rows, k_count, near, ahead);
+        copy_near(from, ldw, rows, k_count, near);
+        if (ahead) fetch.rows = {(const char*)(from + ahead), ldw * (i64)sizeof(E), rows, KB * sizeof(E)};
         from = near, stride = NEAR, ahead = 0;
       }
       for (i64 m = m0; m < m1; m += PANEL) {
         const bool full = M - m > W;
         tiles_of(full, rows, from, stride, packed + m * K + k * (full ? PANEL : W), k_count,
-                 totals + (m - m0) * BLOCK, full ? PANEL : W, m == m0 ? ahead : 0, k == 0, nullptr);
+                 totals + (m - m0) * BLOCK, full ? PANEL : W, m == m0 ? ahead : 0, k == 0, &fetch);
       }
     }
     for (i64 m = m0; m < m1; m += W) {
@@ -319,14 +326,13 @@ void NAME(wide)(const E* a, i64 lda, i64 M, i64 N, i64 K, i64 block, i64 begin, 
       const i64 k_count = K - k < KB ? K - k : KB;
       pack(context, k, k_count, n0, columns, chunk);
       if (few) take_columns(chunk + whole * k_count, k_count, few, last);
-      Fetch fetch;
+      Fetches fetch;
       if (b) {
         const bool more = k + KB < K;
         const i64 next_n = more ? n0 : (unit + 1) / blocks * WIDE, next_k = more ? k + KB : 0;
         if (more || (unit + 1 < end && next_n < N)) {
-          fetch.at = b + next_k * LINES * b_bytes + next_n * b_item;
-          fetch.step = b_bytes, fetch.bytes = columns * b_item;
-          fetch.left = (K - next_k < KB ? K - next_k : KB) * LINES;
+          const char* at = b + next_k * LINES * b_bytes + next_n * b_item;
+          fetch.columns = {at, b_bytes, (K - next_k < KB ? K - next_k : KB) * LINES, columns * b_item};
         }
       }
       for (i64 i = 0; i < rows; i += MR * 4) {
@@ -336,7 +342,8 @@ void NAME(wide)(const E* a, i64 lda, i64 M, i64 N, i64 K, i64 block, i64 begin, 
         i64 stride = lda, ahead = MR * 4 * lda;
         if (i + MR * 4 >= rows) ahead = k + KB < K ? KB - i * lda : m0 + rows < M ? (rows - i) * lda - k : 0;
         if (copies) {
-          copy_near(from, lda, count, k_count, near, ahead);
+          copy_near(from, lda, count, k_count, near);
+          if (ahead) fetch.rows = {(const char*)(from + ahead), lda * (i64)sizeof(E), count, KB * sizeof(E)};
           from = near, stride = NEAR, ahead = 0;
         }
         for (i64 n = 0, width; n < whole; n += width) {

@@ -82,7 +82,7 @@ template <int TAPS_H, int TAPS_W, int STEP_H, int STEP_W, int PAD_H, int PAD_W, 
 INLINE void pack_patches(const float* x, i64 image_size, i64 height, i64 line, i64 height_out, i64 width_out,
                          i64 k0, i64 k_count, i64 n0, i64 columns, float* to) {
   typedef vec<float, W> V;
-  constexpr int TAPS = TAPS_H * TAPS_W;
+  constexpr int TAPS = TAPS_H * TAPS_W, SOON = TAPS < 8 ? 8 / TAPS : 1;  // channels ahead
   enum { GATHERED, NEIGHBOURS, EVERY_OTHER } how[WIDE / W];
   Places place[WIDE / W];
   unsigned lanes[TAPS][WIDE / W];
@@ -124,6 +124,10 @@ INLINE void pack_patches(const float* x, i64 image_size, i64 height, i64 line, i
     for (int j = 0; j < vectors; j++) {
       const unsigned here = lanes[tap][j];
       const float* first = x + from + place[j][0];
+      if (tap == 0) {
+        __builtin_prefetch(first + SOON * plane);
+        if (how[j] != NEIGHBOURS) __builtin_prefetch(first + SOON * plane + W);
+      }
       V v;
       if (how[j] == NEIGHBOURS) {
         v = load_where(first, here);

@@ -249,12 +249,13 @@ def _lower_wide(b: Builder, p: Product) -> None:
         pack = packer(f"pack_rows((const float*){from_buffers}, {ldb}, ", element.name)
     else:
         pack = packer(f"pack_pairs((const bfloat16*){from_buffers}, {ldb}, ", element.name)
+    block = row_block(m, n)
     call = (
         f"wide_{element.suffix}((const {element.name}*)p[0], {lda}, {m}, {n}, "
-        f"{k // element.numbers}, {row_block(m, n)}, begin, end, {pack}, @_finish, &context, "
+        f"{k // element.numbers}, {block}, begin, end, {pack}, @_finish, &context, "
         f"(const char*)p[1], {ldb * item}, {item})"
     )
-    _append_shared(b, p, (p.left, p.right), call, wide_units(m, n))
+    _append_shared(b, p, (p.left, p.right), call, wide_units(m, n, block))
 
 
 def column_block(m: int, n: int) -> int:
@@ -269,17 +270,17 @@ def _wanted_units() -> int:
     return max(_MIN_UNITS, 2 * (os.cpu_count() or 1))
 
 
-def row_block(m: int, n: int) -> int:
-    """Rows of one unit: many for little packing, few where the columns give few units."""
+def row_block(m: int, n: int, units: int = 0) -> int:
+    """Rows of one unit: many for little packing, few where there would be less than `units`."""
     blocks = -(-m // _MAX_ROWS)
-    while m > blocks * (_MAX_ROWS // 4) and blocks * -(-n // _WIDE) < _wanted_units():
+    while m > blocks * (_MAX_ROWS // 2) and blocks * -(-n // _WIDE) < (units or _wanted_units()):
         blocks *= 2
     # Blocks of about the same size, of whole tiles.
     return -(-m // (blocks * _TILE_ROWS)) * _TILE_ROWS
 
 
-def wide_units(m: int, n: int) -> int:
-    return -(-m // row_block(m, n)) * -(-n // _WIDE)
+def wide_units(m: int, n: int, block: int) -> int:
+    return -(-m // block) * -(-n // _WIDE)
 
 
 def packer(call: str, element: str = "float") -> str:
