@@ -15,6 +15,7 @@ constexpr int FETCHED = 8;              // cache lines, every 16 k
 constexpr int PANELS = 8;               // of `product`, at once
 constexpr int WIDE = 64, ROWS = 504;    // of `wide`, at most
 constexpr int FEW = 4;
+constexpr int MOST_ROWS = 10, TURNED_ROWS = 3, TURNED_K = 96;  // of `few_rows`
 typedef vec<float, W> VF;
 typedef vec<int, W> VI;
 struct pair { int bits; };
@@ -211,6 +212,11 @@ void NAME(product)(const E* packed, const E* w, i64 ldw, i64 M, i64 N, i64 K, i6
   }
 }
 
+// The first `count` elements there, fewer than a vector; the others are not read.
+INLINE VI first_of(const E* from, i64 count) {
+  return (VI)__builtin_ia32_loadups512_mask((const float*)from, VF{}, (unsigned short)((1u << count) - 1));
+}
+
 // The same for few rows of x: vectors along k, nothing packed. Units are groups of W rows of w.
 template <int R, int C> INLINE void dots(const E* w, i64 ldw, const E* x, i64 ldx, i64 K, float* out) {
   VF c[R * C];
@@ -231,11 +237,7 @@ template <int R, int C> INLINE void dots(const E* w, i64 ldw, const E* x, i64 ld
       return v;
     });
   if (k < K)
-    one([&](const E* from) __attribute__((always_inline)) {
-      VI v = VI{};
-      for (int l = 0; l < K - k; l++) v[l] = ((const int*)(from + k))[l];
-      return (VF)v;
-    });
+    one([&](const E* from) __attribute__((always_inline)) { return (VF)first_of(from + k, K - k); });
   if constexpr (R * C == W) {
     VI r[W];
     _Pragma("GCC unroll 16") for (int i = 0; i < W; i++) r[i] = (VI)c[i];
@@ -264,13 +266,56 @@ template <int C> static void dot_columns(const E* w, i64 ldw, const E* x, i64 ld
   }
 }
 
+// The same where K is small, so that sums across lanes would cost more than the products: W rows of w
+// are turned in registers. R rows of x: totals[r][n].
+template <int R> static void turned(const E* w, i64 ldw, const E* x, i64 ldx, i64 K, i64 rows, float* totals) {
+  VF c[R];
+  _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) c[i] = VF{};
+  auto block = [&](i64 k, auto fetch, auto steps) __attribute__((always_inline)) {
+    VI r[W];
+    _Pragma("GCC unroll 16") for (int i = 0; i < W; i++) r[i] = fetch(w + i * ldw + k, i);
+    transpose<W>(r);
+    _Pragma("GCC unroll 16") for (int i = 0; i < W; i++)
+      if (i < steps)
+        _Pragma("GCC unroll 16") for (int j = 0; j < R; j++) c[j] = multiply_add(c[j], x[j * ldx + k + i], (VF)r[i]);
+  };
+  auto whole = [&](const E* from, int) __attribute__((always_inline)) {
+    VI v;
+    __builtin_memcpy(&v, from, sizeof v);
+    return v;
+  };
+  i64 k = 0;
+  if (rows == W)
+    for (; k + W <= K; k += W) block(k, whole, ::count<W>::value);
+  for (; k < K; k += W) {
+    const i64 steps = K - k < W ? K - k : W;
+    auto some = [&](const E* from, int i) __attribute__((always_inline)) {
+      return i < rows ? first_of(from, steps) : VI{};
+    };
+    block(k, some, steps);
+  }
+  for (int i = 0; i < R; i++) __builtin_memcpy(totals + i * W, &c[i], sizeof(VF));
+}
+
+template <int R> static bool turn(i64 M, const E* w, i64 ldw, const E* x, i64 ldx, i64 K, i64 rows, float* totals) {
+  if constexpr (R >= TURNED_ROWS) {
+    if (M == R) return turned<R>(w, ldw, x, ldx, K, rows, totals), true;
+    return turn<R - 1>(M, w, ldw, x, ldx, K, rows, totals);
+  }
+  return false;
+}
+
 extern "C" __attribute__((visibility("hidden")))
 void NAME(few_rows)(const E* x, i64 ldx, const E* w, i64 ldw, i64 M, i64 N, i64 K, i64 begin, i64 end, Finish finish,
                     const void* context) {
   for (i64 unit = begin; unit < end; unit++) {
     const i64 n0 = unit * W, rows = N - n0 < W ? N - n0 : W;
     const E* from = w + n0 * ldw;
-    alignas(64) float totals[4 * W];
+    alignas(64) float totals[MOST_ROWS * W];
+    if (K <= TURNED_K && turn<MOST_ROWS>(M, from, ldw, x, ldx, K, rows, totals)) {
+      for (i64 m = 0; m < M; m++) finish(context, m, n0, rows, totals + m * W);
+      continue;
+    }
     for (i64 m = 0, columns; m < M; m += columns) {
       columns = M - m >= 4 ? 4 : M - m >= 2 ? 2 : 1;
       const E* at = x + m * ldx;
