@@ -1,7 +1,8 @@
 """Matrix products: when to generate a kernel instead of calling BLAS, and which.
 
 In: mm and addmm nodes. Out: template nodes over `products.cpp` and `preamble.h`:
-    small     everything fits the first-level caches, where a call costs more than the work
+    small     everything fits the first-level caches, where a call costs more than the work, and
+              the right side lies as [K, N] or is tiny
     few_rows  up to ten rows times a weight that lies as [N, K]
     product   more rows times such a weight; the rows are packed by a node of their own, which
               products of the same rows share
@@ -29,6 +30,7 @@ aten = torch.ops.aten
 
 _SMALL_EXTENT = 128
 _SMALL_WORK = 1 << 19  # multiplications
+_SMALL_WEIGHT = 400  # numbers that `small` turns faster than the others are called
 _FEW_ROWS = 10
 _MIN_INNER = 16
 _MIN_COLUMNS = 4
@@ -99,6 +101,8 @@ def _product(b: Builder, node: Node) -> Product | None:
 def _is_small(p: Product) -> bool:
     right = p.right
     _, n, k = p.extents
+    if n * k > _SMALL_WEIGHT and _is_weight(p):
+        return False
     columns = right.strides[1] == 1 or n == 1 or right.strides[0] == 1 or k == 1
     return (
         p.left.dtype == "float32"
