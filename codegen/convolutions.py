@@ -9,6 +9,7 @@ nothing is remembered from one call to the next.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -126,7 +127,7 @@ def _convolution(b: Builder, node: Node, out: View) -> _Convolution:
     return c
 
 
-def _pair(values: list[int], missing: int, count: int = 0) -> tuple[int, int]:
+def _pair(values: Sequence[int], missing: int, count: int = 0) -> tuple[int, int]:
     """Down and across; one number for several dimensions counts for each of them."""
     values = list(values)
     if len(values) == 1 and count == 2:

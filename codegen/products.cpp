@@ -10,12 +10,12 @@
 #error "these kernels need vectors of 64 bytes"
 #endif
 constexpr int W = 16, MR = 12;
-constexpr int NV = 2, PANEL = W * NV, BLOCK = 48, KB = 256, NEAR = KB + 16;
+constexpr int NV = 2, PANEL = W * NV, BLOCK = 48, KB = 128, NEAR = KB + 16;
 constexpr int FETCHED = 8;              // cache lines, every 16 k
 constexpr int PANELS = 8;               // of `product`, at once
 constexpr int WIDE = 64, ROWS = 504;    // of `wide`, at most
 constexpr int FEW = 4;
-constexpr int MOST_ROWS = 10, TURNED_ROWS = 3, TURNED_K = 96;  // of `few_rows`
+constexpr int MOST_ROWS = 10, TURNED_ROWS = 4, TURNED_K = 96;  // of `few_rows`
 typedef vec<float, W> VF;
 typedef vec<int, W> VI;
 struct pair { int bits; };
@@ -269,15 +269,17 @@ template <int C> static void dot_columns(const E* w, i64 ldw, const E* x, i64 ld
 // The same where K is small, so that sums across lanes would cost more than the products: W rows of w
 // are turned in registers. R rows of x: totals[r][n].
 template <int R> static void turned(const E* w, i64 ldw, const E* x, i64 ldx, i64 K, i64 rows, float* totals) {
-  VF c[R];
-  _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) c[i] = VF{};
+  constexpr int CHAINS = R <= 5 ? 2 : 1;  // as many as there are registers: short sums err less
+  VF c[CHAINS][R];
+  _Pragma("GCC unroll 16") for (int i = 0; i < CHAINS * R; i++) c[i / R][i % R] = VF{};
   auto block = [&](i64 k, auto fetch, auto steps) __attribute__((always_inline)) {
     VI r[W];
     _Pragma("GCC unroll 16") for (int i = 0; i < W; i++) r[i] = fetch(w + i * ldw + k, i);
     transpose<W>(r);
     _Pragma("GCC unroll 16") for (int i = 0; i < W; i++)
       if (i < steps)
-        _Pragma("GCC unroll 16") for (int j = 0; j < R; j++) c[j] = multiply_add(c[j], x[j * ldx + k + i], (VF)r[i]);
+        _Pragma("GCC unroll 16") for (int j = 0; j < R; j++)
+          c[i % CHAINS][j] = multiply_add(c[i % CHAINS][j], x[j * ldx + k + i], (VF)r[i]);
   };
   auto whole = [&](const E* from, int) __attribute__((always_inline)) {
     VI v;
@@ -294,7 +296,10 @@ template <int R> static void turned(const E* w, i64 ldw, const E* x, i64 ldx, i6
     };
     block(k, some, steps);
   }
-  for (int i = 0; i < R; i++) __builtin_memcpy(totals + i * W, &c[i], sizeof(VF));
+  for (int i = 0; i < R; i++) {
+    const VF total = CHAINS == 2 ? c[0][i] + c[CHAINS - 1][i] : c[0][i];
+    __builtin_memcpy(totals + i * W, &total, sizeof total);
+  }
 }
 
 template <int R> static bool turn(i64 M, const E* w, i64 ldw, const E* x, i64 ldx, i64 K, i64 rows, float* totals) {

@@ -264,3 +264,34 @@ def test_accuracy(shape: tuple[int, int, int]) -> None:
     _is_as_accurate(lambda x, w: F.linear(x, w), x.abs(), w.abs())
     if m >= 16:
         _is_as_accurate(lambda x, w: x @ w, x, randn(k, n))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 64, 64, 20, 3),
+        (2, 256, 32, 7, 3),
+        (1, 512, 64, 9, 1),
+        (2, 3, 32, 33, 7),
+        (1, 40, 17, 5, 5),
+    ],
+    ids=str,
+)
+def test_accuracy_of_convolutions(shape: tuple[int, ...]) -> None:
+    images, channels, filters, size, taps = shape
+    torch.manual_seed(5)
+    x, w = randn(images, channels, size, size), randn(filters, channels, taps, taps)
+
+    def model(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(x, w, padding=taps // 2)
+
+    _is_as_accurate(model, x, w)
+    _is_as_accurate(model, x.abs(), w.abs())
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 256), (8, 33, 100), (10, 96, 48)], ids=str)
+def test_accuracy_of_few_rows(shape: tuple[int, int, int]) -> None:
+    m, k, n = shape
+    torch.manual_seed(6)
+    x, w = randn(m, k), randn(n, k)
+    _is_as_accurate(lambda x, w: F.linear(x, w), x, w)
