@@ -13,7 +13,7 @@ constexpr int W = 16, MR = 12;
 constexpr int NV = 2, PANEL = W * NV, BLOCK = 48, KB = 128, NEAR = KB + 16;
 constexpr int FETCHED = 8;              // cache lines, every 16 k
 constexpr int PANELS = 8;               // of `product`, at once
-constexpr int WIDE = 64, ROWS = 504;    // of `wide`, at most
+constexpr int WIDE = 64, ROWS = 516;    // of `wide`, at most
 constexpr int FEW = 4;
 constexpr int MOST_ROWS = 10, TURNED_ROWS = 4, TURNED_K = 96;  // of `few_rows`
 typedef vec<float, W> VF;

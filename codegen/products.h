@@ -74,8 +74,8 @@ INLINE void pack_rows(const float* b, i64 ldb, i64 k0, i64 k_count, i64 n0, i64 
 // meets there; outside the image it is zero. The values are read from the images as they lie.
 typedef vec<int, W> Places;
 INLINE unsigned lanes_where(Places condition) { return (unsigned short)__builtin_ia32_cvtd2mask512(condition); }
-INLINE vec<float, W> load_where(const float* from, unsigned lanes) {
-  return __builtin_ia32_loadups512_mask(from, vec<float, W>{}, (unsigned short)lanes);
+INLINE vec<float, W> load_where(const float* from, unsigned lanes, vec<float, W> others = vec<float, W>{}) {
+  return __builtin_ia32_loadups512_mask(from, others, (unsigned short)lanes);
 }
 
 template <int TAPS_H, int TAPS_W, int STEP_H, int STEP_W, int PAD_H, int PAD_W, int APART_H, int APART_W>
@@ -83,8 +83,11 @@ INLINE void pack_patches(const float* x, i64 image_size, i64 height, i64 line, i
                          i64 k0, i64 k_count, i64 n0, i64 columns, float* to) {
   typedef vec<float, W> V;
   constexpr int TAPS = TAPS_H * TAPS_W, SOON = TAPS < 8 ? 8 / TAPS : 1;  // channels ahead
-  enum { GATHERED, NEIGHBOURS, EVERY_OTHER } how[WIDE / W];
+  // Lanes lie together, in two pieces (lines or images), two apart, or anywhere.
+  enum { GATHERED, NEIGHBOURS, TWO_PIECES, EVERY_OTHER } how[WIDE / W];
   Places place[WIDE / W];
+  unsigned in_first[WIDE / W];
+  i64 second[WIDE / W];
   unsigned lanes[TAPS][WIDE / W];
   i64 panel[WIDE / W], width[WIDE / W];
   const int vectors = int((columns + W - 1) / W);
@@ -96,19 +99,22 @@ INLINE void pack_patches(const float* x, i64 image_size, i64 height, i64 line, i
   i64 row = rest / width_out, column = rest - row * width_out;
   for (int j = 0; j < vectors; j++) {
     Places top, left, inside;
-    bool neighbours = true, every_other = true;
+    bool every_other = true;
+    int pieces = 1;
+    second[j] = 0, in_first[j] = 0xffff;
     for (int l = 0; l < W; l++) {
       inside[l] = j * W + l < columns ? -1 : 0;
       top[l] = int(row * STEP_H - PAD_H), left[l] = int(column * STEP_W - PAD_W);
       place[j][l] = int(image * image_size + top[l] * line + left[l]);
-      if (inside[l] && place[j][l] != place[j][0] + l) neighbours = false;
+      if (inside[l] && place[j][l] != (pieces == 1 ? place[j][0] : second[j]) + l)
+        pieces++, second[j] = place[j][l] - l, in_first[j] &= (1u << l) - 1;
       if (inside[l] && place[j][l] != place[j][0] + 2 * l) every_other = false;
       if (++column == width_out) {
         column = 0;
         if (++row == height_out) row = 0, image++;
       }
     }
-    how[j] = neighbours ? NEIGHBOURS : every_other ? EVERY_OTHER : GATHERED;
+    how[j] = pieces == 1 ? NEIGHBOURS : every_other ? EVERY_OTHER : pieces == 2 ? TWO_PIECES : GATHERED;
     for (int r = 0; r < TAPS_H; r++)
       for (int s = 0; s < TAPS_W; s++) {
         const Places h = top + r * APART_H, w = left + s * APART_W;
@@ -131,6 +137,8 @@ INLINE void pack_patches(const float* x, i64 image_size, i64 height, i64 line, i
       V v;
       if (how[j] == NEIGHBOURS) {
         v = load_where(first, here);
+      } else if (how[j] == TWO_PIECES) {
+        v = load_where(x + from + second[j], here & ~in_first[j], load_where(first, here & in_first[j]));
       } else if (how[j] == EVERY_OTHER) {
         const unsigned spread = __builtin_ia32_pdep_si(here, 0x55555555u);
         v = __builtin_shuffle(load_where(first, spread), load_where(first + W, spread >> W), even);

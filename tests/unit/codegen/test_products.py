@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from capture_graph import capture, check, compile_it, library_of
 from plan_runner import run_plan
 
+from accel.codegen import convolutions
 from accel.codegen.build import cpu_features, vector_bytes
 from accel.codegen.products import column_block, row_block
 
@@ -145,7 +146,8 @@ CONVOLUTIONS = [
 
 @pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
 @pytest.mark.parametrize("layout", ["as it comes", "unaligned"])
-def test_convolutions(case: tuple[Any, ...], layout: str) -> None:
+def test_convolutions(case: tuple[Any, ...], layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolutions, "_PIXELS_FOR_ONEDNN", 1 << 30)
     images, channels, filters, size, taps, options = case
     convolve = F.conv2d if len(size) == 2 else F.conv1d
     weight = randn(filters, channels, *taps) / (channels * taps[0] * taps[-1]) ** 0.5
@@ -187,6 +189,7 @@ def test_infinite_pixels() -> None:
         ((1, 2, 20, 20), (16, 2, 2, 2), {}),
         ((1, 1, 40, 40), (16, 1, 9, 9), {}),
         ((1, 16, 5, 5, 5), (16, 16, 3, 3, 3), {}),
+        ((4, 32, 8, 8), (32, 32, 3, 3), {"padding": 1}),
     ],
     ids=str,
 )
