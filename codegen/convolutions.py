@@ -25,6 +25,7 @@ from accel.codegen.tensor_graph import Node, View, contiguous_strides
 aten = torch.ops.aten
 
 _MIN_EXTENT = 16  # of filters, pixels and products a sum
+_MIN_FILTERS = 32  # that share the packing of patches of several taps
 _MAX_TAPS = 64
 # From so many pixels of several images on oneDNN's own layout of the weights, made anew in each call,
 # costs less than it gains: it skips the taps that fall outside of an image.
@@ -123,7 +124,8 @@ def _convolution(b: Builder, node: Node, out: View) -> _Convolution:
         _pair(padding, 0, len(size)),
         _pair(apart, 1, len(size)),
     )
-    if min(c.filters, c.pixels, c.products) < _MIN_EXTENT:
+    fewest = _MIN_EXTENT if c.taps == (1, 1) else _MIN_FILTERS
+    if c.filters < fewest or min(c.pixels, c.products) < _MIN_EXTENT:
         raise Unsupported("too small")
     if c.images > 1 and c.taps != (1, 1) and c.images * c.pixels >= _PIXELS_FOR_ONEDNN:
         raise Unsupported("enough pixels for oneDNN")
