@@ -15,7 +15,7 @@ constexpr int FETCHED = 8;              // cache lines, every 16 k
 constexpr int PANELS = 8;               // of `product`, at once
 constexpr int WIDE = 64, ROWS = 516;    // of `wide`, at most
 constexpr int FEW = 4;
-constexpr int MOST_ROWS = 10, TURNED_ROWS = 4, TURNED_K = 96;  // of `few_rows`
+constexpr int TURNED_K = 96;
 typedef vec<float, W> VF;
 typedef vec<int, W> VI;
 struct pair { int bits; };
@@ -212,7 +212,7 @@ void NAME(product)(const E* packed, const E* w, i64 ldw, i64 M, i64 N, i64 K, i6
   }
 }
 
-// The first `count` elements there, fewer than a vector; the others are not read.
+// The first `count` elements there, at most a vector; the others are not read.
 INLINE VI first_of(const E* from, i64 count) {
   return (VI)__builtin_ia32_loadups512_mask((const float*)from, VF{}, (unsigned short)((1u << count) - 1));
 }
@@ -267,47 +267,28 @@ template <int C> static void dot_columns(const E* w, i64 ldw, const E* x, i64 ld
 }
 
 // The same where K is small, so that sums across lanes would cost more than the products: W rows of w
-// are turned in registers. R rows of x: totals[r][n].
-template <int R> static void turned(const E* w, i64 ldw, const E* x, i64 ldx, i64 K, i64 rows, float* totals) {
-  constexpr int CHAINS = R <= 5 ? 2 : 1;  // as many as there are registers: short sums err less
+// are turned in registers. R rows of x: totals[m][n].
+template <int R>
+static __attribute__((noinline)) void turned(const E* w, i64 ldw, const E* x, i64 ldx, i64 K, i64 rows, float* totals) {
+  constexpr int CHAINS = R <= 4 ? 2 : 1;  // as many as there are registers: short sums err less
   VF c[CHAINS][R];
   _Pragma("GCC unroll 16") for (int i = 0; i < CHAINS * R; i++) c[i / R][i % R] = VF{};
-  auto block = [&](i64 k, auto fetch, auto steps) __attribute__((always_inline)) {
+  auto block = [&](i64 k, i64 steps) __attribute__((always_inline)) {
     VI r[W];
-    _Pragma("GCC unroll 16") for (int i = 0; i < W; i++) r[i] = fetch(w + i * ldw + k, i);
+    _Pragma("GCC unroll 16") for (int i = 0; i < W; i++) r[i] = first_of(w + i * ldw + k, i < rows ? steps : 0);
     transpose<W>(r);
     _Pragma("GCC unroll 16") for (int i = 0; i < W; i++)
       if (i < steps)
         _Pragma("GCC unroll 16") for (int j = 0; j < R; j++)
           c[i % CHAINS][j] = multiply_add(c[i % CHAINS][j], x[j * ldx + k + i], (VF)r[i]);
   };
-  auto whole = [&](const E* from, int) __attribute__((always_inline)) {
-    VI v;
-    __builtin_memcpy(&v, from, sizeof v);
-    return v;
-  };
   i64 k = 0;
-  if (rows == W)
-    for (; k + W <= K; k += W) block(k, whole, ::count<W>::value);
-  for (; k < K; k += W) {
-    const i64 steps = K - k < W ? K - k : W;
-    auto some = [&](const E* from, int i) __attribute__((always_inline)) {
-      return i < rows ? first_of(from, steps) : VI{};
-    };
-    block(k, some, steps);
-  }
-  for (int i = 0; i < R; i++) {
+  for (; k + W <= K; k += W) block(k, W);
+  if (k < K) block(k, K - k);
+  _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {
     const VF total = CHAINS == 2 ? c[0][i] + c[CHAINS - 1][i] : c[0][i];
     __builtin_memcpy(totals + i * W, &total, sizeof total);
   }
-}
-
-template <int R> static bool turn(i64 M, const E* w, i64 ldw, const E* x, i64 ldx, i64 K, i64 rows, float* totals) {
-  if constexpr (R >= TURNED_ROWS) {
-    if (M == R) return turned<R>(w, ldw, x, ldx, K, rows, totals), true;
-    return turn<R - 1>(M, w, ldw, x, ldx, K, rows, totals);
-  }
-  return false;
 }
 
 extern "C" __attribute__((visibility("hidden")))
@@ -316,15 +297,13 @@ void NAME(few_rows)(const E* x, i64 ldx, const E* w, i64 ldw, i64 M, i64 N, i64 
   for (i64 unit = begin; unit < end; unit++) {
     const i64 n0 = unit * W, rows = N - n0 < W ? N - n0 : W;
     const E* from = w + n0 * ldw;
-    alignas(64) float totals[MOST_ROWS * W];
-    if (K <= TURNED_K && turn<MOST_ROWS>(M, from, ldw, x, ldx, K, rows, totals)) {
-      for (i64 m = 0; m < M; m++) finish(context, m, n0, rows, totals + m * W);
-      continue;
-    }
+    alignas(64) float totals[8 * W];
     for (i64 m = 0, columns; m < M; m += columns) {
       columns = M - m >= 4 ? 4 : M - m >= 2 ? 2 : 1;
       const E* at = x + m * ldx;
-      if (columns == 4) dot_columns<4>(from, ldw, at, ldx, K, rows, totals);
+      if (K <= TURNED_K && M - m >= 8) turned<8>(from, ldw, at, ldx, K, rows, totals), columns = 8;
+      else if (K <= TURNED_K && columns == 4) turned<4>(from, ldw, at, ldx, K, rows, totals);
+      else if (columns == 4) dot_columns<4>(from, ldw, at, ldx, K, rows, totals);
       else if (columns == 2) dot_columns<2>(from, ldw, at, ldx, K, rows, totals);
       else dot_columns<1>(from, ldw, at, ldx, K, rows, totals);
       for (i64 c = 0; c < columns; c++) finish(context, m + c, n0, rows, totals + c * W);

@@ -79,8 +79,9 @@ INLINE vec<float, W> load_where(const float* from, unsigned lanes, vec<float, W>
 }
 
 template <int TAPS_H, int TAPS_W, int STEP_H, int STEP_W, int PAD_H, int PAD_W, int APART_H, int APART_W>
-INLINE void pack_patches(const float* x, i64 image_size, i64 height, i64 line, i64 height_out, i64 width_out,
-                         i64 k0, i64 k_count, i64 n0, i64 columns, float* to) {
+static __attribute__((noinline)) void pack_patches(const float* x, i64 image_size, i64 height, i64 line,
+                                                   i64 height_out, i64 width_out, i64 k0, i64 k_count, i64 n0,
+                                                   i64 columns, float* to) {
   typedef vec<float, W> V;
   constexpr int TAPS = TAPS_H * TAPS_W, SOON = TAPS < 8 ? 8 / TAPS : 1;  // channels ahead
   // Lanes lie together, in two pieces (lines or images), two apart, or anywhere.
