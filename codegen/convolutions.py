@@ -4,6 +4,9 @@ In: convolution nodes. Out: template nodes: out[filter, pixel] = sum over k of w
 patches[k, pixel], where k counts the taps of the kernel in every channel. Weights are multiplied as
 they lie; the patches are packed on the way (`products.h`), from the images as they lie. Invariant:
 nothing is remembered from one call to the next.
+
+Padding counts as zeros, so that a weight that is not finite gives NaN there, as in ATen's own
+convolutions; oneDNN, which eager calls, leaves the padding of some sizes out.
 """
 
 from __future__ import annotations

@@ -243,6 +243,20 @@ def test_every_thread_count_gives_the_same(threads: int) -> None:
     assert one is not None and many is not None and torch.equal(one[0], many[0])
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+def test_every_thread_count_gives_the_same_convolution(threads: int) -> None:
+    weight, thin = randn(600, 32, 3, 3), randn(40, 600, 1, 1)
+    x = randn(3, 32, 7, 7)
+    graph, inputs, _ = capture(
+        lambda x: F.conv2d(F.relu(F.conv2d(x, weight, padding=1)), thin), [x]
+    )
+    c = compile_it(graph)
+    assert not externs(c)
+    one = run_plan(c.plan, library_of(c), inputs, threads=1)
+    many = run_plan(c.plan, library_of(c), inputs, threads=threads)
+    assert one is not None and many is not None and torch.equal(one[0], many[0])
+
+
 def _error(got: torch.Tensor, exact: torch.Tensor) -> float:
     return float((got.double() - exact).square().mean().sqrt())
 
