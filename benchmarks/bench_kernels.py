@@ -3,7 +3,7 @@
 In: names of rows (default: all). Out: one JSON file for each row and number of threads, and a
 Markdown table of medians and of ratios paired by round. Competitors: eager, torch.compile,
 torch.compile with freezing, torch.compile with the C++ wrapper, accel; all interleaved in one
-process for each number of threads.
+process for each row and number of threads. Beside a kernel runs a copy that moves as many bytes.
 
     python benchmarks/bench_kernels.py --only gelu-256K linear-32x768x768-gelu --threads 1
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import os
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from calls import CALL_ROWS, CallRow, Subject
+from calls import CALL_ROWS, CallRow, Subject, bert, resnet50
 from measure import Competitor
 from run_call import MAKERS, fresh, measure
 from torch import nn
@@ -40,6 +41,7 @@ PRODUCTS = [
     ((512, 1024, 4096), "", 1.1),
 ]
 MODELS = {"bert": 1.2, "gpt2": 1.2, "vit": 1.2, "resnet50": 1.25, "mlp50": 6.0}
+IN_BFLOAT16 = {"bert", "bert8", "gpt2", "vit"}
 
 
 # ---------------------------------------------------------------- rows
@@ -113,6 +115,44 @@ def linear(shape: tuple[int, int, int], epilogue: str, dtype: torch.dtype) -> Su
     return Subject(with_gelu if epilogue else plain, (x,))
 
 
+class CellLoop(nn.Module):
+    """A sequence through an LSTMCell, step by step."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.cell = nn.LSTMCell(width, width)
+
+    def forward(self, steps: torch.Tensor) -> torch.Tensor:
+        h = c = steps.new_zeros(steps.shape[1], steps.shape[2])
+        for x in steps:
+            h, c = self.cell(x, (h, c))
+        return h
+
+
+def lstm_loop() -> Subject:
+    return Subject(CellLoop().eval(), (torch.randn(32, 8, 64),))
+
+
+def resnet50_batch() -> Subject:
+    subject = resnet50()
+    return Subject(subject.target, (torch.rand(8, 3, 224, 224),))
+
+
+def bert_batch() -> Subject:
+    subject = bert()
+    mask = torch.ones(8, 128, dtype=torch.int64)
+    mask[1::2, 100:] = 0
+    tokens = torch.randint(0, 30000, (8, 128))
+    return Subject(subject.target, (tokens,), {"attention_mask": mask})
+
+
+MORE_MODELS = [
+    ("lstm", "LSTMCell over 32 steps of 8x64", lstm_loop, 3.0),
+    ("resnet50-8", "ResNet-50, eight images", resnet50_batch, 1.25),
+    ("bert8", "BERT-base, 8x128, padding mask", bert_batch, 1.2),
+]
+
+
 def in_bfloat16(make: Callable[[], Subject]) -> Subject:
     """A model's row in bfloat16."""
     subject = make()
@@ -148,13 +188,13 @@ def _rows() -> dict[str, CallRow]:
             text = "x".join(map(str, shape)) + (f"-{epilogue}" if epilogue else "") + mark
             maker = functools.partial(linear, shape, epilogue, dtype)
             rows.append(_row(f"linear-{text}", f"Linear {text}", maker, 21, target))
-    models = {row.name: row for row in CALL_ROWS}
-    for name, target in MODELS.items():
-        row = models[name]
-        rows.append(_row(name, row.title, row.make, 15, target))
-        if name not in ("resnet50", "mlp50"):
-            maker = functools.partial(in_bfloat16, row.make)
-            rows.append(_row(f"{name}-bf16", f"{row.title}, bf16", maker, 15, 1.3))
+    known = {row.name: row for row in CALL_ROWS}
+    models = [(name, known[name].title, known[name].make, t) for name, t in MODELS.items()]
+    for name, title, make, target in [*models, *MORE_MODELS]:
+        rows.append(_row(name, title, make, 15, target))
+        if name in IN_BFLOAT16:
+            maker = functools.partial(in_bfloat16, make)
+            rows.append(_row(f"{name}-bf16", f"{title}, bf16", maker, 15, 1.3))
     return {row.name: row for row in rows}
 
 
@@ -188,11 +228,23 @@ def with_options(name: str, **settings: bool) -> Callable[[CallRow], Any]:
     return make
 
 
+def copy(row: CallRow) -> tuple[Competitor, dict[str, Any]]:
+    """Moves as many bytes as the row's kernel reads and writes at least, half of them each way."""
+    subject = fresh(row)
+    out = subject.bind(subject.target)()
+    tensors = [*subject.args, *(out if isinstance(out, tuple) else (out,))]
+    size = sum(t.numel() * t.element_size() for t in tensors)
+    source, target = (torch.zeros(size // 2, dtype=torch.uint8) for _ in range(2))
+    competitor = Competitor("copy", functools.partial(target.copy_, source), answers=False)
+    return competitor, {"bytes": size}
+
+
 COMPETITORS = {
     "eager": MAKERS["eager"],
     "torch.compile": MAKERS["torch.compile"],
     "freezing": with_options("freezing", freezing=True),
     "cpp_wrapper": with_options("cpp_wrapper", cpp_wrapper=True),
+    "copy": copy,
     "accel": MAKERS["accel"],
 }
 
@@ -200,14 +252,19 @@ COMPETITORS = {
 # ---------------------------------------------------------------- running
 
 
-def run_here(names: list[str], competitors: list[str], threads: int, folder: Path) -> None:
+def run_here(
+    names: list[str], competitors: list[str], threads: int, folder: Path, rounds: int
+) -> None:
     """Measure rows in this process, one file for each."""
     torch.set_num_threads(threads)
     MAKERS.clear()
     MAKERS.update(COMPETITORS)  # `measure` takes the competitors from there
     for name in names:
         row = ROWS[name]
-        result = measure(row, competitors, row.rounds)
+        moves = name.split("-")[0] in KERNELS
+        result = measure(
+            row, [c for c in competitors if moves or c != "copy"], rounds or row.rounds
+        )
         result |= {"row": name, "title": row.title, "threads": threads, "target": row.over_compile}
         (folder / f"kernel-{name}-{threads}.json").write_text(json.dumps(result, indent=1))
         print(table_line(result), flush=True)
@@ -246,19 +303,25 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="ROW")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--competitors", nargs="+", default=list(COMPETITORS))
+    parser.add_argument("--rounds", type=int, default=0, help="0: as many as the row says")
     parser.add_argument("--folder", type=Path, default=HERE / "results")
     parser.add_argument("--here", action="store_true", help="measure in this process")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     if arguments.here:
         (threads,) = arguments.threads
-        run_here(arguments.only, arguments.competitors, threads, arguments.folder)
+        run_here(arguments.only, arguments.competitors, threads, arguments.folder, arguments.rounds)
         return
-    for threads in arguments.threads:
-        command = [sys.executable, __file__, "--here", "--threads", str(threads)]
-        command += ["--folder", str(arguments.folder), "--only", *arguments.only]
-        command += ["--competitors", *arguments.competitors]
-        subprocess.run(command, check=True)
+    for name in arguments.only:
+        for threads in arguments.threads:
+            command = [sys.executable, __file__, "--here", "--threads", str(threads)]
+            command += ["--folder", str(arguments.folder), "--only", name]
+            command += ["--competitors", *arguments.competitors]
+            command += ["--rounds", str(arguments.rounds)]
+            environment = dict(os.environ, OMP_NUM_THREADS=str(threads))
+            done = subprocess.run(command, env=environment, check=False)
+            if done.returncode:
+                print(f"{name}, {threads} thread(s): not measured", file=sys.stderr)
     page = arguments.folder / "kernels.md"
     page.write_text(table(arguments.folder))
     print(page)

@@ -22,11 +22,15 @@ RESAMPLES = 2000
 
 @dataclass
 class Competitor:
-    """`call` is timed; `turn()` is a context manager that is entered around each of its blocks."""
+    """`call` is timed; `turn()` is a context manager that is entered around each of its blocks.
+
+    `answers` is False for what computes something else and is only timed beside the others.
+    """
 
     name: str
     call: Callable[[], Any]
     turn: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+    answers: bool = True
     seconds: list[float] = field(default_factory=list)
 
 

@@ -239,7 +239,7 @@ def training_from_cold(repeats: int, threads: int) -> dict[str, Any]:
     memory = list(zip(peak["accel"], peak["torch.compile"], strict=True))
     return {
         "s": {name: bootstrap(values).to_json() for name, values in ready.items()},
-        "peak_mb": {name: bootstrap(values).to_json() for name, values in peak.items()},
+        "mb": {name: bootstrap(values).to_json() for name, values in peak.items()},
         "ratio": {
             "ready: accel over torch.compile": bootstrap([a / b for a, b in pairs]).to_json(),
             "peak memory: accel over torch.compile": bootstrap(
@@ -247,6 +247,41 @@ def training_from_cold(repeats: int, threads: int) -> dict[str, Any]:
             ).to_json(),
         },
     }
+
+
+def tiny_from_cold(repeats: int, threads: int) -> dict[str, Any]:
+    """A tiny function from a cold start: how long until compiled code serves."""
+    script = str(SCRIPTS / "tiny_from_cold.py")
+    rows: dict[str, list[float]] = {}
+
+    def one_round(cache: Path) -> None:
+        for how in ("torch.compile", "accel"):
+            for state in ("cold", "warm"):
+                output = run([sys.executable, script, how, str(threads)], cache, threads)[1]
+                got = json.loads(output.splitlines()[-1])
+                key = f"{how} {state}: served compiled after"
+                rows.setdefault(key, []).append(got["served_after_s"])
+
+    for _ in range(repeats):
+        with_cache(one_round)
+    return {"s": {name: bootstrap(values).to_json() for name, values in rows.items()}}
+
+
+def memory(repeats: int, threads: int) -> dict[str, Any]:
+    """BERT-base: the most memory that the process held, ever and during settled calls."""
+    script = str(SCRIPTS / "peak_memory.py")
+    rows: dict[str, list[float]] = {}
+
+    def measure(cache: Path) -> None:
+        for _ in range(repeats):
+            for how in ("eager", "torch.compile", "freezing", "accel"):
+                output = run([sys.executable, script, how, str(threads)], cache, threads)[1]
+                got = json.loads(output.splitlines()[-1])
+                for when in ("process", "calls"):
+                    rows.setdefault(f"{how}: {when}", []).append(got[when])
+
+    with_cache(measure)
+    return {"mb": {name: bootstrap(values).to_json() for name, values in rows.items()}}
 
 
 PROGRAM_ROWS = [
@@ -274,5 +309,8 @@ PROGRAM_ROWS = [
     ),
     ProgramRow("training-from-cold", "BERT-base training steps, 4x64, until compiled",
                training_from_cold, 3, "a quarter of torch.compile's; no more memory"),
+    ProgramRow("tiny-from-cold", "a tiny function from a cold start", tiny_from_cold, 5,
+               "served after 0.5 s"),
+    ProgramRow("memory", "peak memory, BERT-base 1x128", memory, 3, "at most torch.compile's"),
     ProgramRow("call-heavy", "richards and deltablue under `run`", call_heavy, 7, "1.03x of plain"),
 ]  # fmt: skip

@@ -113,10 +113,7 @@ def _program_cell(record: dict[str, Any]) -> str:
     if "not_measured" in record:
         return "not measured: " + record["not_measured"].replace("|", "/").replace("\n", " ")
     cells = [f"{name}: {_seconds(value)}" for name, value in record.get("s", {}).items()]
-    cells += [
-        f"{name}: peak {_interval(value, 0)} MB"
-        for name, value in record.get("peak_mb", {}).items()
-    ]
+    cells += [f"{name}: {_interval(value, 0)} MB" for name, value in record.get("mb", {}).items()]
     cells += [
         f"**{name}: added {_interval(value, 2)} s**"
         for name, value in record.get("added_s", {}).items()

@@ -1,11 +1,19 @@
-"""Convolutions with a kernel of one pixel, as matrix products over `products.cpp`.
+"""Convolutions as matrix products over `products.cpp`.
 
-In: convolution nodes. Out: template nodes: out[co, pixel] = sum over ci of
-weight[co, ci] * x[ci, pixel] for every image, on tensors as they lie. Larger kernels stay
-with oneDNN, which is as fast there.
+In: convolution nodes. Out: template nodes: out[filter, pixel] = sum over k of weight[filter, k] *
+patches[k, pixel], where k counts the taps of the kernel in every channel. Weights are multiplied as
+they lie; the patches are packed on the way (`products.h`), from the images as they lie. Invariant:
+nothing is remembered from one call to the next.
+
+Padding counts as zeros, so that a weight that is not finite gives NaN there, as in ATen's own
+convolutions; oneDNN, which eager calls, leaves the padding of some sizes out.
 """
 
 from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -19,55 +27,75 @@ from accel.codegen.tensor_graph import Node, View, contiguous_strides
 
 aten = torch.ops.aten
 
-_MIN_CHANNELS = 16
+_MIN_EXTENT = 16  # of filters, pixels and products a sum
+_MIN_FILTERS = 32  # that share the packing of patches of several taps
+_MAX_TAPS = 64
+# From so many pixels of several images on oneDNN's own layout of the weights, made anew in each call,
+# costs less than it gains: it skips the taps that fall outside of an image.
+_PIXELS_FOR_ONEDNN = 256
+_MAX_NUMEL = 1 << 30  # places in the images are 32-bit
+_WIDE = 64  # columns of a unit, as in products.cpp
 _PARALLEL_WORK = 1 << 20
 
 
+@dataclass(frozen=True)
+class _Convolution:
+    """Sizes of a convolution over images; over sequences, over images of one line."""
+
+    images: int
+    channels: int
+    size: tuple[int, int]
+    filters: int
+    taps: tuple[int, int]
+    size_out: tuple[int, int]
+    step: tuple[int, int]
+    padding: tuple[int, int]
+    apart: tuple[int, int]
+
+    @property
+    def plane(self) -> int:
+        return self.size[0] * self.size[1]
+
+    @property
+    def pixels(self) -> int:
+        return self.size_out[0] * self.size_out[1]
+
+    @property
+    def products(self) -> int:
+        """Terms of one sum."""
+        return self.channels * self.taps[0] * self.taps[1]
+
+    @property
+    def is_plain(self) -> bool:
+        """Patches are the image's own lines."""
+        flat = self.taps == (1, 1) and self.step == (1, 1) and self.padding == (0, 0)
+        return flat and (self.images == 1 or self.pixels % _WIDE == 0)
+
+
 def lower_convolution(b: Builder, node: Node, out: View) -> None:
-    """Errors: Unsupported for every other convolution."""
-    x, weight, bias, stride, padding, _, transposed, output_padding, groups = node.args
+    """Errors: Unsupported where oneDNN is the better choice."""
+    x, weight, bias = node.args[:3]
     if any(is_symbolic(n) for v in (*node.views(), out) for n in (*v.sizes, *v.strides)):
         raise Unsupported("a convolution whose sizes differ between calls")
-    dense = all(
-        v.dtype == "float32" and v.strides == contiguous_strides(v.sizes) for v in (x, weight, out)
-    )
-    plain = not transposed and groups == 1 and not any(padding) and not any(output_padding)
-    if not b.products or not dense or not plain or len(x.sizes) != 4:
-        raise Unsupported("not a dense plain convolution")
-    if weight.sizes[2:] != (1, 1) or len(set(stride)) != 1:
-        raise Unsupported("a kernel of several pixels")
-    images, channels, _, line = x.sizes
-    filters, (height, width) = weight.sizes[0], out.sizes[2:]
-    pixels = height * width
-    if min(channels, filters, pixels) < _MIN_CHANNELS:
-        raise Unsupported("too few channels")
-    plane = x.sizes[2] * line
-    image = "(const float*)e.p[0] + e.row / FILTERS * PLANES"
-    if stride[0] == 1:
-        call = f"pack_rows({image}, {plane}, "
+    c = _convolution(b, node, out)
+    if c.is_plain:
+        body, units = _by_image(c)
     else:
-        call = f"pack_pixels({image}, {plane}, {width}, {line}, {stride[0]}, "
-    call = call.replace("FILTERS", str(filters)).replace("PLANES", str(channels * plane))
-    pack = packer(call).replace(
-        "{ ", "{ const epilogue_context& e = *(const epilogue_context*)context; ", 1
-    )
-    units = wide_units(filters, pixels)
-    text = shared_text(
-        "  while (begin < end) {\n"
-        f"    const i64 image = begin / {units}, first = begin - image * {units};\n"
-        f"    const i64 left = end - image * {units}, last = left < {units} ? left : {units};\n"
-        f"    const epilogue_context context = {{p, image * {filters}}};\n"
-        f"    wide_f32((const float*)p[1], {channels}, {filters}, {pixels}, {channels}, "
-        f"{row_block(filters, pixels)}, first, last, {pack}, @_finish, &context, 0, 0, 0);\n"
-        f"    begin = image * {units} + last;\n"
-        "  }\n",
-        units * images,
-    )
-    parallel = images * filters * pixels * channels > _PARALLEL_WORK
+        body, units = _all_images(c)
+    parallel = c.images * c.filters * c.pixels * c.products > _PARALLEL_WORK
+    rows = c.images * c.filters
     sums = b.temporary(out.sizes, "float32")
-    rows = images * filters
     b.program.steps.append(
-        TemplateNode(sums.buffer, (x, weight), text, parallel, node.location, rows, pixels)
+        TemplateNode(
+            sums.buffer,
+            (x, weight),
+            shared_text(body, units),
+            parallel,
+            node.location,
+            rows,
+            c.pixels,
+            pieces=c.images > 1 and not c.is_plain,
+        )
     )
 
     def value(index: list[Affine]) -> Expr:
@@ -75,3 +103,91 @@ def lower_convolution(b: Builder, node: Node, out: View) -> None:
         return total if bias is None else total + b.load(bias, [index[1]])
 
     b.pointwise(out, value)
+
+
+def _convolution(b: Builder, node: Node, out: View) -> _Convolution:
+    x, weight, _, stride, padding, apart, transposed, output_padding, groups = node.args
+    dense = all(
+        v.dtype == "float32" and v.strides == contiguous_strides(v.sizes) for v in (x, weight, out)
+    )
+    if not b.products or not dense or transposed or groups != 1 or any(output_padding):
+        raise Unsupported("not a dense plain convolution")
+    images, channels, *size = x.sizes
+    filters, _, *taps = weight.sizes
+    if len(size) not in (1, 2):
+        raise Unsupported("a convolution over volumes")
+    c = _Convolution(
+        images,
+        channels,
+        _pair(size, 1),
+        filters,
+        _pair(taps, 1),
+        _pair(out.sizes[2:], 1),
+        _pair(stride, 1, len(size)),
+        _pair(padding, 0, len(size)),
+        _pair(apart, 1, len(size)),
+    )
+    fewest = _MIN_EXTENT if c.taps == (1, 1) else _MIN_FILTERS
+    if c.filters < fewest or min(c.pixels, c.products) < _MIN_EXTENT:
+        raise Unsupported("too small")
+    if c.images > 1 and c.taps != (1, 1) and c.images * c.pixels >= _PIXELS_FOR_ONEDNN:
+        raise Unsupported("enough pixels for oneDNN")
+    if c.taps[0] * c.taps[1] > _MAX_TAPS or images * channels * c.plane > _MAX_NUMEL:
+        raise Unsupported("too big")
+    return c
+
+
+def _pair(values: Sequence[int], missing: int, count: int = 0) -> tuple[int, int]:
+    """Down and across; one number for several dimensions counts for each of them."""
+    values = list(values)
+    if len(values) == 1 and count == 2:
+        values *= 2
+    return (missing, values[0]) if len(values) == 1 else (values[0], values[1])
+
+
+def _by_image(c: _Convolution) -> tuple[str, int]:
+    """Every image is a matrix of its own. Answers the body and the units."""
+    image = f"(const float*)e.p[0] + e.row / {c.filters} * {c.channels * c.plane}"
+    block = row_block(c.filters, c.pixels)
+    units = wide_units(c.filters, c.pixels, block)
+    body = (
+        "  while (begin < end) {\n"
+        f"    const i64 image = begin / {units}, first = begin - image * {units};\n"
+        f"    const i64 left = end - image * {units}, last = left < {units} ? left : {units};\n"
+        f"    const epilogue_context context = {{p, image * {c.filters}}};\n"
+        f"    {_call(c, c.pixels, block, 'first, last', f'pack_rows({image}, {c.plane}, ', '@_finish')}"
+        f"    begin = image * {units} + last;\n"
+        "  }\n"
+    )
+    return body, units * c.images
+
+
+def _all_images(c: _Convolution) -> tuple[str, int]:
+    """The pixels of all images are the columns of one matrix, of which some lie in one image."""
+    numbers = (*c.taps, *c.step, *c.padding, *c.apart)
+    pack = (
+        f"pack_patches<{', '.join(map(str, numbers))}>((const float*)e.p[0], "
+        f"{c.channels * c.plane}, {c.size[0]}, {c.size[1]}, {c.size_out[0]}, {c.size_out[1]}, "
+    )
+    finish = "@_finish" if c.images == 1 else f"finish_images<{c.filters}, {c.pixels}, @_finish>"
+    columns = c.images * c.pixels
+    # Patches are packed once in every unit.
+    block = row_block(c.filters, columns, os.cpu_count() or 1)
+    body = (
+        "  const epilogue_context context = {p, 0};\n"
+        f"  {_call(c, columns, block, 'begin, end', pack, finish)}"
+    )
+    return body, wide_units(c.filters, columns, block)
+
+
+def _call(c: _Convolution, columns: int, block: int, units: str, pack: str, finish: str) -> str:
+    head = "{ const epilogue_context& e = *(const epilogue_context*)context; "
+    # Patches lie near each other, lines of images do not: the next ones are fetched in time.
+    fetched = (
+        f"(const char*)((const float*)p[0] + image * {c.channels * c.plane}), {c.plane * 4}, 4"
+    )
+    return (
+        f"wide_f32((const float*)p[1], {c.products}, {c.filters}, {columns}, {c.products}, "
+        f"{block}, {units}, {packer(pack).replace('{ ', head, 1)}, "
+        f"{finish}, &context, {fetched if c.is_plain else '0, 0, 0'});\n"
+    )

@@ -64,9 +64,14 @@ def emit(kernel: ir.Kernel, lanes: int, name: str | None = None) -> str:
     return _Emitter(kernel, lanes, name or kernel.name).text()
 
 
-def emit_epilogue(kernel: ir.Kernel, lanes: int, first_param: int, columns: int) -> str:
-    """`@_finish`: the kernel on a template's results; its params begin at `first_param`."""
-    return _Emitter(kernel, lanes, "@").epilogue(first_param, columns)
+def emit_epilogue(
+    kernel: ir.Kernel, lanes: int, first_param: int, columns: int, pieces: bool
+) -> str:
+    """`@_finish`: the kernel on a template's results; its params begin at `first_param`.
+
+    With `pieces` the template hands out parts of a row that begin and end anywhere.
+    """
+    return _Emitter(kernel, lanes, "@").epilogue(first_param, columns, pieces)
 
 
 def _first(pair: tuple[str, Any]) -> str:
@@ -159,7 +164,7 @@ class _Emitter:
         entry = f'extern "C" void {self.name}(void* const* p, long threads) {{{of_call} {call}; }}'
         return "\n".join([head, lanes, *sizes, *tables, *self.lines, "}", entry, ""])
 
-    def epilogue(self, first_param: int, columns: int) -> str:
+    def epilogue(self, first_param: int, columns: int, pieces: bool) -> str:
         k = self.kernel
         (loop,) = k.body
         assert isinstance(loop, ir.Loop) and loop.vector
@@ -173,11 +178,15 @@ class _Emitter:
             self.line("const i64 unit = e.row + m;")
             self._decode(1)
         self._step_function(loop, [])
-        v, tail = self.var(loop.var), columns % self.lanes
+        v = self.var(loop.var)
         self.line(f"i64 {v} = n;")
         self.line(f"for (; {v} + L <= n + length; {v} += L) step({v}, count<L>{{}});")
-        if tail:
-            self.line(f"if ({v} < n + length) step({v}, count<{tail}>{{}});")
+        tail = self.lanes // 2 if pieces else columns % self.lanes
+        while tail:
+            self.line(
+                f"if ({v} + {tail} <= n + length) step({v}, count<{tail}>{{}}), {v} += {tail};"
+            )
+            tail = tail // 2 if pieces else 0
         head = (
             "static void @_finish(const void* context, i64 m, i64 n, i64 length, "
             "const float* values) {"

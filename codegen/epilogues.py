@@ -11,6 +11,7 @@ from accel.codegen.affine import Affine, address, combined, match
 from accel.codegen.fusion import Group, Step
 from accel.codegen.loop_ir import Load
 from accel.codegen.program import Program, TemplateNode, reads
+from accel.codegen.schedule import collapse, order
 
 
 def attach_epilogues(program: Program, steps: list[Step], kept: set[int]) -> list[Step]:
@@ -38,6 +39,8 @@ def _line_up(program: Program, node: TemplateNode, group: Group) -> bool:
     """Gives the group the variables (rows..., column), or leaves it as it is."""
     if group.inner or any(n.kind is not None or n.region for n in group.nodes):
         return False
+    order(group, program.sizes)
+    collapse(group, program.sizes)
     loads = [e for n in group.nodes for e in n.loads() if e.buffer == node.out]
     space = set(group.outer)
     if len({e.address for e in loads}) != 1 or any(n.space != space for n in group.nodes):

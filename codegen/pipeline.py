@@ -146,7 +146,7 @@ def _template_text(c: Compilation, step: TemplateNode) -> str:
         return store_results(first, step.columns) + step.text
     kernel = c.scheduled[id(step)].kernel
     lanes = lanes_for(step.epilogue, vector_bytes())
-    return emit_epilogue(kernel, lanes, first, step.columns) + step.text
+    return emit_epilogue(kernel, lanes, first, step.columns, step.pieces) + step.text
 
 
 def kernel_texts(c: Compilation) -> list[str]:
@@ -221,18 +221,20 @@ def _stored_buffers(c: Compilation) -> set[int]:
     stored |= {commit.region.buffer for commit in c.graph.commits}
     steps = [*c.steps, *c.commit]
     for step in steps:
-        if not isinstance(step, Group):
-            stored |= reads(step)
-            if isinstance(step, TemplateNode):
-                stored |= {step.out} if step.epilogue is None else set()
-            else:
-                stored |= _extern_writes(step)
-            continue
-        single = {b for b in step.writes() if step.writer(b) is not None}
-        stored |= step.reads() - single
-        stored |= step.writes() - single
-        stored |= spilled(step, c.program.sizes)
+        if isinstance(step, Group):
+            stored |= _visible(step) | spilled(step, c.program.sizes)
+        elif isinstance(step, TemplateNode):
+            stored |= {v.buffer for v in step.operands}
+            stored |= {step.out} if step.epilogue is None else _visible(step.epilogue) - {step.out}
+        else:
+            stored |= reads(step) | _extern_writes(step)
     return stored
+
+
+def _visible(group: Group) -> set[int]:
+    """What the group reads from memory, and what it cannot keep in its own values."""
+    single = {b for b in group.writes() if group.writer(b) is not None}
+    return (group.reads() | group.writes()) - single
 
 
 def _extern_writes(step: Any) -> set[int]:

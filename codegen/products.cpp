@@ -10,10 +10,12 @@
 #error "these kernels need vectors of 64 bytes"
 #endif
 constexpr int W = 16, MR = 12;
-constexpr int NV = 2, PANEL = W * NV, BLOCK = 48, KB = 256, NEAR = KB + 16;
-constexpr int FETCHED = 2;              // lines, every 16 k
+constexpr int NV = 2, PANEL = W * NV, BLOCK = 48, KB = 128, NEAR = KB + 16;
+constexpr int FETCHED = 8;              // cache lines, every 16 k
 constexpr int PANELS = 8;               // of `product`, at once
-constexpr int WIDE = 64, ROWS = 504;    // of `wide`, at most
+constexpr int WIDE = 64, ROWS = 516;    // of `wide`, at most
+constexpr int FEW = 4;
+constexpr int TURNED_K = 96;
 typedef vec<float, W> VF;
 typedef vec<int, W> VI;
 struct pair { int bits; };
@@ -29,18 +31,27 @@ constexpr int LINES = 1;
 #endif
 // Gets the sums of one row: columns n to n + count.
 typedef void (*Finish)(const void* context, i64 m, i64 n, i64 count, const float* values);
-// Packs `count` rows of k from column n on: to[panel][k][column], panels W wide if no more
-// than W columns are left for them.
+// Packs `count` rows of k from column n on: to[panel][k][column], panels of `panel_width`.
 typedef void (*Pack)(const void* context, i64 k, i64 count, i64 n, i64 columns, E* to);
+// FEW columns that are left over are worth dot products, not a vector of their own.
+INLINE i64 panel_width(i64 columns_left) { return columns_left > W + FEW ? PANEL : W; }
 
-// Lines of memory that will be packed next, fetched a few at a time while others are worked on.
+// Memory that will be packed or copied next, `left` pieces of it `step` apart, fetched a few cache
+// lines at a time while other memory is worked on: all at once they would have to be waited for.
 struct Fetch {
   const char* at = nullptr;
-  i64 step = 0, left = 0, bytes = 0;
+  i64 step = 0, left = 0, bytes = 0, done = 0;
   __attribute__((always_inline)) void some(int lines) {
-    for (; lines > 0 && left > 0; lines--, left--, at += step)
-      for (i64 b = 0; b < bytes; b += 64) __builtin_prefetch(at + b, 0, 2);
+    for (; lines > 0 && left > 0; lines--) {
+      __builtin_prefetch(at + done, 0, 2);
+      done += 64;
+      if (done >= bytes) done = 0, left--, at += step;
+    }
   }
+};
+struct Fetches {
+  Fetch columns, rows;
+  __attribute__((always_inline)) void some() { columns.some(FETCHED), rows.some(FETCHED); }
 };
 
 INLINE VF multiply_add(VF sum, float a, VF b) { return sum + (a - VF{}) * b; }
@@ -61,7 +72,7 @@ INLINE VF multiply_add(VF sum, VF a, VF b, pair) {
 template <int R, int V>
 static __attribute__((noinline)) void micro(const E* __restrict__ rows, i64 stride, const E* __restrict__ panel,
                                             i64 k_count, float* __restrict__ totals, i64 totals_stride, i64 ahead,
-                                            bool first, Fetch* fetch) {
+                                            bool first, Fetches* fetch) {
   // Rows in threes: three registers of addresses and one of strides reach all of them.
   constexpr int G = (R + 2) / 3;
   const E* row[G];
@@ -84,7 +95,7 @@ static __attribute__((noinline)) void micro(const E* __restrict__ rows, i64 stri
   for (; k + 16 <= k_count; k += 16) {
     if (ahead)
       _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) __builtin_prefetch(row[i / 3] + i % 3 * stride + ahead, 0, 2);
-    if (fetch) fetch->some(FETCHED);
+    fetch->some();
     for (int u = 0; u < 4; u++) four();
   }
   for (; k + 4 <= k_count; k += 4) four();
@@ -103,7 +114,7 @@ static __attribute__((noinline)) void micro(const E* __restrict__ rows, i64 stri
 
 template <int V>
 static void tiles(i64 count, const E* rows, i64 stride, const E* panel, i64 k_count, float* totals,
-                  i64 totals_stride, i64 ahead, bool first, Fetch* fetch) {
+                  i64 totals_stride, i64 ahead, bool first, Fetches* fetch) {
   i64 i = 0;
   auto some = [&](auto r) __attribute__((always_inline)) {
     constexpr int R = decltype(r)::value;
@@ -119,20 +130,17 @@ static void tiles(i64 count, const E* rows, i64 stride, const E* panel, i64 k_co
 }
 
 static void tiles_of(bool wide, i64 count, const E* rows, i64 stride, const E* panel, i64 k_count, float* totals,
-                     i64 totals_stride, i64 ahead, bool first, Fetch* fetch) {
+                     i64 totals_stride, i64 ahead, bool first, Fetches* fetch) {
   if (wide) tiles<NV>(count, rows, stride, panel, k_count, totals, totals_stride, ahead, first, fetch);
   else tiles<1>(count, rows, stride, panel, k_count, totals, totals_stride, ahead, first, fetch);
 }
 
 // Rows a multiple of half a page apart fight for the same cache lines: they are copied.
 INLINE bool conflicts(i64 stride) { return stride % 512 == 0; }
-static void copy_near(const E* rows, i64 stride, i64 count, i64 k_count, E* near, i64 ahead) {
+static void copy_near(const E* rows, i64 stride, i64 count, i64 k_count, E* near) {
   for (i64 i = 0; i < count; i++) {
     i64 j = 0;
-    for (; j + 16 <= k_count; j += 16) {
-      __builtin_prefetch(rows + i * stride + j + ahead, 0, 2);
-      __builtin_memcpy(near + i * NEAR + j, rows + i * stride + j, 64);
-    }
+    for (; j + 16 <= k_count; j += 16) __builtin_memcpy(near + i * NEAR + j, rows + i * stride + j, 64);
     for (; j < k_count; j++) near[i * NEAR + j] = rows[i * stride + j];
   }
 }
@@ -168,6 +176,7 @@ void NAME(product)(const E* packed, const E* w, i64 ldw, i64 M, i64 N, i64 K, i6
   alignas(64) E near[BLOCK * NEAR];
   alignas(64) float out[W * BLOCK];
   const bool copies = conflicts(ldw);
+  Fetches fetch;
   const i64 m_blocks = (M + m_block - 1) / m_block;
   for (i64 unit = begin; unit < end; unit++) {
     const i64 n0 = unit / m_blocks * BLOCK, rows = N - n0 < BLOCK ? N - n0 : BLOCK;
@@ -179,13 +188,14 @@ void NAME(product)(const E* packed, const E* w, i64 ldw, i64 M, i64 N, i64 K, i6
       const E* from = block + k;
       i64 stride = ldw;
       if (copies) {
-        copy_near(from, ldw, rows, k_count, near, ahead);
+        copy_near(from, ldw, rows, k_count, near);
+        if (ahead) fetch.rows = {(const char*)(from + ahead), ldw * (i64)sizeof(E), rows, KB * sizeof(E)};
         from = near, stride = NEAR, ahead = 0;
       }
       for (i64 m = m0; m < m1; m += PANEL) {
         const bool full = M - m > W;
         tiles_of(full, rows, from, stride, packed + m * K + k * (full ? PANEL : W), k_count,
-                 totals + (m - m0) * BLOCK, full ? PANEL : W, m == m0 ? ahead : 0, k == 0, nullptr);
+                 totals + (m - m0) * BLOCK, full ? PANEL : W, m == m0 ? ahead : 0, k == 0, &fetch);
       }
     }
     for (i64 m = m0; m < m1; m += W) {
@@ -200,6 +210,11 @@ void NAME(product)(const E* packed, const E* w, i64 ldw, i64 M, i64 N, i64 K, i6
       for (i64 i = 0; i < W && m + i < m1; i++) finish(context, m + i, n0, rows, out + i * BLOCK);
     }
   }
+}
+
+// The first `count` elements there, at most a vector; the others are not read.
+INLINE VI first_of(const E* from, i64 count) {
+  return (VI)__builtin_ia32_loadups512_mask((const float*)from, VF{}, (unsigned short)((1u << count) - 1));
 }
 
 // The same for few rows of x: vectors along k, nothing packed. Units are groups of W rows of w.
@@ -222,11 +237,7 @@ template <int R, int C> INLINE void dots(const E* w, i64 ldw, const E* x, i64 ld
       return v;
     });
   if (k < K)
-    one([&](const E* from) __attribute__((always_inline)) {
-      VI v = VI{};
-      for (int l = 0; l < K - k; l++) v[l] = ((const int*)(from + k))[l];
-      return (VF)v;
-    });
+    one([&](const E* from) __attribute__((always_inline)) { return (VF)first_of(from + k, K - k); });
   if constexpr (R * C == W) {
     VI r[W];
     _Pragma("GCC unroll 16") for (int i = 0; i < W; i++) r[i] = (VI)c[i];
@@ -255,21 +266,72 @@ template <int C> static void dot_columns(const E* w, i64 ldw, const E* x, i64 ld
   }
 }
 
+// The same where K is small, so that sums across lanes would cost more than the products: W rows of w
+// are turned in registers. R rows of x: totals[m][n].
+template <int R>
+static __attribute__((noinline)) void turned(const E* w, i64 ldw, const E* x, i64 ldx, i64 K, i64 rows, float* totals) {
+  constexpr int CHAINS = R <= 4 ? 2 : 1;  // as many as there are registers: short sums err less
+  VF c[CHAINS][R];
+  _Pragma("GCC unroll 16") for (int i = 0; i < CHAINS * R; i++) c[i / R][i % R] = VF{};
+  auto block = [&](i64 k, i64 steps) __attribute__((always_inline)) {
+    VI r[W];
+    _Pragma("GCC unroll 16") for (int i = 0; i < W; i++) r[i] = first_of(w + i * ldw + k, i < rows ? steps : 0);
+    transpose<W>(r);
+    _Pragma("GCC unroll 16") for (int i = 0; i < W; i++)
+      if (i < steps)
+        _Pragma("GCC unroll 16") for (int j = 0; j < R; j++)
+          c[i % CHAINS][j] = multiply_add(c[i % CHAINS][j], x[j * ldx + k + i], (VF)r[i]);
+  };
+  i64 k = 0;
+  for (; k + W <= K; k += W) block(k, W);
+  if (k < K) block(k, K - k);
+  _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {
+    const VF total = CHAINS == 2 ? c[0][i] + c[CHAINS - 1][i] : c[0][i];
+    __builtin_memcpy(totals + i * W, &total, sizeof total);
+  }
+}
+
 extern "C" __attribute__((visibility("hidden")))
 void NAME(few_rows)(const E* x, i64 ldx, const E* w, i64 ldw, i64 M, i64 N, i64 K, i64 begin, i64 end, Finish finish,
                     const void* context) {
   for (i64 unit = begin; unit < end; unit++) {
     const i64 n0 = unit * W, rows = N - n0 < W ? N - n0 : W;
     const E* from = w + n0 * ldw;
-    alignas(64) float totals[4 * W];
+    alignas(64) float totals[8 * W];
     for (i64 m = 0, columns; m < M; m += columns) {
       columns = M - m >= 4 ? 4 : M - m >= 2 ? 2 : 1;
       const E* at = x + m * ldx;
-      if (columns == 4) dot_columns<4>(from, ldw, at, ldx, K, rows, totals);
+      if (K <= TURNED_K && M - m >= 8) turned<8>(from, ldw, at, ldx, K, rows, totals), columns = 8;
+      else if (K <= TURNED_K && columns == 4) turned<4>(from, ldw, at, ldx, K, rows, totals);
+      else if (columns == 4) dot_columns<4>(from, ldw, at, ldx, K, rows, totals);
       else if (columns == 2) dot_columns<2>(from, ldw, at, ldx, K, rows, totals);
       else dot_columns<1>(from, ldw, at, ldx, K, rows, totals);
       for (i64 c = 0; c < columns; c++) finish(context, m + c, n0, rows, totals + c * W);
     }
+  }
+}
+
+// The last columns of a chunk, one after the other.
+static void take_columns(const E* panel, i64 k_count, i64 count, E (*columns)[KB]) {
+  for (i64 c = 0; c < FEW; c++)
+    for (i64 k = 0; k < k_count; k++) columns[c][k] = c < count ? panel[k * W + c] : E{};
+}
+
+// totals[i][c] (+)= the dot product of row i and column c.
+static void dot_rows(i64 count, const E* rows, i64 stride, const E (*columns)[KB], i64 column_count, i64 k_count,
+                     float* totals, bool first) {
+  for (i64 i = 0; i < count; i += W) {
+    const i64 some = count - i < W ? count - i : W;
+    alignas(64) float part[FEW * W];
+    const E* from = rows + i * stride;
+    if (column_count == 1) dot_columns<1>(from, stride, columns[0], KB, k_count, some, part);
+    else if (column_count == 2) dot_columns<2>(from, stride, columns[0], KB, k_count, some, part);
+    else dot_columns<4>(from, stride, columns[0], KB, k_count, some, part);
+    for (i64 r = 0; r < some; r++)
+      for (i64 c = 0; c < column_count; c++) {
+        float& total = totals[(i + r) * WIDE + c];
+        total = first ? part[c * W + r] : total + part[c * W + r];
+      }
   }
 }
 
@@ -280,6 +342,7 @@ extern "C" __attribute__((visibility("hidden")))
 void NAME(wide)(const E* a, i64 lda, i64 M, i64 N, i64 K, i64 block, i64 begin, i64 end, Pack pack, Finish finish,
                 const void* context, const char* b, i64 b_bytes, i64 b_item) {
   alignas(64) E chunk[WIDE * KB];
+  alignas(64) E last[FEW][KB];
   alignas(64) E near[MR * 4 * NEAR];
   alignas(64) float totals[ROWS * WIDE];
   const bool copies = conflicts(lda);
@@ -287,32 +350,41 @@ void NAME(wide)(const E* a, i64 lda, i64 M, i64 N, i64 K, i64 block, i64 begin, 
   for (i64 unit = begin; unit < end; unit++) {
     const i64 n0 = unit / blocks * WIDE, m0 = unit % blocks * block;
     const i64 rows = M - m0 < block ? M - m0 : block, columns = N - n0 < WIDE ? N - n0 : WIDE;
+    const i64 few = columns % W <= FEW ? columns % W : 0, whole = columns - few;
     for (i64 k = 0; k < K; k += KB) {
       const i64 k_count = K - k < KB ? K - k : KB;
       pack(context, k, k_count, n0, columns, chunk);
-      Fetch fetch;
+      if (few) take_columns(chunk + whole * k_count, k_count, few, last);
+      Fetches fetch;
       if (b) {
         const bool more = k + KB < K;
         const i64 next_n = more ? n0 : (unit + 1) / blocks * WIDE, next_k = more ? k + KB : 0;
         if (more || (unit + 1 < end && next_n < N)) {
-          fetch.at = b + next_k * LINES * b_bytes + next_n * b_item;
-          fetch.step = b_bytes, fetch.bytes = columns * b_item;
-          fetch.left = (K - next_k < KB ? K - next_k : KB) * LINES;
+          const char* at = b + next_k * LINES * b_bytes + next_n * b_item;
+          fetch.columns = {at, b_bytes, (K - next_k < KB ? K - next_k : KB) * LINES, columns * b_item};
         }
       }
       for (i64 i = 0; i < rows; i += MR * 4) {
         const i64 count = rows - i < MR * 4 ? rows - i : MR * 4;
         const E* from = a + (m0 + i) * lda + k;
-        i64 stride = lda, ahead = i + 8 * MR <= rows ? MR * 4 * lda : 0;
+        // What comes after these rows: the next ones, the first ones' next chunk, the next block's.
+        i64 stride = lda, ahead = MR * 4 * lda;
+        if (i + MR * 4 >= rows) ahead = k + KB < K ? KB - i * lda : m0 + rows < M ? (rows - i) * lda - k : 0;
         if (copies) {
-          copy_near(from, lda, count, k_count, near, ahead);
+          copy_near(from, lda, count, k_count, near);
+          if (ahead) fetch.rows = {(const char*)(from + ahead), lda * (i64)sizeof(E), count, KB * sizeof(E)};
           from = near, stride = NEAR, ahead = 0;
         }
-        for (i64 n = 0; n < columns; n += PANEL)
-          tiles_of(columns - n > W, count, from, stride, chunk + n * k_count, k_count, totals + i * WIDE + n, WIDE,
+        for (i64 n = 0, width; n < whole; n += width) {
+          width = panel_width(columns - n);
+          tiles_of(width > W, count, from, stride, chunk + n * k_count, k_count, totals + i * WIDE + n, WIDE,
                    n ? 0 : ahead, k == 0, &fetch);
+        }
+        if (few) dot_rows(count, from, stride, last, few, k_count, totals + i * WIDE + whole, k == 0);
+        // At once: they are near, and writing results waits for memory while others are worked on.
+        if (k + KB >= K)
+          for (i64 m = i; m < i + count; m++) finish(context, m0 + m, n0, columns, totals + m * WIDE);
       }
     }
-    for (i64 m = 0; m < rows; m++) finish(context, m0 + m, n0, columns, totals + m * WIDE);
   }
 }

@@ -2,7 +2,8 @@
 #ifndef __AVX512F__
 #error "these kernels need vectors of 64 bytes"
 #endif
-constexpr int W = 16, PANEL = 32, WIDE = 64;
+constexpr int W = 16, PANEL = 32, WIDE = 64, FEW = 4;
+INLINE i64 panel_width(i64 columns_left) { return columns_left > W + FEW ? PANEL : W; }
 struct pair { int bits; };
 typedef void (*Finish)(const void* context, i64 m, i64 n, i64 count, const float* values);
 typedef void (*Pack)(const void* context, i64 k, i64 count, i64 n, i64 columns, float* to);
@@ -29,6 +30,19 @@ struct epilogue_context {
   i64 row;
 };
 
+// Columns of several images: each piece goes to `finish` as pixels of its own image.
+template <i64 FILTERS, i64 PIXELS, Finish FINISH>
+static void finish_images(const void* context, i64 m, i64 n, i64 count, const float* values) {
+  const epilogue_context& all = *(const epilogue_context*)context;
+  while (count > 0) {
+    const i64 image = n / PIXELS, pixel = n - image * PIXELS, left = PIXELS - pixel;
+    const i64 length = count < left ? count : left;
+    const epilogue_context one = {all.p, all.row + image * FILTERS};
+    FINISH(&one, m, pixel, length, values);
+    n += length, count -= length, values += length;
+  }
+}
+
 // Packs b[k][n], n from n0 on. Whole lines of b are read in their order, and ahead.
 INLINE void pack_rows(const float* b, i64 ldb, i64 k0, i64 k_count, i64 n0, i64 columns, float* to) {
   typedef vec<float, W> V;
@@ -45,8 +59,9 @@ INLINE void pack_rows(const float* b, i64 ldb, i64 k0, i64 k_count, i64 n0, i64 
     }
     return;
   }
-  for (i64 n = 0; n < columns; n += PANEL, to += PANEL * k_count) {
-    const i64 left = columns - n, width = left > W ? PANEL : W;
+  for (i64 n = 0, width; n < columns; n += width, to += width * k_count) {
+    const i64 left = columns - n;
+    width = panel_width(left);
     for (i64 k = 0; k < k_count; k++) {
       const float* row = from + k * ldb + n;
       for (i64 l = 0; l < width; l++) to[k * width + l] = l < left ? row[l] : 0.f;
@@ -54,17 +69,86 @@ INLINE void pack_rows(const float* b, i64 ldb, i64 k0, i64 k_count, i64 n0, i64 
   }
 }
 
-// The same where the columns are every `step`th pixel of every `step`th line of an image.
-INLINE void pack_pixels(const float* b, i64 ldb, i64 width, i64 line, i64 step, i64 k0, i64 k_count, i64 n0,
-                        i64 columns, float* to) {
-  int place[WIDE];
-  for (i64 n = 0; n < columns; n++) place[n] = int((n0 + n) / width * step * line + (n0 + n) % width * step);
-  for (i64 n = 0; n < columns; n += PANEL, to += PANEL * k_count) {
-    const i64 left = columns - n, wide = left > W ? PANEL : W;
-    for (i64 k = 0; k < k_count; k++) {
-      const float* from = b + (k0 + k) * ldb;
-      for (i64 l = 0; l < wide; l++) to[k * wide + l] = l < left ? from[place[n + l]] : 0.f;
+// The same where b is what a convolution multiplies its weights with: line k, of (channel, tap in
+// a column of the kernel, tap in a line), at column n, of (image, pixel), is the pixel that this tap
+// meets there; outside the image it is zero. The values are read from the images as they lie.
+typedef vec<int, W> Places;
+INLINE unsigned lanes_where(Places condition) { return (unsigned short)__builtin_ia32_cvtd2mask512(condition); }
+INLINE vec<float, W> load_where(const float* from, unsigned lanes, vec<float, W> others = vec<float, W>{}) {
+  return __builtin_ia32_loadups512_mask(from, others, (unsigned short)lanes);
+}
+
+template <int TAPS_H, int TAPS_W, int STEP_H, int STEP_W, int PAD_H, int PAD_W, int APART_H, int APART_W>
+static __attribute__((noinline)) void pack_patches(const float* x, i64 image_size, i64 height, i64 line,
+                                                   i64 height_out, i64 width_out, i64 k0, i64 k_count, i64 n0,
+                                                   i64 columns, float* to) {
+  typedef vec<float, W> V;
+  constexpr int TAPS = TAPS_H * TAPS_W, SOON = TAPS < 8 ? 8 / TAPS : 1;  // channels ahead
+  // Lanes lie together, in two pieces (lines or images), two apart, or anywhere.
+  enum { GATHERED, NEIGHBOURS, TWO_PIECES, EVERY_OTHER } how[WIDE / W];
+  Places place[WIDE / W];
+  unsigned in_first[WIDE / W];
+  i64 second[WIDE / W];
+  unsigned lanes[TAPS][WIDE / W];
+  i64 panel[WIDE / W], width[WIDE / W];
+  const int vectors = int((columns + W - 1) / W);
+  for (int j = 0; j < vectors; j++) {
+    panel[j] = j % 2 && width[j - 1] == PANEL ? panel[j - 1] : j * W;
+    width[j] = panel_width(columns - panel[j]);
+  }
+  i64 image = n0 / (height_out * width_out), rest = n0 - image * height_out * width_out;
+  i64 row = rest / width_out, column = rest - row * width_out;
+  for (int j = 0; j < vectors; j++) {
+    Places top, left, inside;
+    bool every_other = true;
+    int pieces = 1;
+    second[j] = 0, in_first[j] = 0xffff;
+    for (int l = 0; l < W; l++) {
+      inside[l] = j * W + l < columns ? -1 : 0;
+      top[l] = int(row * STEP_H - PAD_H), left[l] = int(column * STEP_W - PAD_W);
+      place[j][l] = int(image * image_size + top[l] * line + left[l]);
+      if (inside[l] && place[j][l] != (pieces == 1 ? place[j][0] : second[j]) + l)
+        pieces++, second[j] = place[j][l] - l, in_first[j] &= (1u << l) - 1;
+      if (inside[l] && place[j][l] != place[j][0] + 2 * l) every_other = false;
+      if (++column == width_out) {
+        column = 0;
+        if (++row == height_out) row = 0, image++;
+      }
     }
+    how[j] = pieces == 1 ? NEIGHBOURS : every_other ? EVERY_OTHER : pieces == 2 ? TWO_PIECES : GATHERED;
+    for (int r = 0; r < TAPS_H; r++)
+      for (int s = 0; s < TAPS_W; s++) {
+        const Places h = top + r * APART_H, w = left + s * APART_W;
+        lanes[r * TAPS_W + s][j] = lanes_where(inside & (h >= 0) & (h < (int)height) & (w >= 0) & (w < (int)line));
+      }
+  }
+  i64 channel = k0 / TAPS;
+  int tap = int(k0 - channel * TAPS);
+  const i64 plane = height * line;
+  const Places even = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
+  for (i64 k = 0; k < k_count; k++) {
+    const i64 from = channel * plane + tap / TAPS_W * APART_H * line + tap % TAPS_W * APART_W;
+    for (int j = 0; j < vectors; j++) {
+      const unsigned here = lanes[tap][j];
+      const float* first = x + from + place[j][0];
+      if (tap == 0) {
+        __builtin_prefetch(first + SOON * plane);
+        if (how[j] != NEIGHBOURS) __builtin_prefetch(first + SOON * plane + W);
+      }
+      V v;
+      if (how[j] == NEIGHBOURS) {
+        v = load_where(first, here);
+      } else if (how[j] == TWO_PIECES) {
+        v = load_where(x + from + second[j], here & ~in_first[j], load_where(first, here & in_first[j]));
+      } else if (how[j] == EVERY_OTHER) {
+        const unsigned spread = __builtin_ia32_pdep_si(here, 0x55555555u);
+        v = __builtin_shuffle(load_where(first, spread), load_where(first + W, spread >> W), even);
+      } else {
+        v = __builtin_ia32_gathersiv16sf(V{}, x + from, place[j], (unsigned short)here, 4);
+      }
+      __builtin_memcpy(to + panel[j] * k_count + k * width[j] + (j * W - panel[j]), &v, sizeof v);
+    }
+    if (++tap == TAPS) tap = 0, channel++;
   }
 }
 
@@ -76,7 +160,8 @@ INLINE void pack_pairs(const bfloat16* b, i64 ldb, i64 k0, i64 k_count, i64 n0, 
     const unsigned short* even = (const unsigned short*)b + (k0 + k) * 2 * ldb + n0;
     const unsigned short* odd = even + ldb;
     for (i64 n = 0; n < columns; n += W) {
-      const i64 panel = n / PANEL * PANEL, width = columns - panel > W ? PANEL : W;
+      const i64 before = n / PANEL * PANEL, panel = panel_width(columns - before) == PANEL ? before : n;
+      const i64 width = panel_width(columns - panel);
       H x = H{}, y = H{};
       if (columns - n >= W) {
         __builtin_prefetch(even + n + 32 * ldb), __builtin_prefetch(odd + n + 32 * ldb);

@@ -1,7 +1,8 @@
 """Matrix products: when to generate a kernel instead of calling BLAS, and which.
 
 In: mm and addmm nodes. Out: template nodes over `products.cpp` and `preamble.h`:
-    small     everything fits the first-level caches, where a call costs more than the work
+    small     everything fits the first-level caches, where a call costs more than the work, and
+              the right side lies as [K, N] or is tiny
     few_rows  up to ten rows times a weight that lies as [N, K]
     product   more rows times such a weight; the rows are packed by a node of their own, which
               products of the same rows share
@@ -29,6 +30,7 @@ aten = torch.ops.aten
 
 _SMALL_EXTENT = 128
 _SMALL_WORK = 1 << 19  # multiplications
+_SMALL_WEIGHT = 400  # numbers that `small` turns faster than the others are called
 _FEW_ROWS = 10
 _MIN_INNER = 16
 _MIN_COLUMNS = 4
@@ -37,7 +39,7 @@ _MAX_PACKED_BYTES = 16 << 20
 _PARALLEL_WORK = 1 << 20
 _PARALLEL_PACKING = 1 << 17
 # As in products.cpp, with vectors of 64 bytes.
-_LANES, _BLOCK, _WIDE, _TILE_ROWS, _MAX_ROWS, _MAX_COLUMNS = 16, 48, 64, 12, 504, 256
+_LANES, _BLOCK, _WIDE, _TILE_ROWS, _MAX_ROWS, _MAX_COLUMNS = 16, 48, 64, 12, 516, 256
 _MIN_UNITS = 8
 
 
@@ -99,6 +101,8 @@ def _product(b: Builder, node: Node) -> Product | None:
 def _is_small(p: Product) -> bool:
     right = p.right
     _, n, k = p.extents
+    if n * k > _SMALL_WEIGHT and _is_weight(p):
+        return False
     columns = right.strides[1] == 1 or n == 1 or right.strides[0] == 1 or k == 1
     return (
         p.left.dtype == "float32"
@@ -249,12 +253,13 @@ def _lower_wide(b: Builder, p: Product) -> None:
         pack = packer(f"pack_rows((const float*){from_buffers}, {ldb}, ", element.name)
     else:
         pack = packer(f"pack_pairs((const bfloat16*){from_buffers}, {ldb}, ", element.name)
+    block = row_block(m, n)
     call = (
         f"wide_{element.suffix}((const {element.name}*)p[0], {lda}, {m}, {n}, "
-        f"{k // element.numbers}, {row_block(m, n)}, begin, end, {pack}, @_finish, &context, "
+        f"{k // element.numbers}, {block}, begin, end, {pack}, @_finish, &context, "
         f"(const char*)p[1], {ldb * item}, {item})"
     )
-    _append_shared(b, p, (p.left, p.right), call, wide_units(m, n))
+    _append_shared(b, p, (p.left, p.right), call, wide_units(m, n, block))
 
 
 def column_block(m: int, n: int) -> int:
@@ -269,16 +274,17 @@ def _wanted_units() -> int:
     return max(_MIN_UNITS, 2 * (os.cpu_count() or 1))
 
 
-def row_block(m: int, n: int) -> int:
-    """Rows of one unit: many for little packing, few where the columns give few units."""
-    block = _MAX_ROWS
-    while block > _MAX_ROWS // 4 and -(-m // block) * -(-n // _WIDE) < _wanted_units():
-        block //= 2
-    return -(-block // _TILE_ROWS) * _TILE_ROWS
+def row_block(m: int, n: int, units: int = 0) -> int:
+    """Rows of one unit: many for little packing, few where there would be less than `units`."""
+    blocks = -(-m // _MAX_ROWS)
+    while m > blocks * (_MAX_ROWS // 2) and blocks * -(-n // _WIDE) < (units or _wanted_units()):
+        blocks *= 2
+    # Blocks of about the same size, of whole tiles.
+    return -(-m // (blocks * _TILE_ROWS)) * _TILE_ROWS
 
 
-def wide_units(m: int, n: int) -> int:
-    return -(-m // row_block(m, n)) * -(-n // _WIDE)
+def wide_units(m: int, n: int, block: int) -> int:
+    return -(-m // block) * -(-n // _WIDE)
 
 
 def packer(call: str, element: str = "float") -> str:

@@ -85,7 +85,8 @@ class TemplateNode:
 
     `text` is the C++ of the kernel, with "@" for its name. With `rows` and `columns` the
     template hands its results out row by row to a function `@_finish`, which stores them; an
-    `epilogue`, a group that is the only reader of `out`, then takes the place of the store.
+    `epilogue`, a group that is the only reader of `out`, then takes the place of the store. With
+    `pieces` the parts of a row that are handed out begin and end anywhere, not at whole vectors.
     """
 
     out: int
@@ -95,6 +96,7 @@ class TemplateNode:
     location: str = ""
     rows: int = 0
     columns: int = 0
+    pieces: bool = False
     epilogue: Any = None
 
 

@@ -105,7 +105,7 @@ def schedule(
     """The kernel of one group; `stored` are the buffers that other steps read."""
     narrow_iotas(group, sizes)
     lanes = lanes_for(group, vector_bytes)
-    _order(group, sizes)
+    order(group, sizes)
     collapse(group, sizes)
     vector, over_rows = choose_vector(group, sizes, lanes)
     return _KernelBuilder(group, sizes, stored, name, vector, over_rows, lanes).build()
@@ -131,7 +131,7 @@ def group_addresses(group: Group) -> Iterator[Affine]:
         yield from addresses(node.expr)
 
 
-def _order(group: Group, sizes: dict[str, int]) -> None:
+def order(group: Group, sizes: dict[str, int]) -> None:
     """Sorts variables by the strides of the widest store."""
     leading = max((n.address for n in group.nodes), key=lambda a: len(a.terms))
     widest = max(group_addresses(group), key=lambda a: len(a.terms))

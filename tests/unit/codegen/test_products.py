@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from capture_graph import capture, check, compile_it, library_of
 from plan_runner import run_plan
 
+from accel.codegen import convolutions
 from accel.codegen.build import cpu_features, vector_bytes
 from accel.codegen.products import column_block, row_block
 
@@ -21,6 +23,9 @@ SHAPES = [
     (2, 70, 640),
     (5, 300, 200),
     (10, 64, 640),
+    (3, 33, 100),
+    (8, 64, 256),
+    (9, 90, 77),
     (11, 768, 100),
     (16, 257, 130),
     (33, 300, 200),
@@ -46,7 +51,7 @@ def test_linear(shape: tuple[int, int, int], bias: bool) -> None:
     check(lambda x: layer(x[:, :k]), randn(m, 2 * k), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", SHAPES[5:], ids=str)
+@pytest.mark.parametrize("shape", SHAPES[8:], ids=str)
 def test_products_with_a_matrix_by_rows(shape: tuple[int, int, int]) -> None:
     m, k, n = shape
     b, c = randn(k, n) / k**0.5, randn(m, n)
@@ -120,12 +125,94 @@ def test_one_pixel_convolutions(shape: tuple[int, ...], bias: bool) -> None:
     check(model, x, rtol=1e-4, atol=1e-4, externs=0)
 
 
-def test_other_convolutions_stay_with_aten() -> None:
-    x = randn(1, 32, 8, 8)
-    for options in ({"padding": 1}, {"groups": 2}):
-        weight = randn(32, 32 // options.get("groups", 1), 1, 1)
-        c = check(lambda x: F.conv2d(x, weight, **options), x)
-        assert externs(c) == ["aten::convolution"]
+CONVOLUTIONS = [
+    # images, channels, filters, size, taps, options
+    (1, 24, 40, (14, 14), (3, 3), {"padding": 1}),
+    (1, 16, 35, (7, 7), (3, 3), {"padding": 1}),
+    (3, 16, 35, (7, 7), (3, 3), {"padding": 1}),
+    (2, 16, 33, (20, 37), (3, 3), {}),
+    (2, 16, 33, (20, 37), (3, 3), {"stride": 2, "padding": 1}),
+    (1, 3, 64, (64, 64), (7, 7), {"stride": 2, "padding": 3}),
+    (1, 16, 32, (40, 9), (5, 2), {"stride": (1, 3), "padding": (4, 1)}),
+    (2, 16, 32, (18, 18), (3, 3), {"dilation": 3, "padding": 3}),
+    (2, 17, 37, (12, 31), (1, 4), {"dilation": (2, 5), "padding": (0, 2), "stride": (3, 1)}),
+    (1, 1, 32, (16, 16), (4, 4), {"stride": 4}),
+    (2, 70, 32, (5, 5), (5, 5), {"padding": 4}),
+    (1, 300, 16, (4, 4), (1, 1), {"padding": 1}),
+    (2, 20, 34, (50,), (5,), {"padding": 2}),
+    (3, 20, 34, (50,), (3,), {"stride": 2, "dilation": 2}),
+]
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
+@pytest.mark.parametrize("layout", ["as it comes", "unaligned"])
+def test_convolutions(case: tuple[Any, ...], layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolutions, "_PIXELS_FOR_ONEDNN", 1 << 30)
+    images, channels, filters, size, taps, options = case
+    convolve = F.conv2d if len(size) == 2 else F.conv1d
+    weight = randn(filters, channels, *taps) / (channels * taps[0] * taps[-1]) ** 0.5
+    bias, scale = randn(filters), randn(filters, *(1 for _ in size))
+    x = randn(images, channels, *size)
+    if layout == "unaligned":
+        x = randn(x.numel() + 1)[1:].view(x.shape)
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        out = convolve(x, weight, bias, **options)
+        return F.gelu(out * scale) + out
+
+    check(model, x, rtol=1e-4, atol=1e-4, externs=0)
+
+
+def test_convolutions_do_not_read_outside_of_their_images() -> None:
+    weight = torch.ones(32, 16, 3, 3)
+    inside = torch.full((3, 16, 9, 9), torch.nan)
+    inside[1] = 1.0  # neighbours in memory must not reach this image
+
+    c = check(lambda x: F.conv2d(x[1:2], weight, padding=1), inside)
+    assert not externs(c)
+    check(lambda x: F.conv2d(x, weight, padding=1), inside)
+
+
+def test_infinite_pixels() -> None:
+    weight = randn(32, 16, 3, 3)
+    x = randn(2, 16, 9, 9)
+    x[0, 3, 4, 4], x[1, 2, 0, 0] = torch.inf, torch.nan
+    check(lambda x: F.conv2d(x, weight, padding=1), x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ((1, 32, 8, 8), (32, 16, 3, 3), {"groups": 2}),
+        ((1, 32, 8, 8), (31, 32, 3, 3), {}),
+        ((1, 32, 3, 3), (32, 32, 3, 3), {"padding": 1}),
+        ((1, 2, 20, 20), (32, 2, 2, 2), {}),
+        ((1, 1, 40, 40), (32, 1, 9, 9), {}),
+        ((1, 16, 5, 5, 5), (16, 16, 3, 3, 3), {}),
+        ((4, 32, 8, 8), (32, 32, 3, 3), {"padding": 1}),
+    ],
+    ids=str,
+)
+def test_other_convolutions_stay_with_aten(case: tuple[Any, ...]) -> None:
+    sizes, taps, options = case
+    weight = randn(taps)
+    convolve = F.conv2d if len(sizes) == 4 else F.conv3d
+    c = check(lambda x: convolve(x, weight, **options), randn(sizes), rtol=1e-4, atol=1e-4)
+    assert externs(c) == ["aten::convolution"]
+
+
+def test_epilogues_write_only_what_is_read() -> None:
+    layer = torch.nn.Linear(300, 200)
+    c = check(lambda x: F.gelu(layer(x)) * 2, randn(40, 300), rtol=1e-4, atol=1e-5)
+    product = c.plan["steps"][-1]
+    kinds = [c.plan["buffers"][b]["kind"] for b in product["buffers"]]
+    assert len(kinds) == 4 and kinds.count("output") == 1  # rows, weight, bias
+    weight, scale = randn(32, 16, 1, 1), randn(32, 1, 1)
+    c = check(
+        lambda x: F.relu(F.conv2d(x, weight) * scale) + 1, randn(2, 16, 8, 8), rtol=1e-4, atol=1e-4
+    )
+    (product,) = c.plan["steps"]
+    assert len(product["buffers"]) == 4
 
 
 @pytest.mark.parametrize("options", [{"march": "haswell"}, {"products": False}], ids=str)
@@ -156,6 +243,20 @@ def test_every_thread_count_gives_the_same(threads: int) -> None:
     assert one is not None and many is not None and torch.equal(one[0], many[0])
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+def test_every_thread_count_gives_the_same_convolution(threads: int) -> None:
+    weight, thin = randn(600, 32, 3, 3), randn(40, 600, 1, 1)
+    x = randn(3, 32, 7, 7)
+    graph, inputs, _ = capture(
+        lambda x: F.conv2d(F.relu(F.conv2d(x, weight, padding=1)), thin), [x]
+    )
+    c = compile_it(graph)
+    assert not externs(c)
+    one = run_plan(c.plan, library_of(c), inputs, threads=1)
+    many = run_plan(c.plan, library_of(c), inputs, threads=threads)
+    assert one is not None and many is not None and torch.equal(one[0], many[0])
+
+
 def _error(got: torch.Tensor, exact: torch.Tensor) -> float:
     return float((got.double() - exact).square().mean().sqrt())
 
@@ -180,3 +281,34 @@ def test_accuracy(shape: tuple[int, int, int]) -> None:
     _is_as_accurate(lambda x, w: F.linear(x, w), x.abs(), w.abs())
     if m >= 16:
         _is_as_accurate(lambda x, w: x @ w, x, randn(k, n))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 64, 64, 20, 3),
+        (2, 256, 32, 7, 3),
+        (1, 512, 64, 9, 1),
+        (2, 3, 32, 33, 7),
+        (1, 40, 17, 5, 5),
+    ],
+    ids=str,
+)
+def test_accuracy_of_convolutions(shape: tuple[int, ...]) -> None:
+    images, channels, filters, size, taps = shape
+    torch.manual_seed(5)
+    x, w = randn(images, channels, size, size), randn(filters, channels, taps, taps)
+
+    def model(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(x, w, padding=taps // 2)
+
+    _is_as_accurate(model, x, w)
+    _is_as_accurate(model, x.abs(), w.abs())
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 256), (8, 33, 100), (10, 96, 48)], ids=str)
+def test_accuracy_of_few_rows(shape: tuple[int, int, int]) -> None:
+    m, k, n = shape
+    torch.manual_seed(6)
+    x, w = randn(m, k), randn(n, k)
+    _is_as_accurate(lambda x, w: F.linear(x, w), x, w)
