@@ -411,7 +411,7 @@ class _KernelBuilder:
         for v in self.group.inner:
             length *= self.sizes[v]
         if not is_symbolic(length):
-            return length
+            return length if length <= LONGEST_ROW else None
         # Its memory is for the longest row: the comparison makes that a test of the graph.
         return LONGEST_ROW if length <= LONGEST_ROW else None
 
