@@ -243,7 +243,7 @@ def test_long_sums_are_accurate(length: int) -> None:
     torch.manual_seed(3)
     x = torch.rand(2, length)
     compilation = check(lambda a: (a.sum(1), a.sum(), a.amax()), x, rtol=1e-6, atol=0.0)
-    assert compilation.plan["library"]
+    assert compilation.texts
     exact = x.double().sum(1)
     from capture_graph import library_of
     from plan_runner import run_plan
