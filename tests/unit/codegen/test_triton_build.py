@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,13 @@ import pytest
 import test_compiled_programs
 import test_loop_ir
 import test_lowerings
+import test_open_graphs
 import test_random_graphs
+import test_training
 import torch
+import torch.nn.functional as F
 from capture_graph import capture, compile_it
+from triton_blocks import BLOCKS
 
 from accel.codegen import CodegenOptions, CompileError, compile_graph, triton_versions
 from accel.codegen.build import is_sound
@@ -29,7 +34,7 @@ from accel.codegen.build_triton import (
 from accel.codegen.targets import TARGETS
 from accel.trace import Operation, Ref, SegmentGraph, TensorMeta
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
 
 GPUS = ["sm_80", "sm_90"]
 
@@ -67,8 +72,12 @@ def ptx_of(function: Callable[..., Any], *inputs: torch.Tensor, **options: Any) 
 
 
 @pytest.mark.parametrize("name", test_loop_ir.FUNCTIONS)
+@pytest.mark.parametrize("blocks", BLOCKS)
 @pytest.mark.parametrize("gpu", GPUS)
-def test_kernels_compile(name: str, gpu: str, texts: dict[str, str], tmp_path: Path) -> None:
+def test_kernels_compile(
+    name: str, blocks: str, gpu: str, texts: dict[str, str], tmp_path: Path, monkeypatch: Any
+) -> None:
+    BLOCKS[blocks](monkeypatch)
     compile_it(capture(test_loop_ir.FUNCTIONS[name], [torch.randn(20, 37)])[0])
     library, rows = build_cubins(kernels_of(texts), tmp_path, gpu)
     assert is_sound(tmp_path / library)
@@ -103,6 +112,60 @@ def test_random_graphs_compile(
     test_random_graphs.run(seed)
     if texts:
         build_cubins(kernels_of(texts), tmp_path, gpu)
+
+
+@pytest.mark.parametrize("name", test_open_graphs.GRAPHS)
+@pytest.mark.parametrize("gpu", GPUS)
+def test_kernels_for_several_sizes_compile(
+    name: str, gpu: str, texts: dict[str, str], tmp_path: Path
+) -> None:
+    operations, eager, dims = test_open_graphs.GRAPHS[name]
+    x = torch.randn(6, 9)
+    made = test_open_graphs.graph(
+        test_open_graphs.named(operations), [x], [(0, d) for d in dims], [eager(x)], ["v0"]
+    )
+    compile_graph(replace(made, outputs=[operations[-1].name]), out_dir=tmp_path)
+    if texts:
+        build_cubins(kernels_of(texts), tmp_path, gpu)
+
+
+@pytest.mark.parametrize("name", test_training.FUNCTIONS)
+@pytest.mark.parametrize("gpu", GPUS)
+def test_kernels_of_training_compile(
+    name: str, gpu: str, texts: dict[str, str], tmp_path: Path
+) -> None:
+    inputs = [test_training.leaf(*sizes) for sizes in ((4, 6), (6, 6), (6,))]
+    graph, _ = test_training.differentiable(test_training.FUNCTIONS[name], inputs)
+    compile_graph(graph, out_dir=tmp_path)
+    if texts:
+        build_cubins(kernels_of(texts), tmp_path, gpu)
+
+
+ROWS: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
+    "pointwise": (lambda x: F.gelu(x) * x.sigmoid(), (1 << 20,)),
+    "softmax": (lambda x: x.softmax(-1), (512, 4096)),
+    "layer norm": (lambda x: F.layer_norm(F.gelu(x), x.shape[-1:]), (256, 8192)),
+    "longest kept row": (lambda x: F.layer_norm(F.gelu(x), x.shape[-1:]), (64, 16384)),
+    "sums of columns": (lambda x: (x * x).sum(0), (4096, 4096)),
+    "transposed": (lambda x: (x.t() + 1).contiguous(), (4096, 4096)),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_values_stay_in_registers(name: str, texts: dict[str, str], tmp_path: Path) -> None:
+    function, sizes = ROWS[name]
+    compile_it(capture(function, [torch.randn(sizes)])[0])
+    for kernel in kernels_of(texts):
+        module = load_module(module_text([kernel]), tmp_path / f"{kernel.symbol}.py")
+        cubin = tmp_path / "kernel.cubin"
+        cubin.write_bytes(compile_kernel(module, kernel, "sm_80").asm["cubin"])
+        tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+        done = subprocess.run(
+            [tool, "--dump-resource-usage", cubin], capture_output=True, text=True, check=True
+        )
+        used = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", done.stdout))
+        assert (used["STACK"], used["LOCAL"]) == ("0", "0"), done.stdout
+        assert int(used["REG"]) * 32 * kernel.warps <= 1 << 16
 
 
 def test_nothing_is_approximate(texts: dict[str, str]) -> None:

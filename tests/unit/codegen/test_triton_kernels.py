@@ -5,7 +5,6 @@ Without ACCEL_TRITON_TESTS=full only a part of them runs (conftest.py).
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import capture_graph
@@ -40,9 +39,9 @@ from test_lowerings import (  # noqa: F401
 from test_open_graphs import *  # noqa: F403
 from test_random_graphs import test_random_graph  # noqa: F401
 from test_training import *  # noqa: F403
+from triton_blocks import BLOCKS
 from triton_interpreter import interpreted, interpreter
 
-from accel.codegen import emit_triton, schedule_tiled, tiles
 from accel.codegen.fusion import Group
 from accel.codegen.interpreter import interpret
 from accel.codegen.targets import TARGETS
@@ -55,33 +54,6 @@ def triton_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TARGETS, "cpu", interpreted())
     monkeypatch.setattr(capture_graph, "NATIVE", False)
     monkeypatch.setattr(test_open_graphs, "LENGTHS", (2, 5, 16, 33))
-
-
-SMALL = {"_FLAT_BLOCK": 64, "_ROW_BLOCK": 4, "_COLUMNS": 4, "_SQUARE": (8, 4)}
-
-
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many programs, and rows that are walked in loops."""
-    for name, value in SMALL.items():
-        monkeypatch.setattr(tiles, name, value)
-
-
-def long_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No row fits a block: what a later phase wants lies in memory."""
-    small_blocks(monkeypatch)
-    monkeypatch.setattr(schedule_tiled, "LONGEST_TILE", 8)
-    monkeypatch.setitem(TARGETS, "cpu", replace(interpreted(), longest_row=8))
-
-
-def wide_positions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(emit_triton, "_NARROW", 0)
-
-
-def as_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    pass
-
-
-BLOCKS = {f.__name__: f for f in (as_chosen, small_blocks, long_rows, wide_positions)}
 
 
 @pytest.mark.parametrize("name", test_loop_ir.FUNCTIONS)
@@ -122,18 +94,18 @@ def test_blocks_are_what_their_names_say(monkeypatch: pytest.MonkeyPatch) -> Non
 
     x = torch.randn(20, 37)
     assert "for first" not in emitted(row, x)
-    small_blocks(monkeypatch)
+    BLOCKS["small"](monkeypatch)
     assert "for first" not in emitted(row, x)  # what is kept needs whole rows
     assert "for first" in emitted(lambda x: x.sum(-1), x)
-    long_rows(monkeypatch)
+    BLOCKS["long rows"](monkeypatch)
     assert "for first" in emitted(row, x) and "debug_barrier" in emitted(row, x)
     assert "int64" not in emitted(row, x)
-    wide_positions(monkeypatch)
+    BLOCKS["64 bits"](monkeypatch)
     assert "int64" in emitted(row, x)
 
 
 @pytest.mark.parametrize("seed", range(1000, 1040))
-@pytest.mark.parametrize("blocks", ["small_blocks", "long_rows"])
+@pytest.mark.parametrize("blocks", ["small", "long rows"])
 def test_random_graph_in_small_blocks(
     seed: int, blocks: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
