@@ -151,7 +151,9 @@ def compile_kernel(
     try:
         source = ASTSource(function, signature, {}, attributes)
         target = GPUTarget("cuda", int(gpu.removeprefix("sm_")), _WARP)
-        return triton.compile(source, target=target, options={"num_warps": kernel.warps})
+        # Products and sums are contracted, as in ATen's kernels.
+        options = {"num_warps": kernel.warps, "enable_fp_fusion": True}
+        return triton.compile(source, target=target, options=options)
     except Exception as error:  # whatever Triton raises: the kernel cannot be made
         lines = "\n".join(str(error).splitlines()[:8])
         raise CompileError(f"Triton failed on {kernel.symbol}: {lines}") from error

@@ -242,6 +242,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
                 f"output {name} was {meta.dtype}{list(meta.sizes)} when recorded, "
                 f"traces as {dtype}{list(sizes)}"
             )
+        if not str(value.device) == self.device == meta.device:
+            raise CompileError(f"output {name} is on {value.device}, the graph on {self.device}")
         self.graph.output_identity.append(id(value))
         self.graph.output_detached.append(value._base is None)
         self.alive.append(value)
@@ -379,7 +381,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
     def _adopt(self, source: torch.Tensor) -> Any:
         if source.numel() > _CONSTANT_MAX_NUMEL:
             raise CompileError(f"a constant tensor of {source.numel()} elements in the graph")
-        self._place(str(source.device))
+        # A number is written into its readers' expressions, wherever they run.
+        if source.dim() or source.device.type != "cpu" or self.device is None:
+            self._place(str(source.device))
         with _disable_current_modes():
             copy = source.detach().clone().contiguous()
             values = tuple(copy.flatten().tolist())

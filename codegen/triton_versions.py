@@ -12,8 +12,9 @@ import importlib.metadata
 from accel.codegen.options import CompileError
 
 # Behind its own parameters a kernel takes pointers to scratch memory, null where it needs none:
-# global and profile scratch (triton/backends/nvidia/driver.py, make_launcher).
-SCRATCH_POINTERS = {(3, 5): 2, (3, 6): 2}
+# global and profile scratch (triton/backends/nvidia/driver.py). The tests' kernels were compiled by
+# each of these versions.
+SCRATCH_POINTERS = {(3, 5): 2, (3, 6): 2, (3, 7): 2, (3, 8): 2, (3, 9): 2}
 # Of GPUs that these versions compile for; LLVM ends the process at one it does not know.
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120")
 

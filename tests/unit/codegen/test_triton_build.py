@@ -228,6 +228,21 @@ def test_a_product_on_a_gpu_calls_aten(tmp_path: Path) -> None:
     assert [row["op"] for row in plan["steps"]] == ["extern"] and plan["library"] is None
 
 
+def test_numbers_of_the_processor_may_meet_a_gpu(tmp_path: Path) -> None:
+    number = call("n", "torch.tensor", 2.5)
+    graph = of_a_gpu(number, call("v0", "torch.mul", Ref("x"), Ref("n")))
+    plan = compile_graph(graph, out_dir=tmp_path, options=CodegenOptions(gpu="sm_80"))
+    (step,) = plan["steps"]
+    assert step["op"] == "launch" and len(step["buffers"]) == 2
+    given_back = replace(
+        graph,
+        outputs=["v0", "n"],
+        output_metas=[*graph.output_metas, TensorMeta((), (), "float32")],
+    )
+    with pytest.raises(CompileError, match="output n is on cpu, the graph on cuda:0"):
+        compile_graph(given_back, out_dir=tmp_path, options=CodegenOptions(gpu="sm_80"))
+
+
 def test_what_cannot_be_compiled_for_a_gpu_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
