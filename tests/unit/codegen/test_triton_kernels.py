@@ -35,6 +35,7 @@ from test_lowerings import (  # noqa: F401
     test_reductions_equal_eager,
     test_shapes_equal_eager,
     test_sizes,
+    test_what_a_reduction_begins_with,
 )
 from test_open_graphs import *  # noqa: F403
 from test_random_graphs import test_random_graph  # noqa: F401
