@@ -162,7 +162,8 @@ CudaKernel::CudaKernel(int device, const std::string& symbol, unsigned threads,
   try {
     for (const Image& image : images) {
       Loaded loaded{image.alignment, image.shared_bytes, nullptr, nullptr};
-      check(d, d.load_module(&loaded.module, image.code.data()), "kernel " + symbol + " does not load");
+      check(d, d.load_module(&loaded.module, image.code.data()),
+            "kernel " + symbol + " does not load");
       loaded_.push_back(loaded);
       Loaded& kept = loaded_.back();
       check(d, d.get_function(&kept.function, kept.module, symbol.c_str()),

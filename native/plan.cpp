@@ -79,7 +79,9 @@ class PlanParser {
       fail("device", "unknown name '" + name + "'");
     }
     if (plan_.device.is_cuda() && !plan_.device.has_index()) fail("device", "it has no number");
-    if (!plan_.device.is_cpu() && !plan_.device.is_cuda()) fail("device", "not one that plans run on");
+    if (!plan_.device.is_cpu() && !plan_.device.is_cuda()) {
+      fail("device", "not one that plans run on");
+    }
   }
 
   // The functions that launches start, each loaded once.

@@ -31,10 +31,19 @@ int context = 0;
 extern "C" {
 void fake_fail(const char* name, int with) { failing = name, code = with; }
 
-int cuInit(unsigned) { return std::getenv("FAKE_CUDA_INIT") ? std::atoi(std::getenv("FAKE_CUDA_INIT")) : 0; }
-int cuDriverGetVersion(int* version) { return *version = std::atoi(std::getenv("FAKE_CUDA_VERSION")), 0; }
+int cuInit(unsigned) {
+  const char* result = std::getenv("FAKE_CUDA_INIT");
+  return result ? std::atoi(result) : 0;
+}
+int cuDriverGetVersion(int* version) {
+  *version = std::atoi(std::getenv("FAKE_CUDA_VERSION"));
+  return 0;
+}
 int cuDeviceGetCount(int* count) { return *count = 2, 0; }
-int cuDeviceGet(int* device, int ordinal) { return *device = 100 + ordinal, ordinal < 2 ? 0 : 101; }
+int cuDeviceGet(int* device, int ordinal) {
+  *device = 100 + ordinal;
+  return ordinal < 2 ? 0 : 101;
+}
 int cuDevicePrimaryCtxRetain(void** result, int device) {
   note("retain " + std::to_string(device));
   return *result = &context, 0;
@@ -67,7 +76,8 @@ int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsign
   if (int error = answer("cuLaunchKernel")) return error;
   auto* f = static_cast<Function*>(function);
   char line[256];
-  std::snprintf(line, sizeof line, "launch %s of %s grid %u %u %u block %u %u %u shared %u stream %p%s",
+  std::snprintf(line, sizeof line,
+                "launch %s of %s grid %u %u %u block %u %u %u shared %u stream %p%s",
                 f->name.c_str(), f->module->image.c_str(), gx, gy, gz, bx, by, bz, shared, stream,
                 current == &context && !extra ? "" : " elsewhere");
   note(line);
