@@ -101,7 +101,7 @@ def build(texts: list[str], out_dir: Path, options: CodegenOptions) -> str:
     head = PREAMBLE.read_text() + (PRODUCTS.read_text() if objects else "")
     source = _object_source() if objects else ""
     machine = [*flags, _compiler_version(compiler), cpu_features()]
-    name = f"k_{_digest(head, source, *texts, *machine)}.so"
+    name = f"k_{digest(head, source, *texts, *machine)}.so"
     target = out_dir / name
     if is_sound(target):
         return name
@@ -118,7 +118,7 @@ def build(texts: list[str], out_dir: Path, options: CodegenOptions) -> str:
                 if not is_sound(linked[-1]):
                     jobs.append(job)
             _compile(compiler, flags, head, texts, folder, jobs, linked)
-            _keep(folder / "out.so", target)
+            keep(folder / "out.so", target)
     except OSError as error:
         raise CompileError(f"cannot build in {out_dir}: {error}") from error
     return name
@@ -156,11 +156,11 @@ def _object_source() -> str:
 def _object_job(
     compiler: str, flags: list[str], more: tuple[str, ...], source: str, folder: Path
 ) -> _ObjectJob:
-    name = _digest(source, *flags, _compiler_version(compiler), cpu_features(), *more)
+    name = digest(source, *flags, _compiler_version(compiler), cpu_features(), *more)
     return _ObjectJob([compiler, *flags, *more], source, folder / f"k_{name}.o")
 
 
-def _keep(made: Path, target: Path) -> None:
+def keep(made: Path, target: Path) -> None:
     """Moves a file to its place, with its own digest at its end (linkers ignore that)."""
     with made.open("ab+") as file:
         file.seek(0)
@@ -169,7 +169,7 @@ def _keep(made: Path, target: Path) -> None:
 
 
 def is_sound(path: Path) -> bool:
-    """True for a file that `_keep` has put there and nobody has changed."""
+    """True for a file that `keep` has put there and nobody has changed."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -178,7 +178,7 @@ def is_sound(path: Path) -> bool:
     return seal == _SEAL + hashlib.sha256(body).digest()
 
 
-def _digest(*parts: str) -> str:
+def digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
@@ -195,7 +195,7 @@ class _ObjectJob:
         source.write_text(self.source)
         made = source.with_suffix(".o")
         _run([*self.command, "-c", str(source), "-o", str(made)], folder)
-        _keep(made, self.target)
+        keep(made, self.target)
 
 
 def _compile(

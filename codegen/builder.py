@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from accel.codegen.affine import ZERO, Affine, address, invert
@@ -34,6 +35,7 @@ Index = Sequence[Affine]
 # A value of at most this cost, read from one small tensor, is computed again by readers.
 _INLINE_COST = 4.0
 _INLINE_OPERATIONS = 24
+_PARTS = (64, 32, 16, 8, 50, 49, 25, 7, 5, 4, 3, 2)
 _INTEGER_BITS = {"int64": 64, "int32": 32, "int16": 16, "int8": 8, "uint8": 8}
 
 
@@ -41,9 +43,32 @@ class Unsupported(Exception):
     """This use of the operation has no lowering: it stays an ATen call."""
 
 
+@dataclass(frozen=True)
+class Splitting:
+    """When a reduction is done in two steps: to fewer than `results`, over `elements` or more.
+
+    `programs` is how many partial results to aim at; `columns` says that long columns are
+    reduced several lines at a time.
+    """
+
+    results: int = 16
+    elements: int = 1 << 15
+    programs: int | None = None
+    columns: bool = True
+
+    def parts(self, results: int) -> tuple[int, ...]:
+        """Into how many parts to cut, the best number first."""
+        if self.programs is None:
+            return _PARTS
+        wanted = max(self.programs // max(results, 1), 2)
+        halves = [wanted >> k for k in range(wanted.bit_length())]
+        return tuple(sorted({n for n in (*halves, *_PARTS) if 1 < n <= wanted}, reverse=True))
+
+
 class Builder:
     def __init__(self, program: Program) -> None:
         self.program = program
+        self.splitting = Splitting()
         self.definitions: dict[int, LoopNode] = {}
         self.inlinable: dict[int, tuple[LoopNode, bool]] = {}
         self.products = False  # the templates of products.cpp may be used

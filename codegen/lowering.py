@@ -20,6 +20,7 @@ from accel.codegen.convolutions import lower_convolution
 from accel.codegen.options import CodegenOptions, CompileError
 from accel.codegen.products import PRODUCTS, lower_product
 from accel.codegen.program import ExternNode, LoopNode, Program, TemplateNode, reads, writes
+from accel.codegen.targets import Target
 from accel.codegen.tensor_graph import Node, TensorGraph, View
 
 aten = torch.ops.aten
@@ -83,16 +84,18 @@ OUT_VARIANTS: dict[Any, str] = {
 }
 
 
-def lower_graph(graph: TensorGraph, options: CodegenOptions) -> Program:
+def lower_graph(graph: TensorGraph, options: CodegenOptions, target: Target) -> Program:
     """The program for `graph`; the steps nobody reads are gone."""
     program = Program(graph)
     builder = Builder(program)
-    builder.products = options.products and options.march == "native" and vector_bytes() == 64
+    builder.splitting = target.splitting
+    small = options.products and target.templates
+    builder.products = small and options.march == "native" and vector_bytes() == 64
     builder.read = {v.buffer for node in graph.nodes for v in node.views()}
     builder.read |= {v.buffer for v in graph.roots()}
     for node in graph.nodes:
         builder.location = node.location
-        _lower_node(builder, node, options)
+        _lower_node(builder, node, small)
     _materialise_constants(builder)
     for commit in graph.commits:
         _lower_commit(builder, commit.region, commit.value)
@@ -100,7 +103,7 @@ def lower_graph(graph: TensorGraph, options: CodegenOptions) -> Program:
     return program
 
 
-def _lower_node(b: Builder, node: Node, options: CodegenOptions) -> None:
+def _lower_node(b: Builder, node: Node, products: bool) -> None:
     mark = len(b.program.steps)
     known = dict(b.definitions), dict(b.inlinable), dict(b.packed_rows)
     try:
@@ -108,7 +111,7 @@ def _lower_node(b: Builder, node: Node, options: CodegenOptions) -> None:
         if node.target in MULTIPLE:
             b.supported(*(o for o in outs if o is not None))
             MULTIPLE[node.target](b, node, outs)
-        elif node.target in PRODUCTS and options.products:
+        elif node.target in PRODUCTS and products:
             lower_product(b, node)
         elif node.target in LOWERINGS and len(outs) == 1 and outs[0] is not None:
             b.supported(outs[0], *node.views())

@@ -22,10 +22,6 @@ from accel.codegen.tensor_graph import Node, View
 aten = torch.ops.aten
 
 _SUM_DTYPE = {"f32": "float32", "f64": "float64", "i64": "int64", "i32": "int64"}
-# A reduction to fewer results than this, over more than that, is done in two steps.
-_SPLIT_RESULTS = 16
-_SPLIT_ELEMENTS = 1 << 15
-_SPLIT_PARTS = 64
 # Lines of a long column that are reduced together.
 _LINES = (32, 28, 24, 20, 18, 16, 14, 12, 10, 8)
 
@@ -58,11 +54,12 @@ def _reduce(
     kept = hint(x.numel)
     for d in axes:
         kept //= max(hint(x.sizes[d]), 1)
-    axis = _split_axis(x, axes)
-    if kind in ("sum", "max", "min") and kept < _SPLIT_RESULTS and hint(x.numel) >= _SPLIT_ELEMENTS:
+    split = b.splitting
+    axis = _split_axis(x, axes, split.parts(kept))
+    if kind in ("sum", "max", "min") and kept < split.results and hint(x.numel) >= split.elements:
         if axis is not None:
             return _reduce_in_parts(b, out, x, axes, keepdim, kind, value, axis)
-    columns = _column_axis(x, axes, kind)
+    columns = _column_axis(x, axes, kind) if split.columns else None
     if columns is not None:
         return _reduce_in_parts(b, out, x, axes, keepdim, kind, value, columns)
     b.reduce(out, x.sizes, axes, kind, lambda i: value(b.load(x, i)), keepdim)
@@ -90,11 +87,11 @@ def _column_axis(x: View, axes: Sequence[int], kind: str) -> tuple[int, int] | N
     return None
 
 
-def _split_axis(x: View, axes: Sequence[int]) -> tuple[int, int] | None:
+def _split_axis(x: View, axes: Sequence[int], candidates: Sequence[int]) -> tuple[int, int] | None:
     """An axis to cut, with its number of parts."""
     whole = [d for d in axes if not is_symbolic(x.sizes[d])]
     for d in sorted(whole, key=lambda d: -x.sizes[d]):
-        for parts in (_SPLIT_PARTS, 32, 16, 8, 50, 49, 25, 7, 5, 4, 3, 2):
+        for parts in candidates:
             if x.sizes[d] % parts == 0 and x.sizes[d] > parts:
                 return d, parts
     return None

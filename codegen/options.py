@@ -17,12 +17,13 @@ from accel.errors import CompileError as CompileError
 class CodegenOptions:
     """How to compile one graph.
 
-    `threads` is the thread count to schedule for (None: torch's), `march` goes to the
-    compiler's `-march`, `verify` runs the IR verifier after every pass, and `dump_dir`
+    `threads` is the thread count to schedule for (None: torch's), `gpu` is the
+    architecture of the GPU to compile for ("sm_90"), `march` goes to the compiler's `-march`, `verify` runs the IR verifier after every pass, and `dump_dir`
     receives one numbered file per stage.
     """
 
     threads: int | None = None
+    gpu: str | None = None
     march: str = "native"
     verify: bool = bool(os.environ.get("ACCEL_VERIFY"))
     dump_dir: Path | None = None

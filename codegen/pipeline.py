@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from accel.codegen.build import build, vector_bytes
-from accel.codegen.emit_cpp import emit, emit_epilogue, reads_symbols
+from accel.codegen.build import vector_bytes
+from accel.codegen.emit_cpp import emit_epilogue, reads_symbols
 from accel.codegen.epilogues import attach_epilogues
 from accel.codegen.fusion import Group, Step, fuse
 from accel.codegen.loop_ir import ITEM_BYTES
@@ -21,9 +21,10 @@ from accel.codegen.options import CodegenOptions
 from accel.codegen.plan import KernelUse, Planner
 from accel.codegen.products import store_results
 from accel.codegen.program import LoopNode, Program, TemplateNode, reads
-from accel.codegen.schedule import Scheduled, lanes_for, schedule, schedule_epilogue, spilled
+from accel.codegen.schedule import Scheduled, lanes_for, schedule_epilogue, spilled
 from accel.codegen.simplify import eliminate_common, eliminate_dead
 from accel.codegen.symbols import hint
+from accel.codegen.targets import Target, target_of
 from accel.codegen.tensor_graph import TensorGraph
 from accel.codegen.tracing import trace_graph
 from accel.codegen.verifier import verify
@@ -50,6 +51,10 @@ class Compilation:
     kernels: dict[int, KernelUse] = field(default_factory=dict)  # by id(step)
     plan: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def target(self) -> Target:
+        return target_of(self.graph.device)
+
 
 def trace_(c: Compilation) -> str:
     c.graph = trace_graph(c.source)
@@ -63,7 +68,7 @@ def simplify_(c: Compilation) -> str:
 
 
 def lower_(c: Compilation) -> str:
-    c.program = lower_graph(c.graph, c.options)
+    c.program = lower_graph(c.graph, c.options, c.target)
     return "\n".join(_show_step(s) for s in [*c.program.steps, *c.program.commit_steps]) + "\n"
 
 
@@ -87,7 +92,7 @@ def schedule_(c: Compilation) -> str:
     assert c.program is not None
     groups = [s for s in [*c.steps, *c.commit] if isinstance(s, Group)]
     for i, group in enumerate(groups):
-        result = schedule(group, c.program.sizes, c.stored, f"g{i}", vector_bytes())
+        result = c.target.schedule(group, c.program.sizes, c.stored, f"g{i}")
         result.kernel.streamed = _streamed(c, result)
         if c.options.verify:
             verify(result.kernel)
@@ -125,17 +130,18 @@ def emit_(c: Compilation) -> str:
     for step in [*c.steps, *c.commit]:
         if isinstance(step, Group):
             scheduled = c.scheduled[id(step)]
-            text = emit(scheduled.kernel, lanes_for(step, vector_bytes()), "@")
+            text, launch = c.target.emit(step, scheduled)
             buffers, parallel = scheduled.buffers, scheduled.kernel.parallel
         elif isinstance(step, TemplateNode):
-            text, buffers, parallel = _template_text(c, step), [], step.parallel
+            text, buffers, parallel, launch = _template_text(c, step), [], step.parallel, None
             if step.epilogue is not None:
                 buffers = c.scheduled[id(step)].buffers
         else:
             continue
         symbol = c.texts.setdefault(text, f"k{len(c.texts)}")
-        c.kernels[id(step)] = KernelUse(symbol, buffers, parallel, reads_symbols(text))
-    return "\n".join(kernel_texts(c))
+        takes_symbols = launch is None and reads_symbols(text)
+        c.kernels[id(step)] = KernelUse(symbol, buffers, parallel, takes_symbols, launch)
+    return "\n".join(text.replace("@", symbol) for text, symbol in c.texts.items())
 
 
 def _template_text(c: Compilation, step: TemplateNode) -> str:
@@ -149,10 +155,6 @@ def _template_text(c: Compilation, step: TemplateNode) -> str:
     return emit_epilogue(kernel, lanes, first, step.columns, step.pieces) + step.text
 
 
-def kernel_texts(c: Compilation) -> list[str]:
-    return [text.replace("@", symbol) for text, symbol in c.texts.items()]
-
-
 def plan_(c: Compilation) -> str:
     import json
 
@@ -163,7 +165,7 @@ def plan_(c: Compilation) -> str:
 
 def build_(c: Compilation) -> str:
     if c.texts:
-        c.plan["library"] = build(kernel_texts(c), c.out_dir, c.options)
+        c.plan |= c.target.build(c.texts, c.out_dir, c.options)
     return f"{c.plan['library']}\n"
 
 
@@ -222,7 +224,7 @@ def _stored_buffers(c: Compilation) -> set[int]:
     steps = [*c.steps, *c.commit]
     for step in steps:
         if isinstance(step, Group):
-            stored |= _visible(step) | spilled(step, c.program.sizes)
+            stored |= _visible(step) | spilled(step, c.program.sizes, c.target.longest_row)
         elif isinstance(step, TemplateNode):
             stored |= {v.buffer for v in step.operands}
             stored |= {step.out} if step.epilogue is None else _visible(step.epilogue) - {step.out}

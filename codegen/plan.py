@@ -22,14 +22,23 @@ from accel.codegen.tensor_graph import View, nested_views
 
 
 @dataclass(frozen=True)
+class Launch:
+    """How a kernel of a GPU is started: how many programs, and which symbols it takes."""
+
+    grid: Any
+    symbols: list[int]
+
+
+@dataclass(frozen=True)
 class KernelUse:
     """One step's kernel: its name, the buffers it takes, and whether the values of the graph's
-    symbols come behind them."""
+    symbols come behind them (on the processor) or which of them do (`launch`)."""
 
     symbol: str
     buffers: list[int]
     parallel: bool
     takes_symbols: bool = False
+    launch: Launch | None = None
 
 
 class Planner:
@@ -71,6 +80,8 @@ class Planner:
             "commit": commit,
             "buffers": self.buffers,
         }
+        if self.graph.device != "cpu":
+            plan["device"] = self.graph.device
         if self.graph.symbols is not None:
             plan["inputs"].append(self._symbol_values())
             plan["sizes"] = {
@@ -229,6 +240,14 @@ class Planner:
             ids = [self.id_of(b) for b in use.buffers]
         if use.takes_symbols:
             ids.append(self.symbol_values)
+        if use.launch is not None:
+            return {
+                "op": "launch",
+                "symbol": use.symbol,
+                "buffers": ids,
+                "grid": _plain(use.launch.grid),
+                "numbers": [{"e": ["s", k]} for k in use.launch.symbols],
+            }
         return {"op": "kernel", "symbol": use.symbol, "buffers": ids, "parallel": use.parallel}
 
     def _extern(self, step: ExternNode) -> dict[str, Any]:
@@ -308,7 +327,7 @@ class Planner:
 
 
 def _row_buffers(row: dict[str, Any]) -> list[int]:
-    if row["op"] == "kernel":
+    if row["op"] in ("kernel", "launch"):
         return list(row["buffers"])
     found = [r for r in row["results"] if r is not None]
     for argument in [*row["args"], *row["kwargs"].values()]:

@@ -1,14 +1,17 @@
-"""The scalar operations of the loop IR: type, cost, meaning, C++ text.
+"""The scalar operations of the loop IR: type, cost, meaning, C++ text, Triton text.
 
 In: operand types. Out: `SCALAR_OPS`, one row per operation. The interpreter reads
-`torch`, the C++ emitter reads `cpp`, the scheduler reads `cost`.
+`torch`, the emitters read `cpp` and `triton`, the scheduler reads `cost`.
 
 Rules for a new row:
 1. `type` is "same" (of the first operand), "second", or a value type.
 2. `torch` works on tensors whose dtype is the value type's; it is the oracle.
 3. `cpp` works on GCC vectors of any lane count; bool is a vector of int 0 / -1.
-4. `cost` is in units of a vector addition; a call per lane counts 40 or more.
-5. NaN, infinities and signed zeros behave as in ATen's CPU kernels.
+4. `triton` works on blocks of the operands' types; bool is int1. It may call what
+   `triton_preamble.py` defines. Nothing approximate: divisions and roots round correctly,
+   functions are those of NVIDIA's device library, as in ATen's CUDA kernels.
+5. `cost` is in units of a vector addition; a call per lane counts 40 or more.
+6. NaN, infinities and signed zeros behave as in ATen's CPU kernels.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ class ScalarOp:
     type: str
     cost: float
     cpp: str
+    triton: str
     torch: Callable[..., Any]
 
     def result_type(self, args: Sequence[Any]) -> str:
@@ -46,7 +50,9 @@ TORCH_TYPE = {
 
 def _libm(name: str, function: Callable[..., Any], cost: float = 60.0) -> ScalarOp:
     operands = "{0}, {1}" if name in _BINARY_LIBM else "{0}"
-    return ScalarOp("same", cost, f"m_{name}({operands})", function)
+    return ScalarOp(
+        "same", cost, f"m_{name}({operands})", f"libdevice.{name}({operands})", function
+    )
 
 
 _BINARY_LIBM = frozenset({"pow", "atan2", "fmod", "hypot", "copysign", "nextafter"})
@@ -69,31 +75,39 @@ def _divide(a: Any, b: Any) -> Any:
 
 
 SCALAR_OPS: dict[str, ScalarOp] = {
-    "add": ScalarOp("same", 1, "({0} + {1})", torch.add),
-    "sub": ScalarOp("same", 1, "({0} - {1})", torch.sub),
-    "mul": ScalarOp("same", 1, "({0} * {1})", torch.mul),
-    "div": ScalarOp("same", 4, "({0} / {1})", _divide),
-    "floor_divide": ScalarOp("same", 12, "v_floor_divide({0}, {1})", _floor_divide),
-    "truncate_divide": ScalarOp("same", 8, "v_truncate_divide({0}, {1})", _truncate_divide),
-    "remainder": ScalarOp("same", 60, "v_remainder({0}, {1})", torch.remainder),
-    "neg": ScalarOp("same", 1, "(-{0})", torch.neg),
-    "abs": ScalarOp("same", 1, "v_abs({0})", torch.abs),
-    "maximum": ScalarOp("same", 2, "v_max({0}, {1})", torch.maximum),
-    "minimum": ScalarOp("same", 2, "v_min({0}, {1})", torch.minimum),
-    "sqrt": ScalarOp("same", 6, "v_sqrt({0})", torch.sqrt),
-    "rsqrt": ScalarOp("same", 10, "(1 / v_sqrt({0}))", lambda x: 1 / torch.sqrt(x)),
-    "exp": ScalarOp("same", 10, "v_exp({0})", torch.exp),
-    "log": ScalarOp("same", 12, "v_log({0})", torch.log),
-    "tanh": ScalarOp("same", 20, "v_tanh({0})", torch.tanh),
-    "sigmoid": ScalarOp("same", 14, "v_sigmoid({0})", torch.sigmoid),
-    "erf": ScalarOp("same", 20, "v_erf({0})", torch.erf),
-    "gelu": ScalarOp("same", 24, "v_gelu({0})", torch.nn.functional.gelu),
-    "sin": ScalarOp("same", 20, "v_sin({0})", torch.sin),
-    "cos": ScalarOp("same", 20, "v_cos({0})", torch.cos),
-    "floor": ScalarOp("same", 1, "v_floor({0})", torch.floor),
-    "ceil": ScalarOp("same", 1, "v_ceil({0})", torch.ceil),
-    "trunc": ScalarOp("same", 1, "v_trunc({0})", torch.trunc),
-    "round": ScalarOp("same", 1, "v_round({0})", torch.round),
+    "add": ScalarOp("same", 1, "({0} + {1})", "({0} + {1})", torch.add),
+    "sub": ScalarOp("same", 1, "({0} - {1})", "({0} - {1})", torch.sub),
+    "mul": ScalarOp("same", 1, "({0} * {1})", "({0} * {1})", torch.mul),
+    "div": ScalarOp("same", 4, "({0} / {1})", "divide({0}, {1})", _divide),
+    "floor_divide": ScalarOp(
+        "same", 12, "v_floor_divide({0}, {1})", "floor_divide({0}, {1})", _floor_divide
+    ),
+    "truncate_divide": ScalarOp(
+        "same", 8, "v_truncate_divide({0}, {1})", "truncate_divide({0}, {1})", _truncate_divide
+    ),
+    "remainder": ScalarOp(
+        "same", 60, "v_remainder({0}, {1})", "remainder({0}, {1})", torch.remainder
+    ),
+    "neg": ScalarOp("same", 1, "(-{0})", "negate({0})", torch.neg),
+    "abs": ScalarOp("same", 1, "v_abs({0})", "tl.abs({0})", torch.abs),
+    "maximum": ScalarOp("same", 2, "v_max({0}, {1})", "maximum({0}, {1})", torch.maximum),
+    "minimum": ScalarOp("same", 2, "v_min({0}, {1})", "minimum({0}, {1})", torch.minimum),
+    "sqrt": ScalarOp("same", 6, "v_sqrt({0})", "square_root({0})", torch.sqrt),
+    "rsqrt": ScalarOp(
+        "same", 10, "(1 / v_sqrt({0}))", "libdevice.rsqrt({0})", lambda x: 1 / torch.sqrt(x)
+    ),
+    "exp": ScalarOp("same", 10, "v_exp({0})", "libdevice.exp({0})", torch.exp),
+    "log": ScalarOp("same", 12, "v_log({0})", "libdevice.log({0})", torch.log),
+    "tanh": ScalarOp("same", 20, "v_tanh({0})", "libdevice.tanh({0})", torch.tanh),
+    "sigmoid": ScalarOp("same", 14, "v_sigmoid({0})", "sigmoid({0})", torch.sigmoid),
+    "erf": ScalarOp("same", 20, "v_erf({0})", "libdevice.erf({0})", torch.erf),
+    "gelu": ScalarOp("same", 24, "v_gelu({0})", "gelu({0})", torch.nn.functional.gelu),
+    "sin": ScalarOp("same", 20, "v_sin({0})", "libdevice.sin({0})", torch.sin),
+    "cos": ScalarOp("same", 20, "v_cos({0})", "libdevice.cos({0})", torch.cos),
+    "floor": ScalarOp("same", 1, "v_floor({0})", "libdevice.floor({0})", torch.floor),
+    "ceil": ScalarOp("same", 1, "v_ceil({0})", "libdevice.ceil({0})", torch.ceil),
+    "trunc": ScalarOp("same", 1, "v_trunc({0})", "libdevice.trunc({0})", torch.trunc),
+    "round": ScalarOp("same", 1, "v_round({0})", "libdevice.rint({0})", torch.round),
     "pow": _libm("pow", torch.pow),
     "atan2": _libm("atan2", torch.atan2),
     "fmod": _libm("fmod", torch.fmod),
@@ -115,25 +129,47 @@ SCALAR_OPS: dict[str, ScalarOp] = {
     "acosh": _libm("acosh", torch.acosh),
     "atanh": _libm("atanh", torch.atanh),
     "erfc": _libm("erfc", torch.erfc),
-    "eq": ScalarOp("bool", 1, "v_mask({0} == {1})", torch.eq),
-    "ne": ScalarOp("bool", 1, "v_mask({0} != {1})", torch.ne),
-    "lt": ScalarOp("bool", 1, "v_mask({0} < {1})", torch.lt),
-    "le": ScalarOp("bool", 1, "v_mask({0} <= {1})", torch.le),
-    "gt": ScalarOp("bool", 1, "v_mask({0} > {1})", torch.gt),
-    "ge": ScalarOp("bool", 1, "v_mask({0} >= {1})", torch.ge),
-    "where": ScalarOp("second", 1, "v_where({0}, {1}, {2})", torch.where),
-    "and": ScalarOp("same", 1, "({0} & {1})", torch.bitwise_and),
-    "or": ScalarOp("same", 1, "({0} | {1})", torch.bitwise_or),
-    "xor": ScalarOp("same", 1, "({0} ^ {1})", torch.bitwise_xor),
-    "not": ScalarOp("same", 1, "(~{0})", torch.bitwise_not),
-    "round_bfloat16": ScalarOp("same", 3, "v_round_bfloat16({0})", _wrap(torch.bfloat16)),
-    "round_float16": ScalarOp("same", 3, "v_round_float16({0})", _wrap(torch.float16)),
-    "wrap_int16": ScalarOp("same", 2, "v_wrap<short>({0})", _wrap(torch.int16)),
-    "wrap_int8": ScalarOp("same", 2, "v_wrap<signed char>({0})", _wrap(torch.int8)),
-    "wrap_uint8": ScalarOp("same", 1, "v_wrap<unsigned char>({0})", _wrap(torch.uint8)),
-    "to_f32": ScalarOp("f32", 1, "v_to<float>({0})", lambda x: x.to(torch.float32)),
-    "to_f64": ScalarOp("f64", 1, "v_to<double>({0})", lambda x: x.to(torch.float64)),
-    "to_i32": ScalarOp("i32", 1, "v_to<int>({0})", lambda x: x.to(torch.int32)),
-    "to_i64": ScalarOp("i64", 1, "v_to<long>({0})", lambda x: x.to(torch.int64)),
-    "to_bool": ScalarOp("bool", 1, "v_mask({0} != 0)", lambda x: x != 0),
+    "eq": ScalarOp("bool", 1, "v_mask({0} == {1})", "({0} == {1})", torch.eq),
+    "ne": ScalarOp("bool", 1, "v_mask({0} != {1})", "({0} != {1})", torch.ne),
+    "lt": ScalarOp("bool", 1, "v_mask({0} < {1})", "({0} < {1})", torch.lt),
+    "le": ScalarOp("bool", 1, "v_mask({0} <= {1})", "({0} <= {1})", torch.le),
+    "gt": ScalarOp("bool", 1, "v_mask({0} > {1})", "({0} > {1})", torch.gt),
+    "ge": ScalarOp("bool", 1, "v_mask({0} >= {1})", "({0} >= {1})", torch.ge),
+    "where": ScalarOp(
+        "second", 1, "v_where({0}, {1}, {2})", "tl.where({0}, {1}, {2})", torch.where
+    ),
+    "and": ScalarOp("same", 1, "({0} & {1})", "({0} & {1})", torch.bitwise_and),
+    "or": ScalarOp("same", 1, "({0} | {1})", "({0} | {1})", torch.bitwise_or),
+    "xor": ScalarOp("same", 1, "({0} ^ {1})", "({0} ^ {1})", torch.bitwise_xor),
+    "not": ScalarOp("same", 1, "(~{0})", "(~{0})", torch.bitwise_not),
+    "round_bfloat16": ScalarOp(
+        "same",
+        3,
+        "v_round_bfloat16({0})",
+        "{0}.to(tl.bfloat16).to(tl.float32)",
+        _wrap(torch.bfloat16),
+    ),
+    "round_float16": ScalarOp(
+        "same", 3, "v_round_float16({0})", "{0}.to(tl.float16).to(tl.float32)", _wrap(torch.float16)
+    ),
+    "wrap_int16": ScalarOp(
+        "same", 2, "v_wrap<short>({0})", "{0}.to(tl.int16).to(tl.int32)", _wrap(torch.int16)
+    ),
+    "wrap_int8": ScalarOp(
+        "same", 2, "v_wrap<signed char>({0})", "{0}.to(tl.int8).to(tl.int32)", _wrap(torch.int8)
+    ),
+    "wrap_uint8": ScalarOp(
+        "same", 1, "v_wrap<unsigned char>({0})", "{0}.to(tl.uint8).to(tl.int32)", _wrap(torch.uint8)
+    ),
+    "to_f32": ScalarOp(
+        "f32", 1, "v_to<float>({0})", "{0}.to(tl.float32)", lambda x: x.to(torch.float32)
+    ),
+    "to_f64": ScalarOp(
+        "f64", 1, "v_to<double>({0})", "{0}.to(tl.float64)", lambda x: x.to(torch.float64)
+    ),
+    "to_i32": ScalarOp("i32", 1, "v_to<int>({0})", "{0}.to(tl.int32)", lambda x: x.to(torch.int32)),
+    "to_i64": ScalarOp(
+        "i64", 1, "v_to<long>({0})", "{0}.to(tl.int64)", lambda x: x.to(torch.int64)
+    ),
+    "to_bool": ScalarOp("bool", 1, "v_mask({0} != 0)", "({0} != 0)", lambda x: x != 0),
 }

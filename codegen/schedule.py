@@ -83,8 +83,8 @@ def _types(expr: Expr) -> Iterator[str]:
             yield from _types(a)
 
 
-def spilled(group: Group, sizes: dict[str, int]) -> set[int]:
-    """Buffers that need memory because a row of them is too long to keep."""
+def spilled(group: Group, sizes: dict[str, int], longest: int) -> set[int]:
+    """Buffers that need memory because a row of them is longer than what is kept."""
     rows = set(group.inner)
     costly = {
         n.buffer
@@ -93,10 +93,10 @@ def spilled(group: Group, sizes: dict[str, int]) -> set[int]:
     }
     if not costly:
         return set()
-    length = 8
+    length = 1
     for v in group.inner:
         length *= sizes[v]
-    return set() if length <= _SCRATCH_BYTES else costly
+    return set() if length <= longest else costly
 
 
 def schedule(
@@ -108,7 +108,7 @@ def schedule(
     order(group, sizes)
     collapse(group, sizes)
     vector, over_rows = choose_vector(group, sizes, lanes)
-    return _KernelBuilder(group, sizes, stored, name, vector, over_rows, lanes).build()
+    return KernelBuilder(group, sizes, stored, name, vector, over_rows, lanes).build()
 
 
 def schedule_epilogue(
@@ -117,7 +117,7 @@ def schedule_epilogue(
     """The kernel of a group that runs on a template's `results` (a buffer), row by row."""
     narrow_iotas(group, sizes)
     lanes = lanes_for(group, vector_bytes)
-    builder = _KernelBuilder(group, sizes, stored, "", group.outer[-1], False, lanes)
+    builder = KernelBuilder(group, sizes, stored, "", group.outer[-1], False, lanes)
     builder.results = results
     return builder.build()
 
@@ -250,7 +250,9 @@ def narrow_iotas(group: Group, sizes: dict[str, int]) -> None:
 # ---------------------------------------------------------------- phases
 
 
-class _KernelBuilder:
+class KernelBuilder:
+    """Makes the kernel of one group; without a vector variable all its loops are plain."""
+
     def __init__(
         self,
         group: Group,
@@ -273,6 +275,7 @@ class _KernelBuilder:
         self.defined: set[str] = set()  # locals of the loop body being written
         self.row_defined: set[str] = set()
         self.results: int | None = None  # a template's results, which are at hand
+        self.longest_row = LONGEST_ROW
 
     def is_full(self, node: LoopNode) -> bool:
         return bool(node.space & self.rows)
@@ -411,7 +414,7 @@ class _KernelBuilder:
         for v in self.group.inner:
             length *= self.sizes[v]
         if not is_symbolic(length):
-            return length
+            return length if length <= self.longest_row else None
         # Its memory is for the longest row: the comparison makes that a test of the graph.
         return LONGEST_ROW if length <= LONGEST_ROW else None
 

@@ -188,10 +188,17 @@ class Dim:
 
     def __str__(self) -> str:
         """As a C++ expression. Errors: CompileError where C++ would divide otherwise."""
+        return expressions.cpp(self.printable())
+
+    def printable(self) -> Any:
+        """The node, for languages that round quotients towards zero.
+
+        Errors: CompileError where that would be another value.
+        """
         for monomial, _ in self.terms:
             for atom in monomial:
                 _check_printable(atom, self.space)
-        return expressions.cpp(self.node())
+        return self.node()
 
     def __format__(self, spec: str) -> str:
         return str(self)

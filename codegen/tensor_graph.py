@@ -99,6 +99,7 @@ class TensorGraph:
     speculations: list[tuple[View, bool]] = field(default_factory=list)
     # Of a graph for several sizes: what is assumed of them, and numbers that it returns.
     symbols: SymbolSpace | None = None
+    device: str = "cpu"
     number_outputs: list[Any] = field(default_factory=list)
 
     def new_buffer(

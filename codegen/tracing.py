@@ -23,6 +23,7 @@ from accel.codegen.decompositions import DECOMPOSITIONS
 from accel.codegen.options import CompileError
 from accel.codegen.result_shapes import RESULTS
 from accel.codegen.symbols import hint, is_symbolic
+from accel.codegen.targets import target_of
 from accel.codegen.tensor_graph import (
     Commit,
     Node,
@@ -96,6 +97,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         self.storages: dict[int, _Storage] = {}
         self.alive: list[Any] = []  # storages are known by address: none may be freed
         self.location = ""
+        self.device: str | None = None
         self.unversioned = False  # writes that no schema mentions are going on
         # Torch's shape environment is only imported for graphs that need it.
         self.shapes: ShapeSpace | None = None
@@ -203,15 +205,22 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
 
     # ------------------------------------------------------------ inputs, outputs
 
+    def _place(self, device: str) -> None:
+        """Notes that a tensor is on a device, of which a graph has one that kernels run on."""
+        if self.device is None:
+            target_of(device)
+            self.device = self.graph.device = device
+        elif device != self.device:
+            raise CompileError(f"tensors on {self.device} and on {device} in one graph")
+
     def _input(self, index: int, meta: TensorMeta) -> FakeTensor:
-        if meta.device != "cpu":
-            raise CompileError(f"input {index} is on {meta.device}; only cpu is compiled")
+        self._place(meta.device)
         sizes: tuple[Any, ...] = meta.sizes
         strides: tuple[Any, ...] = meta.strides
         if self.shapes is not None:
             sizes, strides = self.shapes.input(index, meta)
         length = meta.storage_offset + span(sizes, strides)
-        storage = torch.empty(length, dtype=meta.torch_dtype)
+        storage = torch.empty(length, dtype=meta.torch_dtype, device=meta.device)
         fake = storage.as_strided(sizes, strides, meta.storage_offset)
         sizes, strides = self._numbers(sizes), self._numbers(strides)
         buffer = self.graph.new_buffer(
@@ -233,6 +242,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
                 f"output {name} was {meta.dtype}{list(meta.sizes)} when recorded, "
                 f"traces as {dtype}{list(sizes)}"
             )
+        if not str(value.device) == self.device == meta.device:
+            raise CompileError(f"output {name} is on {value.device}, the graph on {self.device}")
         self.graph.output_identity.append(id(value))
         self.graph.output_detached.append(value._base is None)
         self.alive.append(value)
@@ -345,8 +356,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
 
     def _fresh(self, tensor: torch.Tensor) -> Any:
         """The new buffer of a tensor that an operation made."""
-        if tensor.device.type != "cpu":
-            raise CompileError(f"a tensor on {tensor.device}; only cpu is compiled")
+        self._place(str(tensor.device))
         if tensor.layout != torch.strided:
             raise CompileError(f"a tensor with layout {tensor.layout}")
         sizes, strides = self._numbers(tensor.shape), self._numbers(tensor.stride())
@@ -371,6 +381,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
     def _adopt(self, source: torch.Tensor) -> Any:
         if source.numel() > _CONSTANT_MAX_NUMEL:
             raise CompileError(f"a constant tensor of {source.numel()} elements in the graph")
+        # A number is written into its readers' expressions, wherever they run.
+        if source.dim() or source.device.type != "cpu" or self.device is None:
+            self._place(str(source.device))
         with _disable_current_modes():
             copy = source.detach().clone().contiguous()
             values = tuple(copy.flatten().tolist())

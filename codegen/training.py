@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from accel.codegen import pipeline
-from accel.codegen.build import build
 from accel.codegen.joint import Joint, trace_joint
 from accel.codegen.options import CodegenOptions, CompileError
 from accel.codegen.partition import Halves, split, visible_reads
@@ -41,8 +40,10 @@ def compile_training(
     halves = split(joint)
     forward = _half("forward", source, halves.forward, out_dir, options)
     backward = _half("backward", source, halves.backward, out_dir, options, forward.texts)
-    library = build(pipeline.kernel_texts(backward), out_dir, options) if backward.texts else None
-    forward.plan["library"] = backward.plan["library"] = library
+    if backward.texts:
+        built = backward.target.build(backward.texts, out_dir, options)
+        forward.plan |= built
+        backward.plan |= built
     forward.plan["gradient"] = {
         "plan": backward.plan,
         **_facts(source, whole),

@@ -16,5 +16,8 @@ if [ "$(cat "$_stamp" 2>/dev/null)" != "$_sources" ] ||
   # torch first, by exact version: a bare "torch" would bring gigabytes of CUDA packages.
   "$ACCEL_VENV/bin/python" -m pip install -q "torch==${ACCEL_TORCH:-2.13.0}" "setuptools>=77" pybind11 ninja wheel
   "$ACCEL_VENV/bin/python" -m pip install -q --no-build-isolation -e ".[dev]"
+  # The kernels' compiler for GPUs; a torch with CUDA has brought its own.
+  "$ACCEL_VENV/bin/python" -c "import triton" 2>/dev/null ||
+    "$ACCEL_VENV/bin/python" -m pip install -q --no-deps "triton==3.6.*"
   echo "$_sources" > "$_stamp"
 fi

@@ -11,6 +11,7 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Parallel.h>
+#include <c10/core/DeviceGuard.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <dlfcn.h>
@@ -21,6 +22,8 @@
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
+#include <fstream>
+#include <iterator>
 #include <memory>
 #include <mutex>
 
@@ -151,7 +154,7 @@ int64_t nanoseconds() {
 }
 
 void run_steps(const Plan& plan, Frame& frame, const std::vector<Step>& steps, long threads,
-               size_t& finished) {
+               size_t& finished, void* stream) {
   std::vector<int64_t>* const times = step_times;
   for (const Step& step : steps) {
     int64_t start = times ? nanoseconds() : 0;
@@ -161,6 +164,7 @@ void run_steps(const Plan& plan, Frame& frame, const std::vector<Step>& steps, l
         frame.run_kernel(kernel, kernel.parallel ? threads : 1);
         break;
       }
+      case StepKind::launch: frame.run_launch(plan.launches[step.index], stream); break;
       case StepKind::extern_: frame.run_extern(plan.externs[step.index]); break;
       case StepKind::free: frame.free_dynamic(step.index); break;
     }
@@ -182,8 +186,8 @@ void verify_inputs(const Plan& plan, c10::TensorImpl* const* inputs) {
   for (size_t i = 0; i < plan.inputs.size(); ++i) {
     const Layout& expected = plan.inputs[i];
     const c10::TensorImpl* impl = inputs[i];
-    TORCH_CHECK(impl->device().is_cpu() && impl->layout() == at::kStrided, "input ", i,
-                " is not a dense CPU tensor");
+    TORCH_CHECK(impl->device() == plan.device && impl->layout() == at::kStrided, "input ", i,
+                " is not a dense tensor on ", plan.device);
     TORCH_CHECK(impl->sizes() == c10::IntArrayRef(expected.sizes) &&
                     impl->strides() == c10::IntArrayRef(expected.strides) &&
                     impl->dtype().toScalarType() == expected.dtype,
@@ -196,13 +200,16 @@ void verify_inputs(const Plan& plan, c10::TensorImpl* const* inputs) {
 RunStatus run_work(const Plan& plan, Frame& frame, c10::TensorImpl* const* inputs,
                            size_t& committed) {
   GilRelease release(plan.releases_gil);
+  c10::OptionalDeviceGuard device;
+  if (plan.device.is_cuda()) device.reset_device(plan.device);
+  void* stream = plan.device.is_cuda() ? current_cuda_stream(plan.device.index()) : nullptr;
   c10::impl::ExcludeDispatchKeyGuard below(excluded_keys());
   c10::AutoGradMode no_grad(false);
   frame.begin(inputs);
   RandomStateGuard random(plan.random);
   long threads = thread_count(plan);
   size_t steps = 0;
-  run_steps(plan, frame, plan.steps, threads, steps);
+  run_steps(plan, frame, plan.steps, threads, steps, stream);
   for (const Speculation& speculation : plan.speculations) {
     if (frame.truth(speculation.buffer) != speculation.expected) return RunStatus::misspeculated;
   }
@@ -211,7 +218,7 @@ RunStatus run_work(const Plan& plan, Frame& frame, c10::TensorImpl* const* input
   TORCH_CHECK(!must_fail(Failure::executor), "a failure that a test has asked for");
   if (!plan.commit.empty()) {
     frame.check_writable();
-    run_steps(plan, frame, plan.commit, threads, committed);
+    run_steps(plan, frame, plan.commit, threads, committed, stream);
   }
   random.keep_drawn();
   return RunStatus::ok;
@@ -308,6 +315,23 @@ PyTypeObject* executor_type = nullptr;     // owned for the life of the process
 PyObject* executor_error = nullptr;        // accel._native.ExecutorError, likewise
 PyObject* torn_commit_error = nullptr;     // accel._native.TornCommitError, likewise
 
+// Both return false with an OSError set.
+bool load_library(const char* path, Library& library) {
+  library.reset(dlopen(path, RTLD_NOW | RTLD_LOCAL));
+  if (!library) PyErr_Format(PyExc_OSError, "cannot load kernels: %s", dlerror());
+  return library != nullptr;
+}
+
+bool read_file(const char* path, std::string& content) {
+  std::ifstream file(path, std::ios::binary);
+  content.assign(std::istreambuf_iterator<char>(file), {});
+  if (!file.is_open() || file.bad()) {
+    PyErr_Format(PyExc_OSError, "cannot load kernels: %s cannot be read", path);
+    return false;
+  }
+  return true;
+}
+
 PyObject* executor_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
   static const char* names[] = {"plan", "library", nullptr};
   PyObject* source;
@@ -317,15 +341,18 @@ PyObject* executor_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
     return nullptr;
   }
   Library library;
+  std::string images;
   if (path != Py_None) {
     PyObject* encoded = nullptr;
     if (!PyUnicode_FSConverter(path, &encoded)) return nullptr;
-    library.reset(dlopen(PyBytes_AS_STRING(encoded), RTLD_NOW | RTLD_LOCAL));
+    bool of_gpu = PyDict_Check(source) && PyDict_GetItemString(source, "kernels") != nullptr;
+    bool loaded = of_gpu ? read_file(PyBytes_AS_STRING(encoded), images)
+                         : load_library(PyBytes_AS_STRING(encoded), library);
     Py_DECREF(encoded);
-    if (!library) return PyErr_Format(PyExc_OSError, "cannot load kernels: %s", dlerror());
+    if (!loaded) return nullptr;
   }
   try {
-    Plan plan = parse_plan(source, library.get());
+    Plan plan = parse_plan(source, library.get(), images);
     PyObject* self = type->tp_alloc(type, 0);
     if (self) {
       auto* object = reinterpret_cast<ExecutorObject*>(self);
@@ -336,6 +363,8 @@ PyObject* executor_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
     error.restore();
   } catch (const PlanError& error) {
     PyErr_SetString(PyExc_ValueError, error.what());
+  } catch (const DriverError& error) {
+    PyErr_SetString(PyExc_OSError, error.what());
   } catch (const c10::Error& error) {
     PyErr_Format(PyExc_ValueError, "plan: %s", error.what_without_backtrace());
   } catch (const std::exception& error) {
@@ -417,8 +446,9 @@ PyObject* executor_describe(PyObject* self, PyObject*) {
   size_t direct = 0;
   for (const ExternStep& step : plan.externs) direct += step.direct != nullptr;
   return Py_BuildValue(
-      "{s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:O}", "kernels", static_cast<Py_ssize_t>(plan.kernels.size()),
-      "externs", static_cast<Py_ssize_t>(plan.externs.size()), "direct_externs",
+      "{s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:O}", "kernels",
+      static_cast<Py_ssize_t>(plan.kernels.size()), "launches",
+      static_cast<Py_ssize_t>(plan.launches.size()), "externs", static_cast<Py_ssize_t>(plan.externs.size()), "direct_externs",
       static_cast<Py_ssize_t>(direct), "arena_bytes", static_cast<Py_ssize_t>(plan.arena_bytes),
       "inputs", static_cast<Py_ssize_t>(plan.inputs.size()), "outputs",
       static_cast<Py_ssize_t>(plan.outputs.size()), "commit_steps",

@@ -13,6 +13,7 @@ namespace accel {
 namespace {
 
 constexpr c10::DispatchKeySet CPU_KEYS(c10::DispatchKey::CPU);
+constexpr c10::DispatchKeySet CUDA_KEYS(c10::DispatchKey::CUDA);
 
 // A borrowed at::Tensor: release() before it is destroyed.
 at::Tensor borrow(c10::TensorImpl* impl) {
@@ -22,8 +23,9 @@ at::Tensor borrow(c10::TensorImpl* impl) {
 at::Tensor tensor_over(c10::Storage storage, const Layout& layout, int64_t offset_bytes) {
   auto size = static_cast<int64_t>(c10::elementSize(layout.dtype));
   TORCH_CHECK(offset_bytes % size == 0, "a buffer's offset is not a multiple of its element size");
+  c10::DispatchKeySet keys = storage.device().is_cpu() ? CPU_KEYS : CUDA_KEYS;
   auto tensor = at::detail::make_tensor<c10::TensorImpl>(
-      std::move(storage), CPU_KEYS, c10::scalarTypeToTypeMeta(layout.dtype));
+      std::move(storage), keys, c10::scalarTypeToTypeMeta(layout.dtype));
   tensor.unsafeGetTensorImpl()->set_sizes_and_strides(layout.sizes, layout.strides,
                                                       offset_bytes / size);
   return tensor;
@@ -66,7 +68,11 @@ bool read_truth(const void* data, at::ScalarType dtype) {
 
 }  // namespace
 
-at::Tensor allocate_output(const Layout& layout) {
+at::Tensor allocate_output(const Layout& layout, c10::Device device) {
+  if (!device.is_cpu()) {
+    return at::empty_strided(layout.sizes, layout.strides,
+                             at::TensorOptions().dtype(layout.dtype).device(device));
+  }
   c10::Allocator* allocator = c10::GetCPUAllocator();
   size_t bytes = layout.storage_bytes;
   c10::DataPtr data =
@@ -96,14 +102,22 @@ Frame::Frame(const Plan& plan)
 
 Frame::~Frame() { end(); }
 
+c10::Storage Frame::cpu_arena() const {
+  return c10::Storage(c10::make_intrusive<c10::StorageImpl>(
+      c10::StorageImpl::use_byte_size_t(), plan_.arena_bytes,
+      c10::GetCPUAllocator()->allocate(plan_.arena_bytes), nullptr, /*resizable=*/false));
+}
+
+c10::Storage Frame::gpu_arena() const {
+  auto options = at::TensorOptions().dtype(at::kByte).device(plan_.device);
+  return at::empty_strided({static_cast<int64_t>(plan_.arena_bytes)}, {1}, options).storage();
+}
+
 void Frame::prepare_arena() {
   if (plan_.arena_bytes == 0) return;
-  // c10's allocations are 64-byte aligned.
-  auto storage = c10::make_intrusive<c10::StorageImpl>(
-      c10::StorageImpl::use_byte_size_t(), plan_.arena_bytes,
-      c10::GetCPUAllocator()->allocate(plan_.arena_bytes), nullptr, /*resizable=*/false);
-  char* base = static_cast<char*>(storage->mutable_data());
-  c10::Storage whole(std::move(storage));
+  // c10's allocations are 64-byte aligned, a GPU's more.
+  c10::Storage whole = plan_.device.is_cpu() ? cpu_arena() : gpu_arena();
+  char* base = static_cast<char*>(whole.mutable_data());
   Layout bytes;
   bytes.sizes = {static_cast<int64_t>(plan_.arena_bytes)};
   bytes.strides = {1};
@@ -121,6 +135,7 @@ void Frame::prepare_arena() {
 }
 
 bool Frame::reusable() const {
+  if (!plan_.device.is_cpu()) return false;
   if (!plan_.boxed || !arena_.defined()) return true;
   if (arena_.storage().use_count() != arena_uses_) return false;
   for (uint32_t id = 0; id < tensors_.size(); ++id) {
@@ -143,7 +158,7 @@ void Frame::begin(c10::TensorImpl* const* inputs) {
     bind_views(id);
   }
   for (uint32_t id : plan_.output_buffers) {
-    tensors_[id] = allocate_output(layout(id));
+    tensors_[id] = allocate_output(layout(id), plan_.device);
     pointers_[id] = const_cast<void*>(tensors_[id].unsafeGetTensorImpl()->data());
     bind_views(id);
   }
@@ -176,8 +191,16 @@ void Frame::prepare_view(uint32_t id) {
 
 void Frame::run_kernel(const KernelStep& kernel, long threads) {
   size_t count = kernel.buffers.size();
+  if (arguments_.size() < count) arguments_.resize(count);  // a launch used it
   for (size_t i = 0; i < count; ++i) arguments_[i] = pointers_[kernel.buffers[i]];
   kernel.function(arguments_.data(), threads);
+}
+
+void Frame::run_launch(const LaunchStep& launch, void* stream) {
+  values_.clear();
+  for (uint32_t id : launch.buffers) values_.push_back(reinterpret_cast<uint64_t>(pointers_[id]));
+  for (int64_t number : launch.numbers) values_.push_back(static_cast<uint64_t>(number));
+  launch.kernel->launch(stream, launch.grid, values_, launch.buffers.size(), arguments_);
 }
 
 void Frame::run_extern(const ExternStep& step) {
@@ -199,19 +222,24 @@ void Frame::bind_dynamic(uint32_t id) {
                 "an operation returned ", tensor.scalar_type(), tensor.sizes(),
                 ", the plan expects ", expected.dtype, c10::IntArrayRef(expected.sizes));
     if (tensor.strides() != c10::IntArrayRef(expected.strides) && expected.numel > 1) {
-      at::Tensor copy = allocate_output(expected);
+      at::Tensor copy = allocate_output(expected, plan_.device);
       copy.copy_(tensor);
       tensor = std::move(copy);
     }
   }
-  TORCH_CHECK(tensor.device().is_cpu() && tensor.layout() == at::kStrided,
-              "an operation returned a tensor that is not a dense CPU tensor");
+  TORCH_CHECK(tensor.device() == plan_.device && tensor.layout() == at::kStrided,
+              "an operation returned a tensor that is not a dense one on ", plan_.device);
   pointers_[id] = const_cast<void*>(tensor.unsafeGetTensorImpl()->data());
   bind_views(id);
 }
 
 bool Frame::truth(uint32_t id) const {
   const Buffer& buffer = plan_.buffers[id];
+  if (!plan_.device.is_cpu()) {  // waits for the kernels
+    at::Tensor here = tensors_[id].to(at::kCPU);
+    TORCH_CHECK(here.numel() == 1, "a speculated value has ", here.numel(), " elements");
+    return read_truth(here.const_data_ptr(), here.scalar_type());
+  }
   if (buffer.has_layout) return read_truth(pointers_[id], buffer.layout.dtype);
   const at::Tensor& tensor = tensors_[id];
   TORCH_CHECK(tensor.numel() == 1, "a speculated value has ", tensor.numel(), " elements");
@@ -252,7 +280,7 @@ at::Tensor Frame::output_of(uint32_t id) {
     case BufferKind::view: return view_output(id);
     case BufferKind::arena: break;
   }
-  at::Tensor copy = allocate_output(layout(id));
+  at::Tensor copy = allocate_output(layout(id), plan_.device);
   copy.copy_(tensor_over(arena_.storage(), layout(id), plan_.buffers[id].offset_bytes));
   return copy;
 }
@@ -262,7 +290,7 @@ at::Tensor Frame::view_output(uint32_t id) {
   const Layout& view = buffer.layout;
   if (plan_.buffers[buffer.root].kind == BufferKind::arena) {
     int64_t offset = plan_.buffers[buffer.root].offset_bytes + buffer.offset_bytes;
-    at::Tensor copy = allocate_output(view);
+    at::Tensor copy = allocate_output(view, plan_.device);
     copy.copy_(tensor_over(arena_.storage(), view, offset));
     return copy;
   }
@@ -314,7 +342,7 @@ void Frame::end() noexcept {
       case BufferKind::view:
         if (plan_.buffers[buffer.root].kind == BufferKind::arena) break;
         // Kept for the next run without its storage, unless someone else holds it.
-        if (tensor.use_count() == 1) {
+        if (tensor.use_count() == 1 && plan_.device.is_cpu()) {
           tensor.unsafeGetTensorImpl()->set_storage_keep_dtype(empty_storage());
         } else {
           tensor = at::Tensor();

@@ -1,5 +1,7 @@
 // The memory one run of a plan works in: the arena, data pointers, and the tensors that
-// externs take. A frame serves one run at a time; an executor keeps one between runs.
+// externs take. A frame serves one run at a time; an executor keeps one between runs, unless
+// its memory is a GPU's: that belongs to the stream it was allocated on, and torch's caching
+// allocator, which knows, makes taking it anew cheap.
 #pragma once
 
 #include "plan.h"
@@ -23,6 +25,7 @@ class Frame {
   bool reusable() const;
 
   void run_kernel(const KernelStep& kernel, long threads);
+  void run_launch(const LaunchStep& launch, void* stream);
   void run_extern(const ExternStep& step);
   void free_dynamic(uint32_t id) { tensors_[id] = at::Tensor(); }
   bool truth(uint32_t id) const;
@@ -36,6 +39,8 @@ class Frame {
 
  private:
   const Layout& layout(uint32_t id) const { return plan_.buffers[id].layout; }
+  c10::Storage cpu_arena() const;
+  c10::Storage gpu_arena() const;
   void prepare_arena();
   void bind_views(uint32_t root);
   void bind_dynamic(uint32_t id);
@@ -50,11 +55,12 @@ class Frame {
   std::vector<void*> pointers_;      // by buffer id; a view's offset added
   std::vector<at::Tensor> tensors_;  // by buffer id; inputs are borrowed, see end()
   std::vector<void*> arguments_;     // of the kernel being called
+  std::vector<uint64_t> values_;     // of the kernel being launched
   c10::TensorImpl* const* inputs_ = nullptr;
 };
 
-// A new strided CPU tensor over fresh memory, its storage exactly as large as needed,
-// resizable and of torch's own allocator. An inference tensor exactly in inference mode.
-at::Tensor allocate_output(const Layout& layout);
+// A new strided tensor over fresh memory, its storage exactly as large as needed, resizable
+// and of torch's own allocator. An inference tensor exactly in inference mode.
+at::Tensor allocate_output(const Layout& layout, c10::Device device);
 
 }  // namespace accel

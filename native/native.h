@@ -11,6 +11,7 @@ namespace accel {
 int init_tensors(PyObject* module);
 int init_forced_failures(PyObject* module);
 int init_executor(PyObject* module);
+int init_cuda_driver(PyObject* module);
 int init_autograd_node(PyObject* module);
 int init_optimizers(PyObject* module);
 int init_guards(PyObject* module);

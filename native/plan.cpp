@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <map>
 
 namespace accel {
 namespace {
@@ -48,15 +49,18 @@ Layout parse_layout(const py::dict& dict, const std::string& where) {
 
 class PlanParser {
  public:
-  PlanParser(const py::dict& source, void* library) : source_(source), library_(library) {}
+  PlanParser(const py::dict& source, void* library, const std::string& images)
+      : source_(source), library_(library), images_(images) {}
 
   Plan parse() {
     if (integer(source_, "version", "plan") != 1) fail("version", "this executor reads version 1");
     int64_t arena = integer(source_, "arena_bytes", "plan");
     if (arena < 0) fail("arena_bytes", "negative");
     plan_.arena_bytes = static_cast<size_t>(arena);
+    parse_device();
     parse_inputs();
     parse_buffers();
+    parse_gpu_kernels();
     plan_.steps = parse_steps("steps", false);
     plan_.commit = parse_steps("commit", true);
     parse_speculations();
@@ -66,6 +70,53 @@ class PlanParser {
   }
 
  private:
+  void parse_device() {
+    if (!source_.contains("device")) return;
+    std::string name = text(source_, "device", "plan");
+    try {
+      plan_.device = c10::Device(name);
+    } catch (const c10::Error&) {
+      fail("device", "unknown name '" + name + "'");
+    }
+    if (plan_.device.is_cuda() && !plan_.device.has_index()) fail("device", "it has no number");
+    if (!plan_.device.is_cpu() && !plan_.device.is_cuda()) {
+      fail("device", "not one that plans run on");
+    }
+  }
+
+  // The functions that launches start, each loaded once.
+  void parse_gpu_kernels() {
+    if (!source_.contains("kernels")) return;
+    py::list list = as_list(source_["kernels"], "kernels");
+    for (size_t i = 0; i < list.size(); ++i) {
+      std::string where = "kernels[" + std::to_string(i) + "]";
+      py::dict row = as_dict(list[i], where);
+      std::vector<CudaKernel::Image> images;
+      for (const auto& item : as_list(member(row, "images", where), where + ".images")) {
+        images.push_back(parse_image(as_dict(item, where + ".images"), where + ".images"));
+      }
+      if (images.empty()) fail(where, "it has no image");
+      std::string symbol = text(row, "symbol", where);
+      int device = plan_.device.is_cuda() ? plan_.device.index() : 0;
+      gpu_kernels_[symbol] =
+          std::make_shared<CudaKernel>(device, symbol, positive(row, "threads", where, 1),
+                                       positive(row, "scratch_pointers", where, 0), images);
+    }
+  }
+
+  CudaKernel::Image parse_image(const py::dict& row, const std::string& where) {
+    uint64_t offset = positive(row, "offset", where, 0), size = positive(row, "size", where, 1);
+    if (offset + size > images_.size()) fail(where, "it ends behind the file of images");
+    return {positive(row, "alignment", where, 1), positive(row, "shared_bytes", where, 0),
+            images_.substr(offset, size)};
+  }
+
+  unsigned positive(const py::dict& row, const char* name, const std::string& where, int64_t low) {
+    int64_t value = integer(row, name, where);
+    if (value < low || value > INT32_MAX) fail(where + "." + name, "out of range");
+    return static_cast<unsigned>(value);
+  }
+
   void parse_inputs() {
     py::list list = as_list(member(source_, "inputs", "plan"), "inputs");
     for (size_t i = 0; i < list.size(); ++i) {
@@ -184,6 +235,7 @@ class PlanParser {
   Step parse_step(const py::dict& dict, const std::string& where, bool commit) {
     std::string op = text(dict, "op", where);
     if (op == "kernel") return parse_kernel(dict, where, commit);
+    if (op == "launch") return parse_launch(dict, where, commit);
     if (op == "extern") return parse_extern(dict, where, commit);
     if (op != "free") fail(where, "unknown op '" + op + "'");
     uint32_t id = buffer_id(member(dict, "buffer", where), where);
@@ -202,11 +254,36 @@ class PlanParser {
     if (dict.contains("parallel")) {
       kernel.parallel = take<bool>(dict["parallel"], where + ".parallel", "a bool");
     }
+    std::vector<uint32_t> writes = parse_buffers_of(dict, where, commit, kernel.buffers);
+    plan_.parallel |= kernel.parallel;
+    plan_.max_kernel_buffers = std::max(plan_.max_kernel_buffers, kernel.buffers.size());
+    plan_.kernels.push_back(std::move(kernel));
+    return {StepKind::kernel, static_cast<uint32_t>(plan_.kernels.size() - 1), std::move(writes)};
+  }
+
+  Step parse_launch(const py::dict& dict, const std::string& where, bool commit) {
+    LaunchStep launch;
+    std::string symbol = text(dict, "symbol", where);
+    auto found = gpu_kernels_.find(symbol);
+    if (found == gpu_kernels_.end()) fail(where, "there is no kernel '" + symbol + "'");
+    launch.kernel = found->second;
+    int64_t grid = integer(dict, "grid", where);
+    if (grid < 0) fail(where, "a negative grid");
+    launch.grid = static_cast<uint64_t>(grid);
+    launch.numbers = integers(dict, "numbers", where);
+    std::vector<uint32_t> writes = parse_buffers_of(dict, where, commit, launch.buffers);
+    plan_.launches.push_back(std::move(launch));
+    return {StepKind::launch, static_cast<uint32_t>(plan_.launches.size() - 1), std::move(writes)};
+  }
+
+  // A kernel's buffers, and which inputs it writes.
+  std::vector<uint32_t> parse_buffers_of(const py::dict& dict, const std::string& where,
+                                         bool commit, std::vector<uint32_t>& buffers) {
     std::vector<uint32_t> writes;
     for (const auto& item : as_list(member(dict, "buffers", where), where + ".buffers")) {
       uint32_t id = buffer_id(item, where + ".buffers");
       require_produced(id, where);
-      kernel.buffers.push_back(id);
+      buffers.push_back(id);
       if (commit && !dict.contains("writes")) note_write(id, writes);
     }
     if (commit && dict.contains("writes")) {
@@ -215,10 +292,7 @@ class PlanParser {
       }
     }
     drop_unversioned(dict, where, writes);
-    plan_.parallel |= kernel.parallel;
-    plan_.max_kernel_buffers = std::max(plan_.max_kernel_buffers, kernel.buffers.size());
-    plan_.kernels.push_back(std::move(kernel));
-    return {StepKind::kernel, static_cast<uint32_t>(plan_.kernels.size() - 1), std::move(writes)};
+    return writes;
   }
 
   // Writes that eager does not count in the tensor's version.
@@ -371,7 +445,7 @@ class PlanParser {
       require_produced(id, where);
       const Buffer& buffer = plan_.buffers[id];
       if (buffer.has_layout && buffer.layout.numel != 1) fail(where, "not one element");
-      if (!buffer.has_layout) plan_.buffers[id].as_tensor = true;
+      if (!buffer.has_layout || !plan_.device.is_cpu()) plan_.buffers[id].as_tensor = true;
       bool expected = take<bool>(member(dict, "expected", where), where, "a bool");
       plan_.speculations.push_back({id, expected});
     }
@@ -401,20 +475,23 @@ class PlanParser {
         }
       }
     }
+    if (plan_.random && !plan_.device.is_cpu()) fail("steps", "random numbers of a GPU");
     plan_.releases_gil = work > RELEASE_BYTES;
     plan_.holds_inputs |= plan_.releases_gil;
   }
 
   py::dict source_;
   void* library_;
+  const std::string& images_;
+  std::map<std::string, std::shared_ptr<const CudaKernel>> gpu_kernels_;
   Plan plan_;
   std::vector<uint32_t> produced_;  // dynamic buffers bound so far
 };
 
 }  // namespace
 
-Plan parse_plan(PyObject* plan, void* library) {
-  return PlanParser(as_dict(plan, "plan"), library).parse();
+Plan parse_plan(PyObject* plan, void* library, const std::string& images) {
+  return PlanParser(as_dict(plan, "plan"), library, images).parse();
 }
 
 }  // namespace accel

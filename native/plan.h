@@ -3,6 +3,7 @@
 // object, so a run may use it from any thread without the GIL.
 #pragma once
 
+#include "cuda_driver.h"
 #include "native.h"
 
 #include <ATen/core/Tensor.h>
@@ -10,6 +11,7 @@
 #include <ATen/core/ivalue.h>
 
 #include <cstdint>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -54,6 +56,14 @@ struct KernelStep {
   std::vector<uint32_t> buffers;
 };
 
+// A kernel of a GPU with its parameters: addresses of buffers, then numbers.
+struct LaunchStep {
+  std::shared_ptr<const CudaKernel> kernel;
+  uint64_t grid = 0;
+  std::vector<uint32_t> buffers;
+  std::vector<int64_t> numbers;
+};
+
 struct ExternStep;
 // A direct call that takes its tensors from `tensors` (indexed by buffer id).
 using DirectCall = void (*)(const ExternStep& step, at::Tensor* tensors, at::Tensor* results);
@@ -79,11 +89,11 @@ struct ExternStep {
   std::vector<std::vector<int64_t>> integers;
 };
 
-enum class StepKind : uint8_t { kernel, extern_, free };
+enum class StepKind : uint8_t { kernel, launch, extern_, free };
 
 struct Step {
   StepKind kind;
-  uint32_t index;                // into kernels or externs; of free: the buffer
+  uint32_t index;                // into kernels, launches or externs; of free: the buffer
   std::vector<uint32_t> writes;  // of a commit step: the input buffers it writes
 };
 
@@ -96,7 +106,9 @@ struct Plan {
   std::vector<Layout> inputs;
   size_t arena_bytes = 0;
   std::vector<Buffer> buffers;
+  c10::Device device{c10::kCPU};  // where every tensor of it lies
   std::vector<KernelStep> kernels;
+  std::vector<LaunchStep> launches;
   std::vector<ExternStep> externs;
   std::vector<Step> steps, commit;
   std::vector<Speculation> speculations;
@@ -112,9 +124,10 @@ struct Plan {
   bool boxed = false;          // some extern is unknown code, which may keep its arguments
 };
 
-// Parses `plan` (a borrowed dict); `library` is a dlopen handle or nullptr and must
-// outlive the plan. Needs the GIL. Throws PlanError naming the fault, or
+// Parses `plan` (a borrowed dict). `library` is a dlopen handle or nullptr and must outlive
+// the plan; `images` is the content of the file with machine code for a GPU, of which launches
+// are made. Needs the GIL. Throws PlanError naming the fault, DriverError, or
 // pybind11::error_already_set.
-Plan parse_plan(PyObject* plan, void* library);
+Plan parse_plan(PyObject* plan, void* library, const std::string& images);
 
 }  // namespace accel

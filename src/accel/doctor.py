@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import subprocess
 import sys
 import tempfile
@@ -86,11 +85,34 @@ def _openmp() -> str:
 
 
 def _triton() -> str:
-    if importlib.util.find_spec("triton") is None:
-        raise _Absent("not installed; only graphs on a GPU need it")
-    import triton
+    from accel.codegen import triton_versions
 
-    return f"{triton.__version__}, GPU {'present' if torch.cuda.is_available() else 'absent'}"
+    why = triton_versions.missing()
+    if why is not None:
+        raise _Absent(f"{why}; only graphs on a GPU need it")
+    return "{}.{}, compiles kernels for GPUs".format(*triton_versions.version() or ())
+
+
+def _gpu() -> str:
+    """The GPUs, or the first thing that is missing to use one."""
+    from accel.codegen.triton_versions import ARCHITECTURES
+
+    if torch.version.cuda is None:
+        raise _Absent("this torch is built without CUDA")
+    if not runtime.available:
+        raise _Absent("the native module, which asks the driver, is missing")
+    try:
+        facts = runtime.native.cuda_driver()
+    except OSError as error:
+        raise _Absent(str(error)) from error
+    if not facts["devices"] or not torch.cuda.is_available():
+        raise _Absent("NVIDIA's driver is there, but torch finds no GPU that it can use")
+    names = []
+    for number in range(facts["devices"]):
+        architecture = "sm_{}{}".format(*torch.cuda.get_device_capability(number))
+        known = "" if architecture in ARCHITECTURES else ", for which no kernels are made"
+        names.append(f"{torch.cuda.get_device_name(number)} ({architecture}{known})")
+    return f"{', '.join(names)}; programs on it run eagerly: only the processor is recorded"
 
 
 def _cache() -> str:
@@ -234,6 +256,7 @@ CHECKS: dict[str, Check] = {
     "C++ compiler": _compiler,
     "OpenMP": _openmp,
     "Triton": _triton,
+    "GPU": _gpu,
     "disk cache": _cache,
 }
 

@@ -1,7 +1,7 @@
-"""Expressions over a graph's symbols: plain data that is evaluated, shown, and printed as C++.
+"""Expressions over a graph's symbols: plain data, evaluated, shown, printed as C++ or Triton.
 
 In: nodes, as JSON has them. Out: their values, their text. Invariant: `evaluate` is Python's
-own integer arithmetic, and the C++ text has the same value wherever no operand is negative.
+own integer arithmetic, and the printed text has the same value wherever no operand is negative.
 
     node := int                       a constant
           | ["s", k]                  symbol number k
@@ -96,3 +96,16 @@ def cpp(node: Node) -> str:
         return f"({a} {'<' if name == 'min' else '>'} {b} ? {a} : {b})"
     sign = {"//": "/"}.get(name, name)
     return f"({f' {sign} '.join(parts)})"
+
+
+def triton(node: Node) -> str:
+    """The node as a Triton expression over scalars `s0`, `s1`, ... of type int64."""
+    if isinstance(node, int):
+        return str(node)
+    name: str = node[0]
+    if name == "s":
+        return f"s{node[1]}"
+    parts = [triton(o) for o in node[1:]]
+    if name in ("min", "max"):
+        return f"tl.{name}imum({', '.join(parts)})"
+    return f"({f' {name} '.join(parts)})"

@@ -82,6 +82,32 @@ def environment_key() -> str:
     return digest.hexdigest()
 
 
+@functools.cache
+def _triton_version() -> str:
+    """What images for GPUs depend on; asked without importing the compiler or Triton."""
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def gpu_options(graph: SegmentGraph) -> dict[str, str]:
+    """For a graph on a GPU: its architecture, which only this process can ask for."""
+    metas = [*(meta for _, meta in graph.inputs), *graph.output_metas]
+    for device in sorted({meta.device for meta in metas if meta.device.startswith("cuda")}):
+        return {"gpu": "sm_{}{}".format(*torch.cuda.get_device_capability(device))}
+    return {}
+
+
+def _key(graph: SegmentGraph, options: dict[str, Any]) -> str:
+    parts = [graph.key(), environment_key(), json.dumps(options, sort_keys=True)]
+    if "gpu" in options:
+        parts.append(_triton_version())
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+
 class CompileService:
     """Compiles graphs, each distinct one once."""
 
@@ -123,7 +149,8 @@ class CompileService:
         if backend != "native":
             self._ready.append((on_done, self._in_process(graph, backend)))
             return
-        key = self._key(graph)
+        options = {**self._options, **gpu_options(graph)}
+        key = _key(graph, options)
         with self._lock:
             known = self._plans.get(key)
             if known is not None:
@@ -135,17 +162,12 @@ class CompileService:
                 return
             self._started[key] = time.perf_counter()
         try:
-            self._begin(key, data)
+            self._begin(key, data, options)
         except BaseException as error:  # of a signal handler, say: nobody else will answer
             self._answer(key, CompiledSegment("plan", key, error=f"not begun: {error!r}"))
             raise
 
-    def _key(self, graph: SegmentGraph) -> str:
-        options = json.dumps(self._options, sort_keys=True)
-        text = f"{graph.key()} {environment_key()} {options}"
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def _begin(self, key: str, data: dict[str, Any]) -> None:
+    def _begin(self, key: str, data: dict[str, Any], options: dict[str, Any]) -> None:
         try:
             plan = self.cache.get(key)
             if plan is not None:
@@ -156,7 +178,7 @@ class CompileService:
                 "key": key,
                 "graph": data,
                 "cache_dir": str(self.cache.directory),
-                "options": self._options,
+                "options": options,
             }
         except CacheError as error:
             self._answer(key, CompiledSegment("plan", key, error=str(error)))

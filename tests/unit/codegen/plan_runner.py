@@ -1,12 +1,14 @@
 """A slow plan runner: the contract of docs/architecture.md in Python.
 
 In: a plan, its library, input tensors. Out: output tensors, or None when a speculation
-failed. Kernels are called through ctypes, externs through torch.ops.
+failed. Kernels are called through ctypes, or by Triton's interpreter where the library is a
+file of their texts (`triton_interpreter`); externs through torch.ops.
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,9 @@ class _Runner:
         self, plan: dict[str, Any], library: Path | None, inputs: list[torch.Tensor], threads: int
     ) -> None:
         self.plan, self.inputs, self.threads = plan, inputs, threads
-        self.library = ctypes.CDLL(str(library)) if library else None
+        interpreted = library is not None and library.suffix == ".json"
+        self.texts = json.loads(library.read_text()) if interpreted and library else {}
+        self.library = ctypes.CDLL(str(library)) if library and not interpreted else None
         self.arena = torch.full((max(plan["arena_bytes"], 1),), 0xAB, dtype=torch.uint8)
         self.tensors: dict[int, torch.Tensor] = {}
 
@@ -71,8 +75,17 @@ class _Runner:
             memory = (ctypes.c_void_p * len(pointers))(*pointers)
             threads = self.threads if step["parallel"] else 1
             getattr(self.library, step["symbol"])(memory, ctypes.c_long(threads))
+        elif step["op"] == "launch":
+            self.launch(step)
         else:
             self.extern(step)
+
+    def launch(self, step: dict[str, Any]) -> None:
+        from triton_interpreter import interpreter
+
+        memory = [self.tensor(b) for b in step["buffers"]]
+        flat = [t.as_strided((1,), (1,)) for t in memory]
+        interpreter().launch(self.texts[step["symbol"]], step["grid"], flat, step["numbers"])
 
     def extern(self, step: dict[str, Any]) -> None:
         namespace, rest = step["target"].split("::")

@@ -17,6 +17,7 @@ from accel.codegen.fusion import Group
 from accel.codegen.interpreter import interpret
 from accel.codegen.memory import Life, place
 from accel.codegen.options import CompileError
+from accel.codegen.schedule import LONGEST_ROW
 from accel.codegen.verifier import verify
 
 FUNCTIONS = {
@@ -56,6 +57,23 @@ def test_interpreter_and_cpp_agree(name: str, fuse: bool) -> None:
         getattr(library, c.kernels[id(step)].symbol)(pointers, ctypes.c_long(1))
         for got, want in zip(memory, expected, strict=True):
             torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-5, equal_nan=True)
+
+
+def test_row_buffers_fit_the_stack() -> None:
+    """A cheap value of three operands, which is rather kept than computed again."""
+    graph, _, _ = capture(
+        lambda x, y, z: torch.addcmul(x, y, z).softmax(-1), [torch.randn(16, 9000)] * 3
+    )
+    kept = [
+        length
+        for s in compile_it(graph).scheduled.values()
+        for length, _ in s.kernel.scratch.values()
+    ]
+    assert all(length <= LONGEST_ROW for length in kept)
+    short, _, _ = capture(
+        lambda x, y, z: torch.addcmul(x, y, z).softmax(-1), [torch.randn(16, 90)] * 3
+    )
+    assert any(s.kernel.scratch for s in compile_it(short).scheduled.values())
 
 
 def fill(numel: int, dtype: str) -> torch.Tensor:

@@ -99,6 +99,28 @@ def test_random_numbers_stay_the_programs_own(tmp_path: Path) -> None:
     service.close()
 
 
+def test_graphs_on_gpus_are_compiled_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    architectures = {"cuda:0": (8, 0), "cuda:1": (9, 0)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", architectures.__getitem__)
+
+    def on(device: str) -> SegmentGraph:
+        meta = replace(META, device=device)
+        return replace(graph(), inputs=[("a", meta)], output_metas=[meta])
+
+    service = service_in(tmp_path)
+    first, second = compiled(service, on("cuda:0"), on("cuda:1"))
+    service.close()
+    assert not first.error and not second.error, (first.error, second.error)
+    assert [s.plan["device"] for s in (first, second)] == ["cuda:0", "cuda:1"]
+    assert first.library_path != second.library_path
+    for segment in (first, second):
+        assert [row["op"] for row in segment.plan["steps"]] == ["launch"]
+        assert Path(segment.library_path).exists()
+
+
 def test_a_worker_killed_again_and_again(tmp_path: Path) -> None:
     service = service_in(tmp_path)
     service.worker.limits = WorkerLimits(max_starts=2, max_tries=2)

@@ -1,0 +1,108 @@
+"""Devices -> how their kernels are scheduled, printed and built: one row each.
+
+In: a device's type, as a graph has it. Out: its `Target`. Invariant: everything before the
+schedule is the same for all devices, but for the numbers that a row gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accel.codegen.build import build, vector_bytes
+from accel.codegen.builder import Splitting
+from accel.codegen.emit_cpp import emit
+from accel.codegen.fusion import Group
+from accel.codegen.options import CodegenOptions, CompileError
+from accel.codegen.plan import Launch
+from accel.codegen.schedule import LONGEST_ROW, Scheduled, lanes_for, schedule
+from accel.codegen.tiles import LONGEST_TILE
+
+Texts = dict[str, str]  # a kernel's text, "@" for its name -> its name
+
+
+@dataclass(frozen=True)
+class Target:
+    """One device type.
+
+    `longest_row` is how many elements of a row are kept between its phases, `templates`
+    says whether the kernels of products.cpp run there. `emit` gives a kernel's text and, for
+    a device beside the processor, how it is launched; `build` what the plan says of the
+    library.
+    """
+
+    longest_row: int
+    templates: bool
+    splitting: Splitting
+    schedule: Callable[[Group, dict[str, int], set[int], str], Scheduled]
+    emit: Callable[[Group, Scheduled], tuple[str, Launch | None]]
+    build: Callable[[Texts, Path, CodegenOptions], dict[str, Any]]
+
+
+def _schedule_cpu(group: Group, sizes: dict[str, int], stored: set[int], name: str) -> Scheduled:
+    return schedule(group, sizes, stored, name, vector_bytes())
+
+
+def _emit_cpp(group: Group, scheduled: Scheduled) -> tuple[str, Launch | None]:
+    return emit(scheduled.kernel, lanes_for(group, vector_bytes()), "@"), None
+
+
+def _build_cpp(texts: Texts, out_dir: Path, options: CodegenOptions) -> dict[str, Any]:
+    named = [text.replace("@", symbol) for text, symbol in texts.items()]
+    return {"library": build(named, out_dir, options)}
+
+
+def _schedule_tiled(group: Group, sizes: dict[str, int], stored: set[int], name: str) -> Scheduled:
+    from accel.codegen.schedule_tiled import schedule_tiled
+
+    return schedule_tiled(group, sizes, stored, name)
+
+
+def _emit_triton(group: Group, scheduled: Scheduled) -> tuple[str, Launch | None]:
+    from accel.codegen.emit_triton import emit_triton, symbols_of
+    from accel.codegen.tiles import choose_tiles
+
+    tiles = choose_tiles(scheduled.kernel)
+    text = emit_triton(scheduled.kernel, tiles)
+    return text, Launch(tiles.grid(), symbols_of(text))
+
+
+def _build_cubins(texts: Texts, out_dir: Path, options: CodegenOptions) -> dict[str, Any]:
+    from accel.codegen.build_triton import build_cubins, kernels_of
+
+    if options.gpu is None:
+        raise CompileError("it is not known for which GPU to compile")
+    name, rows = build_cubins(kernels_of(texts), out_dir, options.gpu)
+    return {"library": name, "kernels": rows}
+
+
+TARGETS: dict[str, Target] = {
+    "cpu": Target(
+        longest_row=LONGEST_ROW,
+        templates=True,
+        splitting=Splitting(),
+        schedule=_schedule_cpu,
+        emit=_emit_cpp,
+        build=_build_cpp,
+    ),
+    "cuda": Target(
+        longest_row=LONGEST_TILE,
+        templates=False,
+        # Enough programs for all multiprocessors, several each.
+        splitting=Splitting(results=512, elements=1 << 17, programs=1024, columns=False),
+        schedule=_schedule_tiled,
+        emit=_emit_triton,
+        build=_build_cubins,
+    ),
+}
+
+
+def target_of(device: str) -> Target:
+    """Errors: CompileError for a device of which no kernels can be made."""
+    kind = device.split(":", maxsplit=1)[0]
+    found = TARGETS.get(kind)
+    if found is None:
+        raise CompileError(f"tensors on {kind}; only {' and '.join(TARGETS)} are compiled")
+    return found

@@ -1,0 +1,105 @@
+# mypy: ignore-errors
+"""What every generated Triton kernel builds on; its text is the head of each kernel module.
+
+Rules: NaN, infinities, signed zeros and the rounding of integer division come out as in
+ATen's kernels; a function takes blocks of any shape, of any type its rows in
+`scalar_ops.py` allow.
+"""
+
+import triton
+import triton.language as tl
+from triton.language.extra import libdevice
+
+
+@triton.jit
+def divide(a, b):
+    """Correctly rounded: `/` of float32 is not."""
+    if a.dtype.is_fp32():
+        return tl.div_rn(a, b)
+    else:
+        return a / b
+
+
+@triton.jit
+def square_root(a):
+    if a.dtype.is_fp32():
+        return tl.sqrt_rn(a)
+    else:
+        return libdevice.sqrt(a)
+
+
+@triton.jit
+def negate(a):
+    """Keeps the sign of zero, which 0 - a loses."""
+    if a.dtype.is_floating():
+        return a * -1.0
+    else:
+        return 0 - a
+
+
+@triton.jit
+def is_nan(a):
+    return a != a  # noqa: PLR0124
+
+
+@triton.jit
+def maximum(a, b):
+    """A NaN in either operand wins; of equals the second is taken."""
+    if a.dtype.is_floating():
+        return tl.where((a > b) | is_nan(a), a, b)
+    else:
+        return tl.where(a > b, a, b)
+
+
+@triton.jit
+def minimum(a, b):
+    if a.dtype.is_floating():
+        return tl.where((a < b) | is_nan(a), a, b)
+    else:
+        return tl.where(a < b, a, b)
+
+
+@triton.jit
+def multiply(a, b):
+    return a * b
+
+
+@triton.jit
+def sigmoid(a):
+    return divide(tl.full(a.shape, 1.0, a.dtype), 1.0 + libdevice.exp(negate(a)))
+
+
+@triton.jit
+def gelu(a):
+    return a * 0.5 * (1.0 + libdevice.erf(a * 0.7071067811865476))
+
+
+@triton.jit
+def truncate_divide(a, b):
+    if a.dtype.is_floating():
+        return libdevice.trunc(divide(a, b))
+    else:
+        return a // b
+
+
+@triton.jit
+def floor_divide(a, b):
+    """Python's floor division; floats as c10::div_floor_floating."""
+    if a.dtype.is_floating():
+        m = libdevice.fmod(a, b)
+        q = divide(a - m, b)
+        q = tl.where((m != 0) & ((b < 0) != (m < 0)), q - 1.0, q)
+        f = libdevice.floor(q)
+        f = tl.where(q - f > 0.5, f + 1.0, f)
+        plain = divide(a, b)
+        f = tl.where(q != 0, f, libdevice.copysign(q * 0.0, plain))
+        return tl.where(b == 0, plain, f)
+    else:
+        q = a // b
+        return tl.where((a % b != 0) & ((a < 0) != (b < 0)), q - 1, q)
+
+
+@triton.jit
+def remainder(a, b):
+    m = libdevice.fmod(a, b) if a.dtype.is_floating() else a % b
+    return tl.where((m != 0) & ((b < 0) != (m < 0)), m + b, m)

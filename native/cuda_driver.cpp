@@ -1,0 +1,265 @@
+// The driver's functions are declared here by hand, as in cuda.h of CUDA 12 and 13; they are
+// C functions with a stable ABI.
+#include "cuda_driver.h"
+
+#include "native.h"
+
+#include <dlfcn.h>
+
+#include <algorithm>
+
+namespace accel {
+namespace {
+
+using Result = int;  // CUresult; 0 is success
+constexpr int MIN_VERSION = 12000;
+constexpr unsigned PLAIN_SHARED_BYTES = 48 << 10;  // beyond this a function must ask for more
+constexpr int MAX_DYNAMIC_SHARED_SIZE_BYTES = 8;   // CU_FUNC_ATTRIBUTE_...
+constexpr uint64_t MAX_GRID = 0x7fffffff;
+
+struct Driver {
+  Result (*init)(unsigned flags);
+  Result (*version)(int* version);
+  Result (*device_count)(int* count);
+  Result (*device_get)(int* device, int ordinal);
+  Result (*retain_context)(void** context, int device);
+  Result (*current_context)(void** context);
+  Result (*push_context)(void* context);
+  Result (*pop_context)(void** context);
+  Result (*load_module)(void** module, const void* image);
+  Result (*unload_module)(void* module);
+  Result (*get_function)(void** function, void* module, const char* name);
+  Result (*set_attribute)(void* function, int attribute, int value);
+  Result (*launch)(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
+                   unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes,
+                   void* stream, void** arguments, void** extra);
+  Result (*error_name)(Result error, const char** text);
+
+  int known_version = 0;
+  std::string missing;  // why there is no driver
+};
+
+template <typename Function>
+bool find(void* library, const char* name, Function& function, std::string& missing) {
+  function = reinterpret_cast<Function>(dlsym(library, name));
+  if (!function) missing = std::string("NVIDIA's driver has no ") + name;
+  return function != nullptr;
+}
+
+std::string version_text(int version) {
+  return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+}
+
+std::string error_text(const Driver& driver, Result error) {
+  const char* name = nullptr;
+  if (driver.error_name && driver.error_name(error, &name) == 0 && name) return name;
+  return "error " + std::to_string(error);
+}
+
+Driver load_driver() {
+  Driver d{};
+  void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+  if (!library) {
+    d.missing = "NVIDIA's driver (libcuda.so.1) is not installed";
+    return d;
+  }
+  bool all = find(library, "cuInit", d.init, d.missing) &&
+             find(library, "cuDriverGetVersion", d.version, d.missing) &&
+             find(library, "cuDeviceGetCount", d.device_count, d.missing) &&
+             find(library, "cuDeviceGet", d.device_get, d.missing) &&
+             find(library, "cuDevicePrimaryCtxRetain", d.retain_context, d.missing) &&
+             find(library, "cuCtxGetCurrent", d.current_context, d.missing) &&
+             find(library, "cuCtxPushCurrent_v2", d.push_context, d.missing) &&
+             find(library, "cuCtxPopCurrent_v2", d.pop_context, d.missing) &&
+             find(library, "cuModuleLoadData", d.load_module, d.missing) &&
+             find(library, "cuModuleUnload", d.unload_module, d.missing) &&
+             find(library, "cuModuleGetFunction", d.get_function, d.missing) &&
+             find(library, "cuFuncSetAttribute", d.set_attribute, d.missing) &&
+             find(library, "cuLaunchKernel", d.launch, d.missing) &&
+             find(library, "cuGetErrorName", d.error_name, d.missing);
+  if (!all) return d;
+  if (Result error = d.version(&d.known_version)) {
+    d.missing = "NVIDIA's driver does not say its version: " + error_text(d, error);
+  } else if (d.known_version < MIN_VERSION) {
+    d.missing = "NVIDIA's driver is too old: it knows CUDA " + version_text(d.known_version) +
+                ", kernels need " + version_text(MIN_VERSION);
+  } else if (Result error = d.init(0)) {
+    d.missing = "NVIDIA's driver does not start: " + error_text(d, error);
+  }
+  return d;
+}
+
+// Loaded once and never closed: torch uses the same library.
+const Driver& driver() {
+  static const Driver* const found = new Driver(load_driver());
+  if (!found->missing.empty()) throw DriverError(found->missing);
+  return *found;
+}
+
+void check(const Driver& d, Result error, const std::string& what) {
+  if (error) throw DriverError(what + ": " + error_text(d, error));
+}
+
+// The device's primary context, which torch's runtime uses too, is current in this scope.
+class Current {
+ public:
+  Current(const Driver& d, int ordinal) : driver_(d) {
+    int device;
+    check(d, d.device_get(&device, ordinal), "there is no GPU " + std::to_string(ordinal));
+    check(d, d.retain_context(&context_, device), "a GPU's context cannot be used");
+    enter();
+  }
+  Current(const Driver& d, void* context) : driver_(d), context_(context) { enter(); }
+  ~Current() {
+    void* popped;
+    if (pushed_) driver_.pop_context(&popped);
+  }
+  Current(const Current&) = delete;
+  void* context() const { return context_; }
+
+ private:
+  void enter() {
+    void* now = nullptr;
+    check(driver_, driver_.current_context(&now), "no current GPU");
+    if (now == context_) return;
+    check(driver_, driver_.push_context(context_), "a GPU cannot be made current");
+    pushed_ = true;
+  }
+
+  const Driver& driver_;
+  void* context_ = nullptr;
+  bool pushed_ = false;
+};
+
+}  // namespace
+
+DriverFacts driver_facts() {
+  const Driver& d = driver();
+  DriverFacts facts{d.known_version, 0};
+  check(d, d.device_count(&facts.devices), "the GPUs cannot be counted");
+  return facts;
+}
+
+// Through torch's C interface for compiled models, which is the same in every version.
+void* current_cuda_stream(int device) {
+  using Ask = int (*)(int32_t device, void** stream);
+  static const auto ask = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    void* found = library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr;
+    return reinterpret_cast<Ask>(found);
+  }();
+  void* stream = nullptr;
+  if (!ask || ask(device, &stream) != 0) throw DriverError("this torch has no CUDA streams");
+  return stream;
+}
+
+CudaKernel::CudaKernel(int device, const std::string& symbol, unsigned threads,
+                       unsigned scratch_pointers, const std::vector<Image>& images)
+    : symbol_(symbol), threads_(threads), scratch_pointers_(scratch_pointers) {
+  const Driver& d = driver();
+  Current current(d, device);
+  context_ = current.context();
+  try {
+    for (const Image& image : images) {
+      Loaded loaded{image.alignment, image.shared_bytes, nullptr, nullptr};
+      check(d, d.load_module(&loaded.module, image.code.data()),
+            "kernel " + symbol + " does not load");
+      loaded_.push_back(loaded);
+      Loaded& kept = loaded_.back();
+      check(d, d.get_function(&kept.function, kept.module, symbol.c_str()),
+            "kernel " + symbol + " is not in its image");
+      if (kept.shared_bytes > PLAIN_SHARED_BYTES) {
+        check(d,
+              d.set_attribute(kept.function, MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                              static_cast<int>(kept.shared_bytes)),
+              "kernel " + symbol + " does not get its shared memory");
+      }
+    }
+  } catch (...) {
+    unload();
+    throw;
+  }
+  std::sort(loaded_.begin(), loaded_.end(),
+            [](const Loaded& a, const Loaded& b) { return a.alignment > b.alignment; });
+}
+
+CudaKernel::~CudaKernel() {
+  try {
+    Current current(driver(), context_);
+    unload();
+  } catch (const DriverError&) {
+    // The process ends, and the driver went first.
+  }
+}
+
+void CudaKernel::unload() {
+  for (const Loaded& image : loaded_) driver().unload_module(image.module);
+  loaded_.clear();
+}
+
+const CudaKernel::Loaded& CudaKernel::image_for(const std::vector<uint64_t>& values,
+                                                size_t pointers) const {
+  uint64_t bits = 0;
+  for (size_t i = 0; i < pointers; ++i) bits |= values[i];
+  for (const Loaded& image : loaded_) {
+    if (bits % image.alignment == 0) return image;
+  }
+  throw DriverError("kernel " + symbol_ + " has no image for these addresses");
+}
+
+void CudaKernel::launch(void* stream, uint64_t grid, std::vector<uint64_t>& values,
+                        size_t pointers, std::vector<void*>& arguments) const {
+  if (grid == 0) return;
+  if (grid > MAX_GRID) throw DriverError("kernel " + symbol_ + " would need too many programs");
+  const Loaded& image = image_for(values, pointers);
+  values.resize(values.size() + scratch_pointers_, 0);
+  arguments.clear();
+  for (uint64_t& value : values) arguments.push_back(&value);
+  const Driver& d = driver();
+  Current current(d, context_);
+  check(d,
+        d.launch(image.function, static_cast<unsigned>(grid), 1, 1, threads_, 1, 1,
+                 image.shared_bytes, stream, arguments.data(), nullptr),
+        "kernel " + symbol_ + " cannot be launched");
+}
+
+// ---- Python ---------------------------------------------------------------------
+
+namespace {
+
+PyObject* py_cuda_driver(PyObject*, PyObject*) {
+  try {
+    DriverFacts facts = driver_facts();
+    return Py_BuildValue("{s:i,s:i}", "version", facts.version, "devices", facts.devices);
+  } catch (const DriverError& error) {
+    PyErr_SetString(PyExc_OSError, error.what());
+    return nullptr;
+  }
+}
+
+PyObject* py_cuda_stream(PyObject*, PyObject* number) {
+  long device = PyLong_AsLong(number);
+  if (device == -1 && PyErr_Occurred()) return nullptr;
+  try {
+    return PyLong_FromVoidPtr(current_cuda_stream(static_cast<int>(device)));
+  } catch (const DriverError& error) {
+    PyErr_SetString(PyExc_OSError, error.what());
+    return nullptr;
+  }
+}
+
+PyMethodDef METHODS[] = {
+    {"cuda_driver", py_cuda_driver, METH_NOARGS,
+     "What NVIDIA's driver says of itself: version (1000 * major + 10 * minor), devices.\n\n"
+     "Errors: OSError, one line, when there is none that will do."},
+    {"cuda_stream", py_cuda_stream, METH_O,
+     "The address of the stream that launches on a device go to now.\n\n"
+     "Errors: OSError when torch has no CUDA."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+}  // namespace
+
+int init_cuda_driver(PyObject* module) { return PyModule_AddFunctions(module, METHODS); }
+
+}  // namespace accel

@@ -1,0 +1,101 @@
+// A stand-in for NVIDIA's driver: loads any image, writes down every call, and runs kernels
+// called `twice(from, to, count)` on the processor.
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+namespace {
+std::string failing;
+int code = 0;
+
+void note(const std::string& line) {
+  FILE* log = std::fopen(std::getenv("FAKE_CUDA_LOG"), "a");
+  std::fprintf(log, "%s\n", line.c_str());
+  std::fclose(log);
+}
+int answer(const char* name) { return failing == name ? code : 0; }
+
+struct Module {
+  std::string image;
+};
+struct Function {
+  Module* module;
+  std::string name;
+};
+void* current = nullptr;
+int context = 0;
+}  // namespace
+
+extern "C" {
+void fake_fail(const char* name, int with) { failing = name, code = with; }
+
+int cuInit(unsigned) {
+  const char* result = std::getenv("FAKE_CUDA_INIT");
+  return result ? std::atoi(result) : 0;
+}
+int cuDriverGetVersion(int* version) {
+  *version = std::atoi(std::getenv("FAKE_CUDA_VERSION"));
+  return 0;
+}
+int cuDeviceGetCount(int* count) { return *count = 2, 0; }
+int cuDeviceGet(int* device, int ordinal) {
+  *device = 100 + ordinal;
+  return ordinal < 2 ? 0 : 101;
+}
+int cuDevicePrimaryCtxRetain(void** result, int device) {
+  note("retain " + std::to_string(device));
+  return *result = &context, 0;
+}
+int cuCtxGetCurrent(void** result) { return *result = current, 0; }
+int cuCtxPushCurrent_v2(void* pushed) { return current = pushed, 0; }
+int cuCtxPopCurrent_v2(void** popped) { return *popped = current, current = nullptr, 0; }
+int cuModuleLoadData(void** module, const void* image) {
+  if (int error = answer("cuModuleLoadData")) return error;
+  *module = new Module{static_cast<const char*>(image)};
+  note("load " + static_cast<Module*>(*module)->image + (current == &context ? "" : " elsewhere"));
+  return 0;
+}
+int cuModuleUnload(void* module) {
+  note("unload " + static_cast<Module*>(module)->image);
+  delete static_cast<Module*>(module);
+  return 0;
+}
+int cuModuleGetFunction(void** function, void* module, const char* name) {
+  if (int error = answer("cuModuleGetFunction")) return error;
+  *function = new Function{static_cast<Module*>(module), name};
+  return 0;
+}
+int cuFuncSetAttribute(void*, int attribute, int value) {
+  note("attribute " + std::to_string(attribute) + " " + std::to_string(value));
+  return answer("cuFuncSetAttribute");
+}
+int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
+                   unsigned bz, unsigned shared, void* stream, void** arguments, void** extra) {
+  if (int error = answer("cuLaunchKernel")) return error;
+  auto* f = static_cast<Function*>(function);
+  char line[256];
+  std::snprintf(line, sizeof line,
+                "launch %s of %s grid %u %u %u block %u %u %u shared %u stream %p%s",
+                f->name.c_str(), f->module->image.c_str(), gx, gy, gz, bx, by, bz, shared, stream,
+                current == &context && !extra ? "" : " elsewhere");
+  note(line);
+  auto* from = *static_cast<float**>(arguments[0]);
+  auto* to = *static_cast<float**>(arguments[1]);
+  auto count = *static_cast<int64_t*>(arguments[2]);
+  for (int64_t i = 0; i < count; ++i) to[i] = 2 * from[i];
+  for (int i = 3; i < 5; ++i) {
+    if (*static_cast<void**>(arguments[i])) note("a scratch pointer that is not null");
+  }
+  return 0;
+}
+int cuGetErrorName(int error, const char** text) {
+  return *text = error == 200 ? "CUDA_ERROR_INVALID_IMAGE" : "CUDA_ERROR_UNKNOWN", 0;
+}
+
+// Of torch's library.
+int aoti_torch_get_current_cuda_stream(int32_t device, void** stream) {
+  return *stream = reinterpret_cast<void*>(0x1000 + device), 0;
+}
+}
