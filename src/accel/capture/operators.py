@@ -28,7 +28,6 @@ from accel.capture.values import (
     FOLDED_RESULTS,
     NUMPY_SCALARS,
     PLAIN_TENSORS,
-    SMALL_INTS,
     VALUE_TYPES,
     builtin_method,
     class_lookup,
@@ -217,16 +216,25 @@ class OperatorEvents(AttributeEvents):
         self.is_(a, b)
 
     def is_(self, a: Any, b: Any) -> Answer:
-        if type(a) is type(b) and type(a) in VALUE_TYPES and (a is b or a == b):
-            # Guards look at values, not at objects.
-            if type(a) is not int or a not in SMALL_INTS:
-                raise Void("unknown_value", "whether two equal values are one object")
+        if type(a) is type(b) and type(a) in VALUE_TYPES:
+            self._guard_identity(a, b)
         if a is b or type(a) in CONSTANT_TYPES or type(b) in CONSTANT_TYPES:
             return None
         sa, sb = self.source_of(a), self.source_of(b)
         if sa is not None and sb is not None and not (is_static(a) and is_static(b)):
             self.guards.add(sa, "NOT_SAME", sb)
         return None
+
+    def _guard_identity(self, a: Any, b: Any) -> None:
+        """Guards look at values: whether equal ones are one object has to be asked for."""
+        if a is not b:
+            if a == b:
+                raise Void("unknown_value", "whether two equal values are one object")
+            return
+        if id(a) in self.read_at:
+            first, *others = self.read_at[id(a)][1].values()
+            for other in others:
+                self.guards.add(first, "SAME", other)
 
     def unary(self, a: Any, op: str) -> Answer:
         if type(a) in PLAIN_TENSORS:

@@ -256,6 +256,7 @@ class Recorder(LiftedEvents):
     def release(self) -> None:
         """Nothing of the user's is held any longer."""
         self.known.clear()
+        self.read_at.clear()
         self.before.clear()
         self.fresh.clear()
         self.cells.clear()

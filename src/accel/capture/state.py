@@ -149,6 +149,8 @@ class RecorderState:
         self.fresh: dict[int, object] = {}
         self.frozen: dict[int, object] = {}
         self.cells: dict[int, tuple[object, Source]] = {}
+        # Of numbers that are guarded by value: by id, the number and where it was read.
+        self.read_at: dict[int, tuple[Any, dict[int, Source]]] = {}
         self.written: dict[tuple[int, Any], int] = {}  # places, and what the trace put there
         self.writes_seen: dict[int, Source] = {}
         self.before: dict[int, Any] = {}  # of written lists the length, of dicts the keys
@@ -197,6 +199,8 @@ class RecorderState:
                 self.guards.add(source, "CALL", _SameConstant(value))
             else:
                 self.guards.add(source, "EQUALS", value)
+            if kind is int or kind is float:
+                self.read_at.setdefault(id(value), (value, {}))[1][id(source)] = source
             return
         found = self.known.get(id(value))
         if found is not None:
