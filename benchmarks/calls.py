@@ -47,7 +47,7 @@ class CallRow:
     over_eager: float | None = None  # at least so many times faster than eager
     over_compile: float | None = None  # at least so many times faster than torch.compile
     baseline: str | None = None  # subtract this row's time: what remains is overhead
-    of_baseline: float | None = None  # or: at least so much of that row's speed
+    of_baseline: float | None = None  # or: at least so much of its speed, raced in one process
 
 
 def tiny() -> Subject:

@@ -100,6 +100,13 @@ def with_accel(row: CallRow) -> tuple[Competitor, dict[str, Any]]:
     return Competitor("accel", call, accel_present), facts
 
 
+def baseline(row: CallRow) -> Competitor:
+    """What accel makes of the row that this one is held against, in the same race."""
+    other = next(r for r in CALL_ROWS if r.name == row.baseline)
+    found, _ = with_accel(other)
+    return Competitor("baseline", found.call, found.turn, answers=False)
+
+
 MAKERS = {"eager": eager, "torch.compile": torch_compile, "accel": with_accel}
 
 
@@ -111,6 +118,8 @@ def measure(row: CallRow, names: list[str], rounds: int) -> dict[str, Any]:
             if name in names:
                 competitor, facts[name] = make(row)
                 competitors.append(competitor)
+        if row.of_baseline is not None:
+            competitors.append(baseline(row))
         expected = competitors[0].call()
         for competitor in competitors[1:]:
             if not competitor.answers:
