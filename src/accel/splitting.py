@@ -340,6 +340,9 @@ class Splitter:
         if run.segments:
             self.rewrite(root, split)
             root.entry.threshold = 1  # while they are being compiled
+        elif run.failed and split.runs < MAX_RUNS:
+            # An error of the program's came first: this run has shown nothing.
+            split.wanted, root.entry.threshold = True, 1
         # A node that misses need not lie on the way of the very next call.
         split.in_vain = split.in_vain + 1 if split.asked else 0
         if 0 < split.in_vain < MAX_IN_VAIN:
