@@ -588,6 +588,17 @@ def _(s: Session) -> None:
                 s.call(f, y, torch.tensor([wrong]))
 
 
+@program(PROGRAMS, "whether two tuples of tensors are one object")
+def _(s: Session) -> None:
+    f = s.root(lambda x, a, b: x + a[1] if a is b else x * 2 + a[0] + b[1])
+    x, pair, other = torch.ones(3), (torch.ones(3), torch.rand(3)), (torch.ones(3), torch.rand(3))
+    s.warm(f, x, pair, other)
+    s.miss(f, x, pair, pair)
+    s.call(f, x, pair, pair)
+    s.hit(f, x, other, other)
+    s.hit(f, x, other, pair)
+
+
 @program(PROGRAMS, "operations that check their operands' values, in training")
 def _(s: Session) -> None:
     w = torch.eye(2, requires_grad=True)

@@ -216,7 +216,7 @@ class OperatorEvents(AttributeEvents):
         self.is_(a, b)
 
     def is_(self, a: Any, b: Any) -> Answer:
-        if type(a) is type(b) and type(a) in VALUE_TYPES:
+        if type(a) is type(b) and type(a) in VALUE_TYPES and is_constant(a) and is_constant(b):
             self._guard_identity(a, b)
         if a is b or type(a) in CONSTANT_TYPES or type(b) in CONSTANT_TYPES:
             return None

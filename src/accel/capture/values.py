@@ -24,10 +24,10 @@ from accel.capture.numpy_rules import array_type, scalar_types
 # Immutable; no native check compares them.
 NUMPY_SCALARS: frozenset[type] = scalar_types()
 
-# Compared by value; carry no identity; may be baked into a graph.
 SMALL_INTS = range(-5, 257)  # CPython keeps one object of each: `is` finds them equal
-# Of equal values of these types, some are one object and others are not.
+# Of equal constants of these types, some are one object and others are not.
 VALUE_TYPES = (int, float, complex, str, bytes, tuple)
+# Compared by value; carry no identity; may be baked into a graph.
 CONSTANT_TYPES: frozenset[type] = frozenset(
     {
         type(None),
