@@ -600,9 +600,7 @@ void GuardCheck::hold_slots(const std::vector<int32_t>* which) {
 }
 
 HeldSlots::HeldSlots(const GuardCheck& check, const std::vector<int32_t>& which)
-    : count_(which.size()) {
-  if (count_ > FEW) many_.resize(count_);
-  values_ = count_ > FEW ? many_.data() : few_;
+    : values_(which.size()), count_(which.size()) {
   for (size_t k = 0; k < count_; k++) {
     PyObject* value = check.slots_[static_cast<size_t>(which[k])];
     if (value) Py_INCREF(is_inline(value) ? inline_owner(value) : value);

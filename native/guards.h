@@ -7,6 +7,7 @@
 #pragma once
 
 #include "native.h"
+#include "pointers.h"
 
 #include <cstdint>
 #include <memory>
@@ -84,10 +85,7 @@ class HeldSlots {
   PyObject* object(size_t k) const;
 
  private:
-  static constexpr size_t FEW = 16;
-  PyObject* few_[FEW];
-  std::vector<PyObject*> many_;
-  PyObject** values_;  // owned, inline ones marked
+  Pointers<PyObject*> values_;  // owned, inline ones marked
   size_t count_;
 };
 

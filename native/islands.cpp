@@ -12,27 +12,12 @@
 #include "dispatch.h"
 #include "entry.h"
 #include "guards.h"
+#include "pointers.h"
 
 #include <vector>
 
 namespace accel {
 namespace {
-
-// A list of roots that lives on the C stack while it is short.
-class Roots {
- public:
-  explicit Roots(size_t count) {
-    if (count > FEW) many_.resize(count);
-    data_ = count > FEW ? many_.data() : few_;
-  }
-  PyObject** data() { return data_; }
-
- private:
-  static constexpr size_t FEW = 48;
-  PyObject* few_[FEW];
-  std::vector<PyObject*> many_;
-  PyObject** data_;
-};
 
 bool broken_landing() {
   PyErr_SetString(PyExc_SystemError, "a node's variant has a landing that does not fit");
@@ -120,9 +105,9 @@ PyObject* py_node(PyObject*, PyObject* number) {
   _PyInterpreterFrame* frame = calling_frame(PyThreadState_Get());
   if (!frame) return PyErr_Format(PyExc_TypeError, "node() is called by functions only");
   size_t count = frame_local_count(frame) + static_cast<size_t>(entry->stack_depth);
-  Roots roots(count);
+  Pointers<PyObject*> roots(count);
   PyObject** locals = frame_locals(frame);
-  for (size_t k = 0; k < count; k++) roots.data()[k] = locals[k];
+  for (size_t k = 0; k < count; k++) roots[k] = locals[k];
   PyObject* served = dispatch_call(entry, roots.data(), count, frame_function(frame));
   if (!served || served == run_body) return served;
   PyObject* answer = land(frame, served);

@@ -604,15 +604,15 @@ void suspend(Session* s, bool on) {
 // land(number, depth): Python goes on here; the stretch that is being recorded ends.
 PyObject* t_land(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (!expect(count, 2, "land")) return nullptr;
-  bool recorded = live();
+  Session* s = session;
   // A stretch that is void by now has left its stand-ins in the frame.
-  if (!session || !session->islands || !(recorded || session->displaced)) Py_RETURN_NONE;
-  if (session->in_recorder) Py_RETURN_NONE;
-  session->displaced = false;
+  bool recorded = live();
+  if (!s || !s->islands || s->in_recorder || !(recorded || s->displaced)) Py_RETURN_NONE;
+  s->displaced = false;
   PyObject* answer = ask_islands("at_landing", args);
-  if (recorded) suspend(session, true);
+  if (recorded) suspend(s, true);
   if (!answer && PyErr_Occurred()) return nullptr;
-  bool ok = !answer || answer == Py_None || set_calling_frame_values(answer);
+  bool ok = !answer || set_calling_frame_values(answer);
   Py_XDECREF(answer);
   if (!ok) return nullptr;
   Py_RETURN_NONE;

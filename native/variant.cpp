@@ -12,6 +12,7 @@
 #include "forced_failures.h"
 #include "guards.h"
 #include "lifted.h"
+#include "pointers.h"
 #include "signals.h"
 #include "tensors.h"
 
@@ -21,9 +22,9 @@
 
 namespace accel {
 
-enum class ResultKind : uint8_t { tensor, tuple, parts, constant, call };
+enum class ResultKind : uint8_t { tensor, parts, constant, call };
 
-// One element of a tuple that is a result.
+// The result, or one element of a tuple that is the result.
 struct Part {
   PyObject* constant = nullptr;  // borrowed from the payload; NULL: an output or a slot
   bool is_slot = false;
@@ -41,9 +42,8 @@ struct Variant {
   const AmbientState* state;  // inside ambient
   const Executor* native;     // inside executor; NULL for a callable
   std::vector<int32_t>* inputs;
-  std::vector<int32_t>* picks;   // outputs that make the result
+  std::vector<Part>* parts;      // what makes the result; one, where it is a tensor
   std::vector<int32_t>* needed;  // slots that parts are, or that a call reads; NULL: any
-  std::vector<Part>* parts;
   ResultKind kind;
   long hits, guard_failures, ambient_failures, misspeculations, errors;
   long eager_runs;   // so many calls that this variant would serve are given to on_call
@@ -72,24 +72,6 @@ struct AmbientObject {
 };
 
 Variant* self_of(PyObject* self) { return reinterpret_cast<Variant*>(self); }
-
-// A list of pointers that lives on the stack while it is short.
-template <typename T>
-class Pointers {
- public:
-  explicit Pointers(size_t count) {
-    if (count > INLINE) many_.resize(count);
-    data_ = count > INLINE ? many_.data() : few_;
-  }
-  T& operator[](size_t index) { return data_[index]; }
-  T* data() { return data_; }
-
- private:
-  static constexpr size_t INLINE = 48;
-  T few_[INLINE];
-  std::vector<T> many_;
-  T* data_;
-};
 
 // The input tensors' Python objects, held; the graph's inputs that are lifted numbers come
 // behind them.
@@ -292,19 +274,12 @@ PyObject* tuple_of_parts(const Variant* v, const HeldSlots& slots, const Outputs
 PyObject* make_result(Variant* v, const GuardCheck& check, const HeldSlots& slots,
                       const Outputs& outputs) {
   switch (v->kind) {
-    case ResultKind::tensor: return outputs.get(static_cast<size_t>((*v->picks)[0]));
+    case ResultKind::tensor: return outputs.get((*v->parts)[0].index);
     case ResultKind::constant: return Py_NewRef(v->payload);
     case ResultKind::call: return call_finish(v, check, outputs);
     case ResultKind::parts: return tuple_of_parts(v, slots, outputs);
-    case ResultKind::tuple: break;
   }
-  PyObject* tuple = PyTuple_New(static_cast<Py_ssize_t>(v->picks->size()));
-  for (size_t k = 0; tuple && k < v->picks->size(); k++) {
-    PyObject* output = outputs.get(static_cast<size_t>((*v->picks)[k]));
-    if (output) PyTuple_SET_ITEM(tuple, static_cast<Py_ssize_t>(k), output);
-    else Py_CLEAR(tuple);
-  }
-  return tuple;
+  Py_UNREACHABLE();
 }
 
 // ---- measuring ---------------------------------------------------------------------
@@ -371,37 +346,46 @@ bool take_call(Variant* v, PyObject* result, size_t slots) {
   return take_indices(PyTuple_GET_ITEM(result, 2), slots, "slot", *v->needed);
 }
 
+// The one number in `object`, appended to `into`.
+bool take_index(PyObject* object, size_t limit, const char* what, std::vector<int32_t>& into) {
+  PyObject* one = PyTuple_Pack(1, object);
+  bool ok = one && take_indices(one, limit, what, into);
+  Py_XDECREF(one);
+  return ok;
+}
+
+bool take_output(PyObject* number, std::vector<Part>& parts) {
+  std::vector<int32_t> output;
+  if (!take_index(number, ANY_OUTPUT, "output", output)) return false;
+  parts.push_back({nullptr, false, static_cast<size_t>(output[0])});
+  return true;
+}
+
 // A part is ("output", k), ("slot", s) or ("const", object).
 bool take_part(Variant* v, PyObject* spec, size_t slots) {
   bool shaped = PyTuple_Check(spec) && PyTuple_GET_SIZE(spec) == 2 &&
                 PyUnicode_Check(PyTuple_GET_ITEM(spec, 0));
   const char* kind = shaped ? PyUnicode_AsUTF8(PyTuple_GET_ITEM(spec, 0)) : "";
   if (!kind) return false;
-  Part part;
-  if (std::strcmp(kind, "const") == 0) {
-    part.constant = PyTuple_GET_ITEM(spec, 1);
-  } else if (std::strcmp(kind, "slot") == 0 || std::strcmp(kind, "output") == 0) {
-    part.is_slot = kind[0] == 's';
-    std::vector<int32_t> output;
-    PyObject* one = PyTuple_Pack(1, PyTuple_GET_ITEM(spec, 1));
-    bool ok = one && (part.is_slot ? take_indices(one, slots, "slot", *v->needed)
-                                   : take_indices(one, ANY_OUTPUT, "output", output));
-    Py_XDECREF(one);
-    if (!ok) return false;
-    part.index = part.is_slot ? v->needed->size() - 1 : static_cast<size_t>(output[0]);
-  } else {
-    PyErr_Format(PyExc_ValueError, "a part is an output, a slot or a const, not %R", spec);
-    return false;
+  PyObject* operand = shaped ? PyTuple_GET_ITEM(spec, 1) : nullptr;
+  if (std::strcmp(kind, "output") == 0) return take_output(operand, *v->parts);
+  if (std::strcmp(kind, "slot") == 0) {
+    if (!take_index(operand, slots, "slot", *v->needed)) return false;
+    v->parts->push_back({nullptr, true, v->needed->size() - 1});
+    return true;
   }
-  v->parts->push_back(part);
-  return true;
+  if (std::strcmp(kind, "const") == 0) {
+    v->parts->push_back({operand, false, 0});
+    return true;
+  }
+  PyErr_Format(PyExc_ValueError, "a part is an output, a slot or a const, not %R", spec);
+  return false;
 }
 
 bool take_parts(Variant* v, PyObject* specs, size_t slots) {
   v->kind = ResultKind::parts;
   v->payload = PySequence_Tuple(specs);
   v->needed = new std::vector<int32_t>();
-  v->parts = new std::vector<Part>();
   bool ok = v->payload != nullptr;
   for (Py_ssize_t k = 0; ok && k < PyTuple_GET_SIZE(v->payload); k++) {
     ok = take_part(v, PyTuple_GET_ITEM(v->payload, k), slots);
@@ -422,21 +406,14 @@ bool take_result(Variant* v, PyObject* result, size_t slots) {
       v->payload = Py_NewRef(operand);
       return true;
     }
-    if (std::strcmp(kind, "tuple") == 0) {
-      v->kind = ResultKind::tuple;
-      return take_indices(operand, ANY_OUTPUT, "output", *v->picks);
-    }
     if (std::strcmp(kind, "tensor") == 0) {
       v->kind = ResultKind::tensor;
-      PyObject* one = PyTuple_Pack(1, operand);
-      bool ok = one && take_indices(one, ANY_OUTPUT, "output", *v->picks);
-      Py_XDECREF(one);
-      return ok;
+      return take_output(operand, *v->parts);
     }
   }
   if (!PyErr_Occurred()) {
     PyErr_Format(PyExc_ValueError,
-                 "a result is (\"tensor\", k), (\"tuple\", [k, ...]), (\"parts\", [part, ...]), "
+                 "a result is (\"tensor\", k), (\"parts\", [part, ...]), "
                  "(\"const\", object) or (\"call\", finish[, slots]), not %R",
                  result);
   }
@@ -474,7 +451,7 @@ PyObject* variant_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
   v->native = native;
   v->gradient = gradient == Py_None ? nullptr : Py_NewRef(gradient);
   v->inputs = new std::vector<int32_t>();
-  v->picks = new std::vector<int32_t>();
+  v->parts = new std::vector<Part>();
   size_t slots = slot_count(*program);
   bool ok = take_indices(inputs, slots, "slot", *v->inputs) && take_result(v, result, slots);
   if (ok && numbers != Py_None) {
@@ -515,7 +492,6 @@ void variant_dealloc(PyObject* self) {
   Py_XDECREF(v->landing);
   delete v->lifted;
   delete v->inputs;
-  delete v->picks;
   delete v->needed;
   delete v->parts;
   delete[] v->probes;

@@ -307,8 +307,6 @@ def result_plan(
             return ("tensor", spec[1])
         if spec[0] == "make" and spec[2][:2] == ("sequence", tuple):
             parts = spec[2][2]
-            if all(part[0] == "output" for part in parts):
-                return ("tuple", [part[1] for part in parts])
             if all(part[0] in ("output", "slot", "const") for part in parts):
                 return (
                     "parts",

@@ -61,7 +61,12 @@ class Doubler:
         self.gradient = native.Gradient(self.spec, self.forward, self.backward, self.recompute)
         guards = native.GuardProgram([("TENSOR", -1, 0, torch.zeros(8, requires_grad=True))], 2)
         self.variant = native.Variant(
-            guards, native.Ambient(), self.forward, [0], ("tuple", [0, 1]), self.gradient
+            guards,
+            native.Ambient(),
+            self.forward,
+            [0],
+            ("parts", [("output", 0), ("output", 1)]),
+            self.gradient,
         )
 
     def recompute(self, inputs: Any, grads: Any, create_graph: Any, random_state: Any) -> Any:
@@ -240,7 +245,12 @@ def test_errors_of_recomputing_are_the_programs(library: str) -> None:
 
     gradient = native.Gradient(doubler.spec, doubler.forward, doubler.backward, fail)
     doubler.variant = native.Variant(
-        doubler.variant.guards, native.Ambient(), doubler.forward, [0], ("tuple", [0, 1]), gradient
+        doubler.variant.guards,
+        native.Ambient(),
+        doubler.forward,
+        [0],
+        ("parts", [("output", 0), ("output", 1)]),
+        gradient,
     )
     y, _z = doubler(leaf())
     with pytest.raises(ZeroDivisionError, match="mine"):
@@ -286,7 +296,12 @@ def test_a_node_keeps_what_it_needs_and_no_longer(library: str) -> None:
     alive = weakref.ref(never)
     gradient = native.Gradient(doubler.spec, doubler.forward, doubler.backward, never)
     doubler.variant = native.Variant(
-        doubler.variant.guards, native.Ambient(), doubler.forward, [0], ("tuple", [0, 1]), gradient
+        doubler.variant.guards,
+        native.Ambient(),
+        doubler.forward,
+        [0],
+        ("parts", [("output", 0), ("output", 1)]),
+        gradient,
     )
     x = leaf()
     y, z = doubler(x)

@@ -78,7 +78,11 @@ def test_tensor_result() -> None:
 
 
 def test_tuple_result_keeps_identity() -> None:
-    entry = entry_of(variant(lambda i: (i[0] + 1, i[0] + 2), ("tuple", [1, 0, 1])))
+    entry = entry_of(
+        variant(
+            lambda i: (i[0] + 1, i[0] + 2), ("parts", [("output", 1), ("output", 0), ("output", 1)])
+        )
+    )
     first, second, third = call(entry, X)
     assert torch.equal(second, X + 1) and torch.equal(first, X + 2) and first is third
 
@@ -582,7 +586,7 @@ def test_no_leaks(library: str) -> None:
 
     entries = [
         entry_of(variant(plan)),
-        entry_of(variant(plan, ("tuple", [0, 0]))),
+        entry_of(variant(plan, ("parts", [("output", 0), ("output", 0)]))),
         entry_of(variant(plan, ("call", finish))),
         entry_of(variant(plan, ("const", X))),
         entry_of(variant(plus(1))),
