@@ -36,7 +36,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class CallRow:
-    """One row of the table; targets are of issue 2's "Numbers"."""
+    """One row of the table, with the ratio that it has to reach."""
 
     name: str
     title: str

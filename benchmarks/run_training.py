@@ -22,40 +22,45 @@ from run_call import accel_present
 from torch import nn
 
 SEED = 0
-SETTLING_CALLS = 14
-AGREE_STEPS = 3
+SETTLING_CALLS = 17
 LOSS_TOLERANCE = 1e-3  # relative, after the steps that bring compiled code in
 
 Step = Callable[[], Any]
 
 
+Made = tuple[Any, Callable[[Any], Any]]
+
+
 @dataclass(frozen=True)
 class TrainingRow:
-    """`make(fused)` gives (model, step over a callable model, optimizer or None)."""
+    """`make(fused)` gives a model and a step, which takes the model as it is to be called."""
 
     name: str
-    make: Callable[[bool], tuple[Any, Callable[[Any], Any], Any]]
+    make: Callable[[bool], Made]
     rounds: int
     competitors: tuple[str, ...]
 
 
-def _mlp(fused: bool) -> tuple[Any, Callable[[Any], Any], Any]:
-    layers = [part for _ in range(10) for part in (nn.Linear(256, 256), nn.ReLU())]
-    model = nn.Sequential(*layers)
-    x, y = torch.randn(64, 256), torch.randn(64, 256)
+def _training(model: nn.Module, loss_of: Callable[[Any], torch.Tensor], fused: bool) -> Made:
     optimizer = torch.optim.AdamW(model.parameters(), fused=True if fused else None)
 
-    def step(model: Any) -> Any:
-        loss = F.mse_loss(model(x), y)
+    def step(model: Any) -> torch.Tensor:
+        loss = loss_of(model)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         return loss.detach()
 
-    return model, step, optimizer
+    return model, step
 
 
-def _bert(fused: bool) -> tuple[Any, Callable[[Any], Any], Any]:
+def _mlp(fused: bool) -> Made:
+    layers = [part for _ in range(10) for part in (nn.Linear(256, 256), nn.ReLU())]
+    x, y = torch.randn(64, 256), torch.randn(64, 256)
+    return _training(nn.Sequential(*layers), lambda model: F.mse_loss(model(x), y), fused)
+
+
+def _bert(fused: bool) -> Made:
     from transformers import BertConfig, BertForSequenceClassification
 
     config = BertConfig(
@@ -63,46 +68,37 @@ def _bert(fused: bool) -> tuple[Any, Callable[[Any], Any], Any]:
     )
     model = BertForSequenceClassification(config).train()
     tokens, labels = torch.randint(0, 30000, (4, 64)), torch.randint(0, 2, (4,))
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True if fused else None)
-
-    def step(model: Any) -> Any:
-        loss = model(tokens, labels=labels).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss.detach()
-
-    return model, step, optimizer
+    return _training(model, lambda model: model(tokens, labels=labels).loss, fused)
 
 
-def _adamw(fused: bool) -> tuple[Any, Callable[[Any], Any], Any]:
+def _adamw(fused: bool) -> Made:
     parameters = [nn.Parameter(torch.randn(64, 64)) for _ in range(200)]
     for p in parameters:
         p.grad = torch.randn_like(p)
     optimizer = torch.optim.AdamW(parameters, fused=True if fused else None)
 
-    def step(_model: Any) -> Any:
+    def step(_model: Any) -> torch.Tensor:
         optimizer.step()
         return parameters[0].detach()
 
-    return None, step, optimizer
+    return None, step
 
 
-def _tiny(backward: bool, fused: bool) -> tuple[Any, Callable[[Any], Any], Any]:
+def _tiny(backward: bool, fused: bool) -> Made:
     x = torch.randn(8, 16, requires_grad=True)
     y, gradient = torch.randn(8, 16), torch.randn(8, 16)
 
     def three_pointwise(x: Any, y: Any) -> Any:
         return torch.relu(x * y + 1.0)
 
-    def step(function: Any) -> Any:
+    def step(function: Any) -> torch.Tensor:
         out = function(x, y)
         if backward:
             x.grad = None
             out.backward(gradient)
         return out.detach()
 
-    return three_pointwise, step, None
+    return three_pointwise, step
 
 
 ALL = ("eager", "eager fused", "compiled model", "compiled model fused", "compiled step", "accel")
@@ -121,9 +117,9 @@ TRAINING_ROWS = {
 
 
 def competitor(row: TrainingRow, name: str) -> tuple[Competitor, list[float]]:
-    """A competitor that has settled, and the losses of its first steps."""
+    """A competitor that has settled, and the losses of the steps that settle it."""
     torch.manual_seed(SEED)
-    model, step, _ = row.make(name.endswith("fused"))
+    model, step = row.make(name.endswith("fused"))
     call: Step = functools.partial(step, model)
     if name.startswith("compiled model"):
         call = functools.partial(step, torch.compile(model))
@@ -131,7 +127,7 @@ def competitor(row: TrainingRow, name: str) -> tuple[Competitor, list[float]]:
         call = functools.partial(torch.compile(step), model)
     elif name == "accel":
         return _accel(row, model, step)
-    losses = [float(call().sum()) for _ in range(AGREE_STEPS + SETTLING_CALLS)]
+    losses = [float(call().sum()) for _ in range(SETTLING_CALLS)]
     return Competitor(name, call), losses
 
 
@@ -148,7 +144,7 @@ def _accel(
     else:
         call = functools.partial(accel.optimize(step), model)
     losses = []
-    for _ in range(AGREE_STEPS + SETTLING_CALLS):
+    for _ in range(SETTLING_CALLS):
         losses.append(float(call().sum()))
         accel.wait(120)
     driver.current.unpatch()

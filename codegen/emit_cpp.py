@@ -14,6 +14,7 @@ from typing import Any
 
 from accel.codegen import loop_ir as ir
 from accel.codegen.affine import Affine
+from accel.codegen.emitted_lines import Lines
 from accel.codegen.scalar_ops import SCALAR_OPS
 from accel.codegen.symbols import hint, is_same, is_symbolic
 
@@ -91,35 +92,16 @@ def identity(kind: str, type_: str) -> str:
     return {"sum": "0", "prod": "1", "any": "0", "all": "-1"}[kind]
 
 
-class _Emitter:
+class _Emitter(Lines):
     def __init__(self, kernel: ir.Kernel, lanes: int, name: str) -> None:
+        super().__init__()
         self.kernel, self.lanes, self.name = kernel, lanes, name
-        self.lines: list[str] = []
-        self.names: dict[str, str] = {}
-        self.counts: dict[str, int] = {}
         self.types: dict[str, str] = {}
         self.accumulators: dict[str, tuple[str, str, int, bool]] = {}
         self.tables: list[str] = []
         self.tiles: dict[str, str] = {}  # pointer of a strided load -> its tile
         self.rounded: set[str] = set()  # locals that are rounded to bfloat16
         self.in_vector = False
-        self.depth = 1
-
-    def line(self, text: str) -> None:
-        self.lines.append("  " * self.depth + text)
-
-    def rename(self, name: str, prefix: str) -> str:
-        if name not in self.names:
-            number = self.counts.get(prefix, 0)
-            self.counts[prefix] = number + 1
-            self.names[name] = f"{prefix}{number}"
-        return self.names[name]
-
-    def var(self, name: str) -> str:
-        return self.rename(name, "i")
-
-    def local(self, name: str) -> str:
-        return self.rename(name, "v")
 
     # ------------------------------------------------------------ function
 

@@ -16,6 +16,7 @@ from typing import Any
 from accel import expressions
 from accel.codegen import loop_ir as ir
 from accel.codegen.affine import Affine
+from accel.codegen.emitted_lines import Lines
 from accel.codegen.scalar_ops import SCALAR_OPS
 from accel.codegen.symbols import is_same, is_symbolic
 from accel.codegen.tiles import Tiles, accesses
@@ -80,12 +81,12 @@ def identity(kind: str, type_: str) -> Any:
     return {"sum": 0, "prod": 1, "any": False, "all": True}[kind]
 
 
-class _Emitter:
+class _Emitter(Lines):
+    INDENT = "    "
+
     def __init__(self, kernel: ir.Kernel, tiles: Tiles) -> None:
+        super().__init__()
         self.kernel, self.tiles = kernel, tiles
-        self.lines: list[str] = []
-        self.names: dict[str, str] = {}
-        self.counts: dict[str, int] = {}
         self.accumulators: dict[str, tuple[str, str]] = {}  # name -> kind, type
         self.available: set[str] = set()  # locals that exist where the next line stands
         self.loaded: dict[str, str] = {}  # text of a load -> the local with its value, likewise
@@ -94,23 +95,6 @@ class _Emitter:
         self.in_row = False
         self.stored: set[int] = set()  # parameters that an earlier phase has written
         self.wide = self._is_wide()
-        self.depth = 1
-
-    def line(self, text: str) -> None:
-        self.lines.append("    " * self.depth + text)
-
-    def rename(self, name: str, prefix: str) -> str:
-        if name not in self.names:
-            number = self.counts.get(prefix, 0)
-            self.counts[prefix] = number + 1
-            self.names[name] = f"{prefix}{number}"
-        return self.names[name]
-
-    def var(self, name: str) -> str:
-        return self.rename(name, "i")
-
-    def local(self, name: str) -> str:
-        return self.rename(name, "v")
 
     def _is_wide(self) -> bool:
         """Whether positions need 64 bits."""

@@ -17,12 +17,12 @@ aten = torch.ops.aten
 
 # By name, all overloads: beside those that have a lowering or are tagged as pointwise.
 _TOTAL = frozenset({
-    "_adaptive_avg_pool2d", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
+    "_adaptive_avg_pool2d", "_log_softmax_backward_data", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
     "_scaled_dot_product_flash_attention_for_cpu", "_softmax_backward_data", "_to_copy", "all",
     "amax", "amin", "aminmax", "any", "argmax", "argmin", "argsort", "avg_pool1d", "baddbmm", "bmm",
     "cat", "clone", "convolution_backward", "cummax", "cummin", "cumprod", "cumsum", "dot", "empty",
     "empty_like", "empty_strided", "expand", "flip", "full", "full_like", "lift_fresh_copy",
-    "linspace", "log_softmax_backward_data", "logcumsumexp", "logsumexp", "max", "max_pool2d",
+    "linspace", "logcumsumexp", "logsumexp", "max", "max_pool2d",
     "mean", "min", "mv", "native_batch_norm", "native_batch_norm_backward", "native_group_norm",
     "native_layer_norm", "native_layer_norm_backward", "nonzero", "norm", "ones", "ones_like",
     "roll", "scalar_tensor", "sort", "stack", "std", "std_mean", "sum", "topk", "tril_indices",

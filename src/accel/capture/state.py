@@ -59,11 +59,17 @@ class Effect:
     operands: tuple[Any, ...]
 
 
-def running_frame() -> types.FrameType:
+def _innermost() -> types.FrameType | None:
     """The innermost frame that is not accel's own."""
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith(branches.PACKAGE_FILES):
         frame = frame.f_back
+    return frame
+
+
+def running_frame() -> types.FrameType:
+    """The innermost frame that is not accel's own."""
+    frame = _innermost()
     if frame is None:
         raise Void("foreign_frame", "no frame of the program's")
     return frame
@@ -71,9 +77,7 @@ def running_frame() -> types.FrameType:
 
 def user_location() -> str:
     """`file:line` of the innermost frame that is not accel's own."""
-    frame: types.FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(branches.PACKAGE_FILES):
-        frame = frame.f_back
+    frame = _innermost()
     return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else "?"
 
 
