@@ -75,7 +75,6 @@ class _JointTracer(Tracer):
 
     def _run_operations(self, values: dict[str, Any]) -> None:
         for o in self.source.operations:
-            self.location = o.location
             records = o.name not in self.gradients.no_grad
             with torch.set_grad_enabled(records), _plain_rnn(o.target):
                 values[o.name] = self._run_operation(o, values)
@@ -116,7 +115,7 @@ class _JointTracer(Tracer):
             for i, (name, _) in enumerate(self.source.inputs)
             if name in self.gradients.inputs
         ]
-        self.location = "backward"
+        self.location, self.origin = "backward", ""
         with self.fake_mode, self:
             try:
                 grads = torch.autograd.grad(

@@ -7,6 +7,7 @@ node without a row in `LOWERINGS`, or whose row declines, calls its ATen operato
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,11 +18,13 @@ from accel.codegen import lowerings_shapes as shapes
 from accel.codegen.build import vector_bytes
 from accel.codegen.builder import Builder, Unsupported
 from accel.codegen.convolutions import lower_convolution
+from accel.codegen.loop_ir import VALUE_TYPE
 from accel.codegen.options import CodegenOptions, CompileError
 from accel.codegen.products import PRODUCTS, lower_product
 from accel.codegen.program import ExternNode, LoopNode, Program, TemplateNode, reads, writes
 from accel.codegen.targets import Target
-from accel.codegen.tensor_graph import Node, TensorGraph, View
+from accel.codegen.tensor_graph import Node, TensorGraph, View, map_views
+from accel.errors import untraceable
 
 aten = torch.ops.aten
 Lowering = Callable[[Builder, Node, View], None]
@@ -103,11 +106,22 @@ def lower_graph(graph: TensorGraph, options: CodegenOptions, target: Target) -> 
     return program
 
 
+def _moved(node: Node, outs: list[View | None]) -> tuple[Node, list[View | None]]:
+    """A copy or a write of a dtype without arithmetic moves integers of its width instead."""
+    views = [*(o for o in outs if o is not None), *node.views()]
+    if len({v.dtype for v in views}) > 1 or views[0].dtype in VALUE_TYPE:
+        return node, outs
+    bits = replace(node, args=map_views(node.args, lambda v: v.bits))
+    return bits, [None if o is None else o.bits for o in outs]
+
+
 def _lower_node(b: Builder, node: Node, products: bool) -> None:
     mark = len(b.program.steps)
     known = dict(b.definitions), dict(b.inlinable), dict(b.packed_rows)
     try:
         outs = [None if r is None else b.program.graph.buffers[r].view for r in node.results]
+        if isinstance(node.target, str):
+            node, outs = _moved(node, outs)
         if node.target in MULTIPLE:
             b.supported(*(o for o in outs if o is not None))
             MULTIPLE[node.target](b, node, outs)
@@ -123,7 +137,8 @@ def _lower_node(b: Builder, node: Node, products: bool) -> None:
         del b.program.steps[mark:]
         b.definitions, b.inlinable, b.packed_rows = known
         if isinstance(node.target, str):
-            raise CompileError(f"{node.target} at {node.location}: {why}") from None
+            target = node.origin or node.target
+            raise CompileError(untraceable(target, node.location, str(why))) from None
         b.program.steps.append(_extern(node))
 
 

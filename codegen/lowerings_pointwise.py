@@ -411,6 +411,8 @@ LOGICAL: dict[Any, str] = {
 
 def lower_formula(b: Builder, node: Node, out: View) -> None:
     count, formula = FORMULAS[node.target]
+    if out.dtype in _SIXTEEN_BITS and _rounds_a_quotient(node):
+        raise Unsupported("a whole quotient of 16-bit numbers")  # ATen rounds between its steps
     type_ = _result_type(out)
     kwargs = {k: v for k, v in node.kwargs.items() if k not in _METADATA_KEYWORDS}
 
@@ -423,6 +425,12 @@ def lower_formula(b: Builder, node: Node, out: View) -> None:
         return formula(*operands, *node.args[count:], **named)
 
     b.pointwise(out, value)
+
+
+def _rounds_a_quotient(node: Node) -> bool:
+    if node.target in (aten.div.Tensor_mode, aten.div.Scalar_mode):
+        return node.kwargs.get("rounding_mode") is not None
+    return node.target in (aten.floor_divide.default, aten.floor_divide.Scalar)
 
 
 # Whose numbers ATen keeps in float for 16-bit tensors; others are rounded to the tensor's dtype.

@@ -353,6 +353,7 @@ _SCALAR_ARGUMENTS: list[tuple[Any, Any]] = [
     (Dim, lambda v: {"i": _plain(v)}),
     (int, lambda v: {"i": v}),
     (float, lambda v: {"f": _float_text(v)}),
+    (complex, lambda v: {"c": [_float_text(v.real), _float_text(v.imag)]}),
     (str, lambda v: {"s": v}),
     (torch.dtype, lambda v: {"dtype": str(v).removeprefix("torch.")}),
     (torch.device, lambda v: {"device": str(v)}),

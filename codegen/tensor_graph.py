@@ -8,12 +8,14 @@ changes; every tensor is a `View`, a strided look at one buffer.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from accel.codegen.symbols import SymbolSpace
+
+_INTEGERS = {1: "uint8", 2: "int16", 4: "int32", 8: "int64"}  # by bytes
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,15 @@ class View:
         for s in self.sizes:
             count *= s
         return count
+
+    @property
+    def bits(self) -> View:
+        """The same memory as integers: what is only moved needs no arithmetic of its dtype."""
+        bytes_ = int(getattr(torch, self.dtype).itemsize)
+        if bytes_ <= 8:
+            return replace(self, dtype=_INTEGERS[bytes_])
+        pairs = tuple(s * 2 for s in self.strides)
+        return View(self.buffer, (*self.sizes, 2), (*pairs, 1), self.offset * 2, _INTEGERS[8])
 
 
 @dataclass
@@ -67,6 +78,7 @@ class Node:
     result_is_list: bool = False
     operand_dtype: str = ""  # what the operands promote to, where ATen would promote
     location: str = ""
+    origin: str = ""  # the recorded operation that it is a part of
 
     def views(self) -> Iterator[View]:
         yield from nested_views((self.args, self.kwargs))

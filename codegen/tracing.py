@@ -8,8 +8,8 @@ recorded sizes, strides, dtypes and storage offsets, so the operations are eager
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from accel import allowed
 from accel.codegen import indexing
 from accel.codegen.decompositions import DECOMPOSITIONS
+from accel.codegen.loop_ir import VALUE_TYPE
 from accel.codegen.options import CompileError
 from accel.codegen.result_shapes import RESULTS
 from accel.codegen.symbols import hint, is_symbolic
@@ -33,8 +34,8 @@ from accel.codegen.tensor_graph import (
     is_random,
     span,
 )
-from accel.errors import untraceable
-from accel.trace import SegmentGraph, TensorMeta, map_values, resolve
+from accel.errors import untraceable, untraceable_operation
+from accel.trace import Operation, SegmentGraph, TensorMeta, map_values, resolve
 
 if TYPE_CHECKING:
     from accel.codegen.shape_space import ShapeSpace
@@ -96,7 +97,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         self.graph = TensorGraph()
         self.storages: dict[int, _Storage] = {}
         self.alive: list[Any] = []  # storages are known by address: none may be freed
-        self.location = ""
+        self.location = self.origin = ""  # of the recorded operation that runs
         self.device: str | None = None
         self.unversioned = False  # writes that no schema mentions are going on
         # Torch's shape environment is only imported for graphs that need it.
@@ -139,7 +140,6 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
     def _run_operations(self, values: dict[str, Any]) -> None:
         hints, predicates = self._known_numbers()
         for o in self.source.operations:
-            self.location = o.location
             value = values[o.name] = self._run_operation(o, values)
             if o.name in hints and self.shapes is not None:
                 self.shapes.check_hint(o.name, value, hints[o.name])
@@ -167,8 +167,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
 
     def _finish(self, values: dict[str, Any]) -> None:
         """Outputs, speculations and commits."""
+        makers = {o.name: o for o in self.source.operations}
         for name, meta in zip(self.source.outputs, self.source.output_metas, strict=True):
-            self.graph.outputs.append(self._output(name, values[name], meta))
+            with self._blaming(makers.get(name)):
+                self.graph.outputs.append(self._output(name, values[name], meta))
         for name, expected in self.source.speculations:
             self.graph.speculations.append((self._speculated(values[name]), expected))
         for state in list(self.storages.values()):
@@ -186,7 +188,23 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
                 result = self._copied(commit.value, contiguous_strides(commit.value.sizes))
                 commit.value = result
 
-    def _run_operation(self, o: Any, values: dict[str, Any]) -> Any:
+    @contextmanager
+    def _blaming(self, o: Operation | None) -> Iterator[None]:
+        """Errors in the context name the operation `o`, which can be left to Python then."""
+        try:
+            yield
+        except CompileError as error:
+            why = str(error)
+            if o is None or untraceable_operation(why) is not None:
+                raise
+            raise CompileError(untraceable(o.target, o.location, why)) from error
+
+    def _run_operation(self, o: Operation, values: dict[str, Any]) -> Any:
+        self.location, self.origin = o.location, o.target
+        with self._blaming(o):
+            return self._answer(o, values)
+
+    def _answer(self, o: Operation, values: dict[str, Any]) -> Any:
         args, kwargs = (map_values(v, lambda ref: values[ref.name]) for v in (o.args, o.kwargs))
         try:
             if o.target in _CHECKED:
@@ -247,6 +265,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         self.graph.output_identity.append(id(value))
         self.graph.output_detached.append(value._base is None)
         self.alive.append(value)
+        if value.is_conj() or value.is_neg():
+            raise CompileError(f"output {name} is lazily conjugated or negated")
         view = self.view_of(value)
         state = self.storages[_key(value)]
         if state.input is not None:  # its memory is the input's, after the commit as well
@@ -266,8 +286,13 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
 
     def _copied(self, view: View, strides: tuple[int, ...]) -> View:
         result = self.graph.new_buffer(span(view.sizes, strides), view.dtype, view.sizes, strides)
-        self.graph.nodes.append(Node("copy", (view,), {}, [result.id]))
+        self._note("copy", (view,), result.id)
         return result.view
+
+    def _note(self, target: Any, args: tuple[Any, ...], result: int, **kwargs: Any) -> None:
+        """A node that no operation of ATen's stands for as it is."""
+        node = Node(target, args, kwargs, [result], location=self.location, origin=self.origin)
+        self.graph.nodes.append(node)
 
     def _speculated(self, value: Any) -> View:
         if not isinstance(value, torch.Tensor) or value.numel() != 1:
@@ -347,6 +372,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
             isinstance(out, list),
             _promoted(func, args),
             self.location,
+            self.origin,
         )
         for t, is_fresh in zip(outs, fresh, strict=True):
             if isinstance(t, torch.Tensor) and not is_fresh and _key(t) in self.storages:
@@ -385,16 +411,17 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         if source.dim() or source.device.type != "cpu" or self.device is None:
             self._place(str(source.device))
         with _disable_current_modes():
-            copy = source.detach().clone().contiguous()
-            values = tuple(copy.flatten().tolist())
+            copy = source.detach().clone().contiguous().resolve_conj()
+            flat = copy.flatten()
+            dtype, sizes = _dtype_name(copy.dtype), tuple(copy.shape)
+            if dtype not in VALUE_TYPE:  # kept as bits
+                like = View(0, sizes, contiguous_strides(sizes), 0, dtype).bits
+                dtype, sizes = like.dtype, (like.numel,)
+                flat = flat.view(getattr(torch, dtype))
+            values = tuple(flat.tolist())
         out = self.fake_mode.from_tensor(copy)
-        sizes = tuple(copy.shape)
         buffer = self.graph.new_buffer(
-            copy.numel(),
-            _dtype_name(copy.dtype),
-            sizes,
-            contiguous_strides(sizes),
-            constant=values,
+            len(values), dtype, sizes, contiguous_strides(sizes), constant=values
         )
         self.storages[_key(out)] = _Storage(buffer.id, buffer.dtype)
         self.alive += [out, copy]
@@ -417,7 +444,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         if state is None:
             raise CompileError("a tensor from outside the graph")
         if tensor.is_conj() or tensor.is_neg():
-            raise CompileError("a lazily conjugated or negated tensor")
+            tensor = self._computed(tensor)
+            state = self.storages[_key(tensor)]
         dtype = _dtype_name(tensor.dtype)
         shift = state.shift
         if dtype != state.dtype:
@@ -428,6 +456,17 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
             raise CompileError("aliasing: a view that begins before the input it was made from")
         sizes, strides = self._numbers(tensor.shape), self._numbers(tensor.stride())
         return View(state.buffer, sizes, strides, offset, dtype)
+
+    def _computed(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A lazily conjugated or negated tensor as one that holds its values."""
+        if tensor.is_conj():
+            plain, func = torch._conj(tensor), aten.conj_physical.default
+        else:
+            plain, func = torch._neg_view(tensor), aten.neg.default
+        self.alive.append(plain)
+        out = func(plain)
+        self._record(func, (plain,), {}, out)
+        return self._computed(out) if out.is_neg() else out
 
     # ------------------------------------------------------------ writes
 
@@ -471,17 +510,18 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
     def _filled(self, like: View, value: Any) -> View:
         result = self.graph.new_buffer(1, like.dtype, (), ())
         args: tuple[Any, ...] = ([], self._number(value))
-        dtype = {"dtype": getattr(torch, like.dtype)}
-        self.graph.nodes.append(Node(aten.full.default, args, dtype, [result.id]))
+        self._note(aten.full.default, args, result.id, dtype=getattr(torch, like.dtype))
         return result.view
 
     def _write(self, target: torch.Tensor, value: View) -> None:
         """The storage under `target` has `value` (broadcast, cast) there from now on."""
+        if target.is_conj() or target.is_neg():
+            raise CompileError("a write to a lazily conjugated or negated tensor")
         state = self.storages[_key(target)]
         region = self.view_of(target)
         if region.dtype != state.dtype:
             raise CompileError("a write through a view of another dtype")
-        value = _broadcast(value, region.sizes)
+        value = self._converted(_broadcast(value, region.sizes), region.dtype)
         before = self.graph.buffers[state.buffer]
         whole = _covers(region, before.numel)
         sizes, strides = (region.sizes, region.strides) if whole else (before.sizes, before.strides)
@@ -490,7 +530,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         base = None if whole else View(before.id, before.sizes, before.strides, 0, before.dtype)
         if base is not None and before.numel != _dense_numel(before.sizes):
             base = View(before.id, (before.numel,), (1,), 0, before.dtype)
-        self.graph.nodes.append(Node("write", (base, placed, value), {}, [after.id]))
+        self._note("write", (base, placed, value), after.id)
         state.buffer = after.id
         state.writes += 1
         state.versioned |= not self.unversioned
@@ -498,6 +538,18 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         state.last_write = (region, written if whole else value)
         if whole:
             state.writes = 1
+
+    def _converted(self, value: View, dtype: str) -> View:
+        """The value in `dtype`, where one of the two is complex: loops do not convert those."""
+        wanted = getattr(torch, dtype)
+        if value.dtype == dtype or not (
+            wanted.is_complex or getattr(torch, value.dtype).is_complex
+        ):
+            return value
+        strides = contiguous_strides(value.sizes)
+        result = self.graph.new_buffer(span(value.sizes, strides), dtype, value.sizes, strides)
+        self._note(aten._to_copy.default, (value,), result.id, dtype=wanted)
+        return result.view
 
 
 def _symbolic_output(name: str, view: View, meta: TensorMeta) -> View:

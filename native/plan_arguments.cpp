@@ -1,6 +1,7 @@
 // The encoded arguments of extern steps, made into what the operation's schema wants.
 #include "plan_reader.h"
 
+#include <ATen/ScalarOps.h>
 #include <ATen/core/List.h>
 #include <c10/core/Layout.h>
 #include <c10/core/MemoryFormat.h>
@@ -75,6 +76,11 @@ c10::IValue parse_constant(const std::string& tag, const py::handle& value,
     return number;
   }
   if (tag == "f") return parse_float(value, where);
+  if (tag == "c") {
+    py::list parts = as_list(value, where);
+    if (parts.size() != 2) fail(where, "a complex number has two parts");
+    return c10::complex<double>(parse_float(parts[0], where), parse_float(parts[1], where));
+  }
   if (tag == "bool") return take<bool>(value, where, "a bool");
   if (tag == "s") return name();
   if (tag == "dtype") return static_cast<int64_t>(by_name(DTYPES, name(), where));
@@ -83,6 +89,14 @@ c10::IValue parse_constant(const std::string& tag, const py::handle& value,
   if (tag == "device") return c10::Device(name());
   if (kind != Kind::ListType) fail(where, "unknown argument tag '" + tag + "'");
   return parse_list(tag, value, type->castRaw<c10::ListType>()->getElementType()->kind(), where);
+}
+
+// A number where the schema has a tensor, as torch's Python bindings make one of it: its dtype
+// counts less than that of the other operand.
+at::Tensor wrapped_number(const c10::IValue& number) {
+  at::Tensor tensor = c10::scalar_to_tensor(number.toScalar());
+  tensor.unsafeGetTensorImpl()->set_wrapped_number(true);
+  return tensor;
 }
 
 ExternArgument parse_tensor_list(const py::handle& value, const c10::TypePtr& type,
@@ -123,6 +137,9 @@ ExternArgument parse_argument(const py::dict& dict, const c10::Argument& formal,
   }
   if (tag == "bl") return parse_tensor_list(item.second, type, read_buffer, where);
   argument.value = parse_constant(tag, item.second, type, formal, where);
+  if (type->kind() == c10::TypeKind::TensorType && argument.value.isScalar()) {
+    argument.value = wrapped_number(argument.value);
+  }
   // A bool is a Scalar to torch, though not to the schema's type system.
   bool scalar = type->kind() == c10::TypeKind::NumberType && argument.value.isBool();
   if (!scalar && !argument.value.type()->isSubtypeOf(*formal.type())) {

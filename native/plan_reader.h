@@ -31,7 +31,7 @@ inline constexpr Named<at::ScalarType> DTYPES[] = {
     {"int16", at::kShort},             {"int8", at::kChar},
     {"uint8", at::kByte},              {"bool", at::kBool},
     {"complex64", at::kComplexFloat},  {"complex128", at::kComplexDouble},
-    {"uint16", at::kUInt16},           {"uint32", at::kUInt32},
+    {"complex32", at::kComplexHalf},   {"uint16", at::kUInt16},           {"uint32", at::kUInt32},
     {"uint64", at::kUInt64},           {"float8_e4m3fn", at::kFloat8_e4m3fn},
     {"float8_e5m2", at::kFloat8_e5m2},
 };

@@ -311,7 +311,7 @@ class Driver:
         self.counters.add("seconds_recording", recording.seconds)
         try:
             if recording.void is not None:
-                return self._voided(root, recording)
+                return self._voided(root, named, recording)
             recording.show(root.variation)
             if root.variation is not None and recording.graph is not None:
                 # So that no recording is spent on finding that out.
@@ -328,7 +328,9 @@ class Driver:
             root.turn.release()
         return None
 
-    def _voided(self, root: Root, recording: Recording) -> errors.GraphBreakError | None:
+    def _voided(
+        self, root: Root, named: list[Any], recording: Recording
+    ) -> errors.GraphBreakError | None:
         void = recording.void
         assert void is not None
         self.counters.add("recordings_voided")
@@ -357,7 +359,8 @@ class Driver:
             root.backoff = min(2 * root.backoff, self.limits.max_backoff_calls)
             root.entry.threshold = root.backoff
             return None
-        if root.serves_few and self.splitter.offer(root, recording):
+        function = named[-1][1]  # of a function's root; others are not split
+        if root.serves_few and self.splitter.offer(root, function, recording):
             branching.drop_variants(root)
             root.state, root.entry.threshold = "split", 1
             return None

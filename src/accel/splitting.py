@@ -41,6 +41,9 @@ CHANGES = 3  # variants that one value keeps from serving: it is Python's
 class Split:
     """What is known of a split root."""
 
+    # What recorded runs and resumable code are made of: nodes are guarded by the very code of the
+    # functions that it defines, so one serves all functions of the root. No prologue of its own.
+    code: types.CodeType
     exits: set[int] = field(default_factory=set)  # instructions of the original code
     refused: set[int] = field(default_factory=set)  # exits that no plan can have
     reasons: dict[int, str] = field(default_factory=dict)  # exit -> why, with file and line
@@ -96,14 +99,15 @@ class Splitter:
 
     # ------------------------------------------------------------- plans
 
-    def offer(self, root: Root, recording: Recording) -> bool:
-        """A plain recording met something that only Python can do: can the root be split there?"""
+    def offer(self, root: Root, function: types.FunctionType, recording: Recording) -> bool:
+        """A plain recording of a call of `function` met something that only Python can do: can the
+        root be split there?"""
         void, offset = recording.void, recording.exit_offset
         if void is None or void.kind not in segments.EXITS or offset is None or root.code is None:
             return False
         try:
             found = twin.instruction_of(root.code, {}, offset)
-            split = root.split or Split()
+            split = root.split or Split(prologue.under_prologue(function.__code__))
             split.reasons[found] = f"{reason_text(void.kind, void.detail)} ({recording.location})"
             self._plan(root, split, {found})
         except twin.RewriteError as error:
@@ -114,9 +118,7 @@ class Splitter:
         return bool(split.nodes)
 
     def _plan(self, root: Root, split: Split, found: set[int]) -> None:
-        code = root.code
-        assert code is not None
-        plan = islands.plan_islands(code, split.exits | found)
+        plan = islands.plan_islands(split.code, split.exits | found)
         points: dict[int, list[tuple[str, tuple[int, ...]]]] = {}
         for k, landing in enumerate(plan.landings):
             points.setdefault(landing.at, []).append(("land", (k, landing.depth)))
@@ -125,7 +127,9 @@ class Splitter:
         for k, at in enumerate(plan.statements):
             depth = len(plan.flow.stack(at))
             points.setdefault(at, []).append(("node", (len(plan.nodes) + k, depth)))
-        twin_code = twin.bind_twin(twin.build_twin_with(code, points), runtime.native.TRAMPOLINES)
+        twin_code = twin.bind_twin(
+            twin.build_twin_with(split.code, points), runtime.native.TRAMPOLINES
+        )
         mark_twin(twin_code)
         self._retire(root, split)
         split.exits |= found
@@ -206,8 +210,7 @@ class Splitter:
         if not spare and (not split.meters or split.wanted):
             return None
         split.meters = False
-        under = prologue.under_prologue(function.__code__)
-        return metering.metered(split.plan, split.nodes, function, under)
+        return metering.metered(split.plan, split.nodes, function, split.code)
 
     def _retire(self, root: Root, split: Split) -> None:
         hits, ops, missed, _, failures = split.totals(root)
@@ -382,9 +385,11 @@ class Splitter:
         assert split.plan is not None
         if split.calls_before < 0:
             split.calls_before = root.entry.calls
+        body = resumable.resumable(
+            split.plan, split.code, lambda k: int(split.nodes[k].entry.index)
+        )
         for function in list(split.functions):
             under = prologue.under_prologue(function.__code__)
-            body = resumable.resumable(split.plan, under, lambda k: int(split.nodes[k].entry.index))
             function.__code__ = prologue.insert_prologue(under, root.entry.index, body=body)
 
     def restore(self, root: Root) -> None:

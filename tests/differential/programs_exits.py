@@ -550,3 +550,12 @@ def _(s: Session) -> None:
     accel.optimize(part)
     for _ in range(3):
         s.call(f, x)
+
+
+@program(PROGRAMS, "equal code that was compiled again has closures of its own", expect=ANY)
+def _(s: Session) -> None:
+    w = s.watch(torch.linspace(-1, 1, 6).requires_grad_())
+    x = torch.linspace(-2, 2, 6)
+    for exit_kind in ("item", "item", "c call"):
+        f = s.root(make("closures", exit_kind))
+        s.split(f, x, w, itertools.repeat(2))

@@ -128,6 +128,9 @@ class CallEvents(BuiltinMethods):
         self.prepared[id(f)] = f
         source = self.source_of(f) or self._method_source(f, args)
         self._note_inner_codes(f.__code__)
+        # The twin defines functions without the prologues that an import hook gave them.
+        if (twin := self.twin_of(f)) is not None:
+            self._note_inner_codes(twin.__code__)
         if source is None:
             return
         if source.kind != "root":

@@ -213,6 +213,8 @@ class OperatorEvents(AttributeEvents):
         """The outcome may hang on whether two known objects are one (object.__eq__)."""
         if type(a) in CONSTANT_TYPES or type(b) in CONSTANT_TYPES:
             return
+        if is_constant(a) and is_constant(b) and not (_has_nan(a) or _has_nan(b)):
+            return
         self.is_(a, b)
 
     def is_(self, a: Any, b: Any) -> Answer:
@@ -709,3 +711,10 @@ def _c_length(value: Any) -> int:
 def _overrides(kind: type, name: str, *bases: type) -> bool:
     """True when a Python class changed what its builtin base does under `name`."""
     return type(class_lookup(kind, name)) is types.FunctionType
+
+
+def _has_nan(value: Any) -> bool:
+    """Whether a constant holds a number that only equals itself as an object."""
+    if isinstance(value, (tuple, frozenset)):
+        return any(map(_has_nan, value))
+    return isinstance(value, (float, complex)) and cmath.isnan(value)

@@ -245,6 +245,7 @@ _NOT_WHOLE = frozenset(
         "grad",
         "Callable",
         "multi_head_attention_forward",
+        "gaussian_nll_loss",  # asks whether a variance is negative
         "sparse_",
         "coalesce",
     ]
