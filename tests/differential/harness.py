@@ -389,10 +389,11 @@ def describe_exception(error: BaseException) -> dict[str, Any]:
 
 def rng_state() -> dict[str, str]:
     """Digests of the three global random generators."""
+    name, keys, *rest = numpy.random.get_state()
     states = {
         "torch": torch.get_rng_state().numpy().tobytes(),
         "python": repr(random.getstate()).encode(),
-        "numpy": repr(numpy.random.get_state()).encode(),
+        "numpy": keys.tobytes() + repr((name, *rest)).encode(),
     }
     return {name: hashlib.sha256(state).hexdigest()[:16] for name, state in states.items()}
 
@@ -415,3 +416,7 @@ def _references(value: Any) -> list[int] | None:
     if type(value) in (list, dict):
         return [sys.getrefcount(value), sum(sys.getrefcount(t) for t in _tensors(value))]
     return None
+
+
+# Programs collect garbage often: the libraries' own objects need not be looked at each time.
+gc.freeze()
