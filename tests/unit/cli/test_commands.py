@@ -27,6 +27,34 @@ for _ in range(6):
 print("done")
 """
 
+CLOSURES = """
+import torch
+import accel
+
+def whole(x):
+    scale = 2.0
+    def add(v):
+        nonlocal scale
+        scale += 1.0
+        return v * scale
+    return add(torch.tanh(add(x)))
+
+def broken(x):
+    kept = []
+    def add(v):
+        kept.append(v * 2)
+        return kept[-1] + x
+    y = add(torch.tanh(x))
+    open("/dev/null").close()
+    return torch.cos(add(y)) + 1
+
+for f in (whole, broken):
+    for _ in range(9):
+        f(torch.ones(3))
+    counters = accel.counters()
+    print(f.__name__, counters["calls_compiled"], counters["segments_served"])
+"""
+
 
 def accel(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     import os
@@ -57,6 +85,16 @@ def test_run_ends_with_a_summary_on_stderr(program: Path) -> None:
     assert "\x1b" not in done.stderr, "no colours where there is no terminal"
     quiet = accel("run", "--sync", "--quiet", "program.py", cwd=program.parent)
     assert (quiet.stdout, quiet.stderr) == ("done\n", "")
+
+
+def test_functions_made_in_hooked_functions_are_compiled_with_them(tmp_path: Path) -> None:
+    """Their code has prologues of its own, which the code that recordings make has not."""
+    (tmp_path / "closures.py").write_text(CLOSURES)
+    done = accel("run", "--sync", "--quiet", "closures.py", cwd=tmp_path)
+    assert done.stderr == ""
+    (_, whole, _), (_, _, segments) = (line.split() for line in done.stdout.splitlines())
+    assert int(whole) >= 6, "calls of whole"
+    assert int(segments) >= 4, "stretches of broken behind its break"
 
 
 def test_explain_prints_graphs_guards_and_breaks(program: Path) -> None:
