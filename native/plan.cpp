@@ -32,7 +32,7 @@ Layout parse_layout(const py::dict& dict, const std::string& where) {
     int64_t size = layout.sizes[i], stride = layout.strides[i];
     if (size < 0 || stride < 0) fail(where, "a negative size or stride");
     if (__builtin_mul_overflow(layout.numel, size, &layout.numel)) fail(where, "too many elements");
-    if (size != 1 && stride != expected) layout.contiguous = false;
+    if (stride != expected) layout.contiguous = false;
     expected *= std::max<int64_t>(size, 1);
     int64_t reach;
     if (size > 0 && (__builtin_mul_overflow(size - 1, stride, &reach) ||

@@ -1069,3 +1069,14 @@ def _(s: Session) -> None:
     for pair in ((1.5, nan), (1.5, float("nan")), (1.0, nan)):
         for _ in range(3):
             s.call(f, torch.randn(2, 3), (2, 3), pair)
+
+
+@program(PROGRAMS, "strides of dimensions of one element")
+def _(s: Session) -> None:
+    def f(x, q):
+        y = torch.quantile(x, q, dim=0, keepdim=True)
+        return y, y.stride(), x[:1].t() * 2, torch.as_tensor(x.sum(1, keepdim=True)).mT + 1
+
+    f = s.root(f)
+    s.warm(f, torch.randn(3, 2), torch.tensor([0.2]))
+    s.hit(f, torch.randn(3, 2), torch.tensor([0.7]))
