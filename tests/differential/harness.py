@@ -221,7 +221,7 @@ class Session:
         """`call` for which nothing compiled so far is valid."""
         before = self._served()
         result = self._call(function, args, kwargs)
-        if not self._is_truth and self._served() > before:
+        if not self._is_truth and self._engine.keeps_code and self._served() > before:
             self.complaints.append(f"call {len(self.calls)} was served by stale compiled code")
         return result
 
