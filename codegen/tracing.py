@@ -167,7 +167,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
 
     def _finish(self, values: dict[str, Any]) -> None:
         """Outputs, speculations and commits."""
-        makers = {o.name: o for o in self.source.operations}
+        makers = {o.name: _whole(o, self.source.operations) for o in self.source.operations}
         for name, meta in zip(self.source.outputs, self.source.output_metas, strict=True):
             with self._blaming(makers.get(name)):
                 self.graph.outputs.append(self._output(name, values[name], meta))
@@ -550,6 +550,13 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         result = self.graph.new_buffer(span(value.sizes, strides), dtype, value.sizes, strides)
         self._note(aten._to_copy.default, (value,), result.id, dtype=wanted)
         return result.view
+
+
+def _whole(o: Operation, operations: list[Operation]) -> Operation:
+    """The operation that the program called: of one with several results, each is a step."""
+    if o.target != "_operator.getitem" or o.location:
+        return o
+    return next(other for other in operations if other.name == o.args[0].name)
 
 
 def _symbolic_output(name: str, view: View, meta: TensorMeta) -> View:
