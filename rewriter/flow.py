@@ -352,6 +352,17 @@ class Flow:
                     found |= self._takers(i + 1, len(self.stack(i)) + k, stretch)
         return found
 
+    def definitions(self, stretch: Stretch) -> frozenset[int]:
+        """The last instructions of definitions of functions that a stretch stores."""
+        found: set[int] = set()
+        for i in stretch.instructions:
+            if self.names[i] == "MAKE_FUNCTION":
+                while self.names[i + 1] == "SET_FUNCTION_ATTRIBUTE":
+                    i += 1
+                if self.names[i + 1].startswith("STORE_"):
+                    found.add(i)
+        return frozenset(found)
+
     def _before_writes(self, start: int, local: int, stretch: Stretch) -> set[int]:
         """The instructions of a stretch that find in a local what it held at `start`."""
         seen: set[int] = set()

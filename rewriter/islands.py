@@ -33,6 +33,9 @@ _WORKS = frozenset(
     UNARY_INVERT UNARY_NOT STORE_SUBSCR STORE_SLICE DELETE_SUBSCR LOAD_ATTR STORE_ATTR
     CONTAINS_OP CALL_INTRINSIC_1""".split()
 )
+# Exits whose operands Python computes as well: what they give cannot be taken apart again.
+_DEFINITIONS = frozenset(("MAKE_FUNCTION", "SET_FUNCTION_ATTRIBUTE"))
+_BEGINNINGS = _DEFINITIONS | {"GET_ITER", "BEFORE_WITH"}
 _RETURNS = frozenset(("RETURN_VALUE", "RETURN_CONST"))
 # Names whose use means that a function looks at its own locals.
 _LOOKS_AT_LOCALS = frozenset("locals vars eval exec dir".split())
@@ -202,8 +205,8 @@ class _Planner:
         name = flow.names[i]
         if name in ("FOR_ITER", "POP_EXCEPT", "WITH_EXCEPT_START"):
             return i
-        if name in ("GET_ITER", "BEFORE_WITH"):
-            wanted = len(flow.stack(i)) - 1
+        if name in _BEGINNINGS:
+            wanted = len(flow.stack(i + 1 if name in _DEFINITIONS else i)) - 1
             start = i
             while self._is_straight(start) and len(flow.stack(start)) != wanted:
                 start -= 1

@@ -74,6 +74,10 @@ REASONS: dict[str, tuple[str, str]] = {
         "sizes that change are used in a way that accel does not follow: {}",
         "nothing: each size is compiled for itself",
     ),
+    "definition": (
+        "a function is defined that is used behind a graph break",
+        "nothing: Python defines it, between compiled parts",
+    ),
     "derivatives": ("backward asked for what was not compiled: {}", "nothing: it runs eagerly"),
     "disabled": ("{} is left to Python", "nothing: it was asked for"),
     "delete": ("something from outside is deleted: {}", "do it outside"),

@@ -19,6 +19,7 @@ from typing import Any
 from accel import branching, log, metering, runtime
 from accel.capture import segments
 from accel.capture.recorder import Recording
+from accel.capture.results import made_in_the_trace
 from accel.capture.segments import LandingFacts, NodeFacts, Segment, SegmentRun
 from accel.capture.twins import mark_twin, with_code
 from accel.capture.variation import Variation
@@ -312,6 +313,7 @@ class Splitter:
                 found.add(at)
                 self._arm_inlined(root, discovery.codes)
         found |= self._consumers(split, run) - split.exits
+        found |= self._definitions(split, run) - split.exits
         found -= split.refused
         if found and split.plans < MAX_PLANS and self._replanned(root, split, found):
             return
@@ -378,6 +380,18 @@ class Splitter:
                 found |= users
                 for at in users:
                     split.reasons[at] = reason_text("changes", name)
+        return found
+
+    def _definitions(self, split: Split, run: SegmentRun) -> set[int]:
+        """The definitions of functions that a stretch would have to hand on."""
+        assert split.plan is not None
+        found: set[int] = set()
+        for segment in run.voided:
+            void = segment.recording.void
+            if void is not None and void.detail == made_in_the_trace(types.FunctionType):
+                found |= split.plan.flow.definitions(split.plan.nodes[segment.node].stretch)
+        for at in found:
+            split.reasons[at] = reason_text("definition", "")
         return found
 
     def rewrite(self, root: Root, split: Split) -> None:

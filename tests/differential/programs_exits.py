@@ -559,3 +559,51 @@ def _(s: Session) -> None:
     for exit_kind in ("item", "item", "c call"):
         f = s.root(make("closures", exit_kind))
         s.split(f, x, w, itertools.repeat(2))
+
+
+@program(PROGRAMS, "functions that are defined before an exit", expect=ANY)
+def _(s: Session) -> None:
+    def f(x, n):
+        total = x * 0
+
+        def plain(v, scale=2.0, *, shift: float = 1.0) -> torch.Tensor:
+            return v * scale + shift
+
+        x = torch.tanh(x) + 1
+
+        def wrapped(v, *args, **kwargs):
+            nonlocal total
+            total = total + v
+            return plain(v + n, *args, **kwargs)
+
+        twice = lambda v: wrapped(v) * 2  # noqa: E731
+        x = torch.sin(twice(x)) * wrapped(x, 3.0, shift=0.5)
+        zlib.crc32(b"opaque")
+        x = plain(x) + twice(x)
+        zlib.crc32(b"opaque")
+        return torch.cos(wrapped(x)), total, plain.__defaults__, twice(total)
+
+    f = s.root(f)
+    s.split(f, torch.randn(4), 2, segments=3)
+    s.call(f, torch.randn(4), 3)
+    s.split(f, torch.randn(4), 2.5, segments=3)
+
+
+@program(PROGRAMS, "functions that are defined in a loop with an exit", expect=ANY)
+def _(s: Session) -> None:
+    def f(x):
+        kept = []
+        for i in range(3):
+            x = torch.tanh(x) + i
+
+            def later(v, i=i):
+                return v * i + x
+
+            kept.append(later)
+            zlib.crc32(b"opaque")
+            x = later(x) + 1
+        return x, [k(x) for k in kept]
+
+    f = s.root(f)
+    s.split(f, torch.randn(4), segments=2)
+    s.split(f, torch.randn(4), segments=2)

@@ -617,3 +617,51 @@ def _(s: Session) -> None:
         warnings.simplefilter("error")
         for _ in range(3):
             s.call(f, torch.ones(2), float("inf"))
+
+
+@program(PROGRAMS, "functions of one code are told apart where that counts")
+def _(s: Session) -> None:
+    def make(k):
+        return lambda v: v * k
+
+    def plain():
+        def g(v):
+            return v * 2
+
+        return g
+
+    for maker in (lambda: make(2), plain):
+        first, second = maker(), maker()
+
+        def f(x, fn, first=first):
+            table = {first: 1.0}
+            y = fn(x) + 1 if fn is first else fn(x) - 1
+            return y, table.get(fn, 5.0), fn == first, fn in (first,), fn in {first}, {fn: x}
+
+        f = s.root(f)
+        x = torch.ones(2)
+        s.warm(f, x, first)
+        for fn in (second, first, maker(), second):
+            s.call(f, x, fn)
+            s.call(f, x, fn)
+        s.hit(f, x * 2, first)
+
+
+@program(PROGRAMS, "functions made anew at each call share what was compiled")
+def _(s: Session) -> None:
+    def f(x, fn):
+        return fn(x) + 1
+
+    def make(k, scale):
+        def g(v, shift=scale, *rest):
+            return v * k + shift
+
+        return g
+
+    f = s.root(f)
+    s.warm(f, torch.ones(2), make(2, 1.5))
+    s.hit(f, torch.ones(2), make(2, 1.5))
+    s.miss(f, torch.ones(2), make(3, 1.5))
+    s.miss(f, torch.ones(2), make(2, 2.5))
+    s.call(f, torch.ones(2), make(2, torch.ones(2)))
+    s.call(f, torch.ones(2), make(2, torch.ones(2) * 3))

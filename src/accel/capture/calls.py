@@ -39,6 +39,7 @@ from accel.capture.values import (
     has_receiver,
     is_constant,
     is_iterable,
+    is_made_anew,
     is_python_class,
     is_static,
 )
@@ -142,7 +143,11 @@ class CallEvents(BuiltinMethods):
                 self.note_cell(cell, source.child("closure", i))
         if f.__defaults__:
             defaults = source.child("defaults")
-            self.guards.add(defaults, "IS", f.__defaults__)
+            if is_made_anew(f):  # and perhaps the tuple with it
+                self.track(f.__defaults__, defaults)
+                self.consume(f.__defaults__)
+            else:
+                self.guards.add(defaults, "IS", f.__defaults__)
             for i, value in enumerate(f.__defaults__):
                 if type(value) not in CONSTANT_TYPES:
                     self._adopt(value, defaults.child("tuple_item", i))
@@ -237,9 +242,8 @@ class CallEvents(BuiltinMethods):
                 raise Void(
                     "opaque_call", f"cached {short_name(f)} with arguments made in the trace"
                 )
-            if id(value) in self.known and not is_static(value):
-                source = self.known[id(value)][1]
-                self.guards.add(source, "IS", value)
+            if id(value) in self.known and (not is_static(value) or is_made_anew(value)):
+                self.pin(value)
         return (FOLD, f, args, kwargs or None, self._after_cached, (f, args, kwargs))
 
     def _after_cached(self, value: Any, token: Any) -> Answer:

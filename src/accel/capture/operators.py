@@ -33,6 +33,7 @@ from accel.capture.values import (
     class_lookup,
     holds_numpy,
     is_constant,
+    is_made_anew,
     is_python_class,
     is_static,
 )
@@ -201,6 +202,7 @@ class OperatorEvents(AttributeEvents):
         their own methods."""
         kind = type(value)
         if kind in CONSTANT_TYPES or is_static(value):
+            self.pin_function(value)
             return
         if kind in BUILTIN_CONTAINERS or issubclass(kind, (tuple, list, dict, set)):
             self.consume_deeply(value) if deeply else self.consume(value)
@@ -223,7 +225,7 @@ class OperatorEvents(AttributeEvents):
         if a is b or type(a) in CONSTANT_TYPES or type(b) in CONSTANT_TYPES:
             return None
         sa, sb = self.source_of(a), self.source_of(b)
-        if sa is not None and sb is not None and not (is_static(a) and is_static(b)):
+        if sa is not None and sb is not None and not (_is_fixed(a) and _is_fixed(b)):
             self.guards.add(sa, "NOT_SAME", sb)
         return None
 
@@ -354,6 +356,7 @@ class OperatorEvents(AttributeEvents):
         if not _is_key(key):
             self.consume(table)
             return False
+        self.pin_function(key)
         value = dict.get(table, key, _ABSENT)
         if self.is_written(table, key, value):
             return True
@@ -364,7 +367,7 @@ class OperatorEvents(AttributeEvents):
         return True
 
     def _operand_key(self, key: Any) -> None:
-        if not (is_constant(key) or is_static(key)):
+        if not (is_constant(key) or _is_fixed(key)):
             self._operand(key)
 
     def subscr(self, obj: Any, key: Any) -> Answer:
@@ -688,6 +691,11 @@ class OperatorEvents(AttributeEvents):
 
     def print_effect(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.effects.append(Effect("print", None, (args, kwargs)))
+
+
+def _is_fixed(value: Any) -> bool:
+    """Whether guards know which object a value from outside is."""
+    return is_static(value) and not is_made_anew(value)
 
 
 def _is_key(key: Any) -> bool:

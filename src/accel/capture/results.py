@@ -61,6 +61,11 @@ EFFECTS: dict[str, Callable[..., Any]] = {
 }
 
 
+def made_in_the_trace(kind: type) -> str:
+    """What is said of an object that compiled code would have to make as the program does."""
+    return f"a {kind.__name__} made in the trace"
+
+
 @dataclass
 class Template:
     """Specs of the result and of the effects; `slots` lists the sources they load."""
@@ -150,7 +155,7 @@ class Describer:
         ):
             return self._method(value, kind)
         if is_static(value):
-            raise Void("result", f"a {kind.__name__} made in the trace")
+            raise Void("result", made_in_the_trace(kind))
         if id(value) in self._made:
             return ("again", self._made[id(value)])
         if id(value) in self._open:
@@ -255,6 +260,7 @@ class Describer:
         self.state.settle(key)
         if not (is_constant(key) or is_static(key)):
             raise Void("result", f"a dict with a key of type {type(key).__name__}")
+        self.state.pin_function(key)
         return key
 
 

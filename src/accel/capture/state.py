@@ -35,6 +35,7 @@ from accel.capture.values import (
     has_receiver,
     holds_numpy,
     is_constant,
+    is_made_anew,
     is_python_class,
     is_static,
 )
@@ -209,7 +210,7 @@ class RecorderState:
         found = self.known.get(id(value))
         if found is not None:
             if found[1] is not source:
-                if is_static(value):
+                if is_static(value) and not is_made_anew(value):
                     self.guards.add(source, "IS", value)
                 else:
                     self.guards.add(source, "SAME", found[1])
@@ -218,9 +219,7 @@ class RecorderState:
             if self.table.get(value) is not None:
                 raise Void("unseen_write", str(source))
             self.guard_tensor(value, source)
-        elif kind is types.FunctionType and (value.__closure__ or value.__name__ == "<lambda>"):
-            # Made anew at each call, often: what counts is its code, and what it closes over
-            # is guarded as it is read.
+        elif is_made_anew(value):  # what it closes over is guarded as it is read
             self.guards.add(source, "TYPE_IS", kind)
             self.guards.add(source.child("code"), "IS", value.__code__)
         elif kind in BOUND_C_METHODS and has_receiver(value):
@@ -428,6 +427,7 @@ class RecorderState:
         """C code is about to compare, print or sort `value`: everything in it counts."""
         kind = type(value)
         if kind in CONSTANT_TYPES or is_static(value):
+            self.pin_function(value)
             return
         if depth > 20:
             raise Void("container", "too deeply nested")
@@ -462,6 +462,11 @@ class RecorderState:
         if source is not None and source.kind != "constant":
             self.guards.add(source, "IS", value)
 
+    def pin_function(self, value: Any) -> None:
+        """C code compares or hashes `value`: as an object, if it is a function."""
+        if is_made_anew(value):
+            self.pin(value)
+
     def check_own_code(self, value: Any) -> None:
         """An object from outside that C code is about to read: only classes written in Python
         read their state in frames that are watched."""
@@ -471,6 +476,7 @@ class RecorderState:
     def check_key(self, key: Any) -> None:
         if not (is_constant(key) or is_static(key)) or holds_numpy(key):
             raise Void("container", f"a dict key of type {type(key).__name__}")
+        self.pin_function(key)
 
     def reads(self, container: Any) -> None:
         """A container that the trace has written can no longer be guarded as a whole, unless

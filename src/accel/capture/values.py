@@ -211,6 +211,15 @@ def is_static(value: object) -> bool:
     )
 
 
+def is_made_anew(value: object) -> bool:
+    """True for functions that a call makes, perhaps each call: what counts is their code, and what
+    they close over and default to. Which object one is, guards only know where that is asked."""
+    if type(value) is not types.FunctionType:
+        return False
+    code = value.__code__
+    return bool(value.__closure__) or code.co_name == "<lambda>" or "<locals>" in code.co_qualname
+
+
 def has_receiver(function: Any) -> bool:
     """Whether a function of C code is bound to an object, not to a module, a class or nothing."""
     receiver = getattr(function, "__self__", None)

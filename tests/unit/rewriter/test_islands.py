@@ -379,6 +379,27 @@ def test_iterators_are_known_behind_and_and_or():
         assert advance in islands.plan_islands(c_for_and.__code__, [call]).exits
 
 
+def test_python_defines_functions_with_all_that_the_definition_takes():
+    def f(a, b):
+        a = a + 1
+
+        def g(v, k=b, *, shift=2):
+            return v * k + a + shift
+
+        return g(a) * 2
+
+    seen = flow.Flow(f.__code__)
+    plan = islands.plan_islands(f.__code__, [])
+    (whole,) = [n for n in plan.nodes if n.at == seen.names.index("RESUME") + 1]
+    (made,) = seen.definitions(whole.stretch)
+    assert seen.names[made] in ("MAKE_FUNCTION", "SET_FUNCTION_ATTRIBUTE")
+    plan = islands.plan_islands(f.__code__, [made])
+    (landing,) = [at for at in plan.landings if not at.returns]
+    assert landing.depth == 0 and landing.at < made, "before defaults and cells are fetched"
+    assert [n.depth for n in plan.nodes] == [0, 0]
+    verify.check_code(resumable.resumable(plan, f.__code__, lambda k: k))
+
+
 def test_refusals():
     def looks(a):
         return locals()
