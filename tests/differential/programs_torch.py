@@ -1054,6 +1054,18 @@ def _(s: Session) -> None:
         s.hit(f, torch.randn(4, dtype=torch.cfloat), (torch.randn(600) * 30).to(dtype))
 
 
+@program(PROGRAMS, "tensors of literals")
+def _(s: Session) -> None:
+    def f(x):
+        mean = torch.tensor([0.5, 0.25, 1.0], device=x.device, requires_grad=False)
+        turn = torch.tensor([1j, 2.0, 0.5 - 1j], dtype=torch.cfloat) * torch.tensor(1j)
+        return (x - mean) / torch.tensor(2.0, dtype=x.dtype), turn * x, torch.tensor([[True]])
+
+    f = s.root(f)
+    s.warm(f, torch.randn(2, 3))
+    s.hit(f, torch.randn(2, 3))
+
+
 @program(PROGRAMS, "tuples are compared as values")
 def _(s: Session) -> None:
     nan = float("nan")

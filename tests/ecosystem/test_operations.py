@@ -67,8 +67,6 @@ LEFT_TO_PYTHON = frozenset({
     # Written in Python, in a way that is not recorded.
     "_batch_norm_with_update", "_native_batch_norm_legit",
     "nn.functional.linear_cross_entropy.chunked", "nn.functional.linear_cross_entropy.chunked_none",
-    "signal.windows.blackman", "signal.windows.general_cosine", "signal.windows.general_hamming",
-    "signal.windows.hamming", "signal.windows.hann", "signal.windows.nuttall",
     # torch.testing wraps them in a switch of torch's dispatcher, for their random numbers.
     "bernoulli", "cauchy", "exponential", "geometric", "log_normal", "multinomial",
     "nn.functional.alpha_dropout", "nn.functional.dropout", "nn.functional.dropout2d",

@@ -253,7 +253,8 @@ class BuiltinRules(ClassQuestions, AutogradFunctions, AllowedCalls):
 
     def _call_torch_tensor(self, f: Any, args: Any, kwargs: Any) -> Answer:
         """torch.tensor of scalars and lists of them: recorded as fulls, stacked."""
-        if len(args) != 1 or not set(kwargs) <= {"dtype", "device"}:
+        is_leaf = kwargs.get("requires_grad", False) is not False
+        if len(args) != 1 or is_leaf or not set(kwargs) <= {"dtype", "device", "requires_grad"}:
             raise Void("opaque_call", "torch.tensor() with options")
         if id(args[0]) in self.frozen:
             is_array = type(args[0]) is array_type()
@@ -285,7 +286,7 @@ class BuiltinRules(ClassQuestions, AutogradFunctions, AllowedCalls):
 
 def _flatten(value: Any) -> list[Any] | None:
     """The numbers of a nest of lists and tuples, in order; None for anything else."""
-    if type(value) in (bool, int, float):
+    if type(value) in (bool, int, float, complex):
         return [value] if type(value) is not int or abs(value) < 1 << 62 else None
     if type(value) not in (list, tuple):
         return None
