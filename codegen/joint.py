@@ -101,7 +101,10 @@ class _JointTracer(Tracer):
                 raise CompileError(f"aliasing: output {name} is an input that got a history")
         for names in owners.values():
             if len(names) > 1 and any(n in self.gradients.outputs for n in names):
-                raise CompileError(f"aliasing: outputs {names} share memory and require grad")
+                # Autograd has to know one as the other's view, which only Python can make.
+                view = next((n for n in names if values[n]._base is not None), names[-1])
+                with self._blaming(self._maker(view)):
+                    raise CompileError(f"aliasing: outputs {names} share memory and require grad")
 
     def _backward(self, values: dict[str, Any]) -> None:
         outputs = [self.source.outputs[i] for i in self.joint.node_outputs]

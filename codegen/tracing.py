@@ -167,9 +167,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
 
     def _finish(self, values: dict[str, Any]) -> None:
         """Outputs, speculations and commits."""
-        makers = {o.name: _whole(o, self.source.operations) for o in self.source.operations}
         for name, meta in zip(self.source.outputs, self.source.output_metas, strict=True):
-            with self._blaming(makers.get(name)):
+            with self._blaming(self._maker(name)):
                 self.graph.outputs.append(self._output(name, values[name], meta))
         for name, expected in self.source.speculations:
             self.graph.speculations.append((self._speculated(values[name]), expected))
@@ -187,6 +186,14 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
             if commit.value.buffer in written:
                 result = self._copied(commit.value, contiguous_strides(commit.value.sizes))
                 commit.value = result
+
+    def _maker(self, name: str) -> Operation | None:
+        """The operation that the program called for this value; None for an input."""
+        by_name = {o.name: o for o in self.source.operations}
+        maker = by_name.get(name)
+        if maker is not None and maker.target == "_operator.getitem" and not maker.location:
+            return by_name[maker.args[0].name]  # of several results, each is a step
+        return maker
 
     @contextmanager
     def _blaming(self, o: Operation | None) -> Iterator[None]:
@@ -550,13 +557,6 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         result = self.graph.new_buffer(span(value.sizes, strides), dtype, value.sizes, strides)
         self._note(aten._to_copy.default, (value,), result.id, dtype=wanted)
         return result.view
-
-
-def _whole(o: Operation, operations: list[Operation]) -> Operation:
-    """The operation that the program called: of one with several results, each is a step."""
-    if o.target != "_operator.getitem" or o.location:
-        return o
-    return next(other for other in operations if other.name == o.args[0].name)
 
 
 def _symbolic_output(name: str, view: View, meta: TensorMeta) -> View:

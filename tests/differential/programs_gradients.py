@@ -894,3 +894,39 @@ def _(s: Session) -> None:
     for _ in range(4):
         s.call(lambda: f(w * torch.ones(3)).backward())
     s.hit(lambda: f(w * 2).backward())
+
+
+@program(PROGRAMS, "results that are views of each other", expect=ANY)
+def _(s: Session) -> None:
+    w = s.watch(torch.randn(4, 4, requires_grad=True))
+
+    def states(x):
+        out = torch.tanh(x @ w)
+        return out * 2, out, out[:, -1]
+
+    def halves(x):
+        return torch.tanh(x @ w).chunk(2, -1)
+
+    for function in (states, halves):
+        f = s.root(function)
+        s.split(f, torch.randn(3, 4), segments=1)
+        for _ in range(3):
+            results = s.call(f, torch.randn(3, 4))
+            sum((r * r).sum() for r in results).backward()
+            w.grad = None
+
+
+@program(PROGRAMS, "a view of a result is written by the caller", expect=ANY)
+def _(s: Session) -> None:
+    w = s.watch(torch.randn(4, 4, requires_grad=True))
+
+    def f(x):
+        out = torch.sin(x @ w) * 2
+        return out, out.view(-1)[:3]
+
+    f = s.root(f)
+    for _ in range(7):
+        out, part = s.call(f, torch.randn(2, 4))
+        part.mul_(3)
+        (out * out).sum().backward()
+        w.grad = None
