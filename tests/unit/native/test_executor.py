@@ -109,6 +109,23 @@ class TestKernels:
 class TestArguments:
     """Every encoding of an extern's argument."""
 
+    @pytest.mark.parametrize(
+        ("argument", "number"),
+        [
+            ({"i": 3}, 3),
+            ({"f": (0.5).hex()}, 0.5),
+            ({"bool": True}, True),
+            ({"c": [(0.5).hex(), (-2.0).hex()]}, 0.5 - 2j),
+        ],
+    )
+    @pytest.mark.parametrize("dtype", [torch.int32, torch.bfloat16, torch.complex64])
+    def test_a_number_for_a_tensor_counts_less_than_tensors(
+        self, argument: dict[str, Any], number: Any, dtype: torch.dtype
+    ) -> None:
+        a = torch.arange(4).to(dtype)
+        (result,) = run_extern("aten::mul.Tensor", [{"b": 0}, argument], [a])
+        assert result.dtype == (a * number).dtype and torch.equal(result, a * number)
+
     def test_tensor_scalar_and_default(self) -> None:
         a, b = torch.randn(3), torch.randn(3)
         assert torch.equal(run_extern("aten::add.Tensor", [{"b": 0}, {"b": 1}], [a, b])[0], a + b)
@@ -660,7 +677,8 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "target": (lambda p: p["steps"][1].update(target="aten::no_such"), "no operation"),
     "argument": (lambda p: p["steps"][1].update(args=[]), "argument is missing"),
     "tag": (lambda p: p["steps"][1].update(args=[{"q": 1}]), "tag"),
-    "constant for a tensor": (lambda p: p["steps"][1].update(args=[{"i": 1}]), "wants Tensor"),
+    "constant for a tensor": (lambda p: p["steps"][1].update(args=[{"s": "x"}]), "wants Tensor"),
+    "parts of a complex": (lambda p: p["steps"][1].update(args=[{"c": ["0x1p+0"]}]), "two parts"),
     "none for a tensor": (lambda p: p["steps"][1].update(args=[{"none": True}]), "wants Tensor"),
     "constant's type": (
         lambda p: p["steps"][1].update(
