@@ -138,6 +138,14 @@ class SegmentRecorder(Recorder):
         before = {id(own): value for _, own, value in self.replaced}
         return tuple((i, before[id(v)]) for i, v in enumerate(values) if id(v) in before)
 
+    def is_own_variable(self, source: Source) -> bool:
+        if source.kind == "cell":
+            return source.base is not None and self._is_own_cell(source.base)
+        return source.kind == "root"
+
+    def _is_own_cell(self, source: Source) -> bool:
+        return source.kind == "root" and source.key[0] in self.node.cells
+
     def close(
         self, landing: LandingFacts, values: tuple[Any, ...], unseen_operations: int
     ) -> Segment:

@@ -34,6 +34,7 @@ from accel.capture.values import (
     has_finaliser,
     has_receiver,
     holds_numpy,
+    is_closure,
     is_constant,
     is_made_anew,
     is_python_class,
@@ -219,7 +220,8 @@ class RecorderState:
             if self.table.get(value) is not None:
                 raise Void("unseen_write", str(source))
             self.guard_tensor(value, source)
-        elif is_made_anew(value):  # what it closes over is guarded as it is read
+        elif is_made_anew(value) and (is_closure(value) or self.is_own_variable(source)):
+            # What it closes over is guarded as it is read.
             self.guards.add(source, "TYPE_IS", kind)
             self.guards.add(source.child("code"), "IS", value.__code__)
         elif kind in BOUND_C_METHODS and has_receiver(value):
@@ -231,6 +233,10 @@ class RecorderState:
                 raise Void("unseen_write", str(source))
             self.guards.add(source, "TYPE_IS", kind)
         self.known[id(value)] = (value, source)
+
+    def is_own_variable(self, source: Source) -> bool:
+        """Whether the running function itself may have put there what it defines at each call."""
+        return False
 
     def _track_method(self, method: Any, source: Source) -> None:
         """A method of C code bound to an object, `losses.append`: made anew at each call, often.

@@ -216,8 +216,12 @@ def is_made_anew(value: object) -> bool:
     they close over and default to. Which object one is, guards only know where that is asked."""
     if type(value) is not types.FunctionType:
         return False
-    code = value.__code__
-    return bool(value.__closure__) or code.co_name == "<lambda>" or "<locals>" in code.co_qualname
+    return is_closure(value) or "<locals>" in value.__code__.co_qualname
+
+
+def is_closure(function: types.FunctionType) -> bool:
+    """True for lambdas as well: whoever makes one makes many."""
+    return bool(function.__closure__) or function.__code__.co_name == "<lambda>"
 
 
 def has_receiver(function: Any) -> bool:
