@@ -120,7 +120,8 @@ def _(s: Session) -> None:
         s.call(f, torch.randn(3), torch.tensor(k % 2), torch.randn(()), torch.randn(3))
 
 
-@program(PROGRAMS, "RNN with packed lists and early stop per row", expect=ANY, runs=3)
+# The rows of `h` share memory and require grad: Python makes them, and few calls remain to serve.
+@program(PROGRAMS, "RNN with packed lists and early stop per row", expect=ANY, runs=1)
 def _(s: Session) -> None:
     torch.manual_seed(0)
     cell = nn.LSTMCell(3, 4)
