@@ -94,6 +94,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
     def __init__(self, graph: SegmentGraph) -> None:
         super().__init__()
         self.source = graph
+        self.operations = {o.name: o for o in graph.operations}
         self.graph = TensorGraph()
         self.storages: dict[int, _Storage] = {}
         self.alive: list[Any] = []  # storages are known by address: none may be freed
@@ -189,10 +190,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
 
     def _maker(self, name: str) -> Operation | None:
         """The operation that the program called for this value; None for an input."""
-        by_name = {o.name: o for o in self.source.operations}
-        maker = by_name.get(name)
+        maker = self.operations.get(name)
         if maker is not None and maker.target == "_operator.getitem" and not maker.location:
-            return by_name[maker.args[0].name]  # of several results, each is a step
+            return self.operations[maker.args[0].name]  # of several results, each is a step
         return maker
 
     @contextmanager

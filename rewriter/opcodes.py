@@ -359,6 +359,33 @@ def _before(name: str) -> Row:
     return row
 
 
+def _builds_hashed(stride: int) -> Row:
+    """A set or dict is built of what lies on the stack: every `stride`-th value is hashed."""
+
+    def row(e: Emitter, op: int, arg: int) -> None:
+        for depth in range(arg * stride, 0, -stride):
+            _announce_hashed(e, depth)
+        e.emit(op, arg)
+
+    return row
+
+
+def _adds_hashed(depth: int) -> Row:
+    """The value at this depth (1: the top) is hashed by the instruction."""
+
+    def row(e: Emitter, op: int, arg: int) -> None:
+        _announce_hashed(e, depth)
+        e.emit(op, arg)
+
+    return row
+
+
+def _announce_hashed(e: Emitter, depth: int) -> None:
+    e.emit(OPMAP["COPY"], depth)
+    e.wrap("hashed")
+    e.emit(OPMAP["POP_TOP"])
+
+
 def _unpack_sequence(e: Emitter, op: int, arg: int) -> None:
     e.wrap("unpack", arg)
     e.emit(op, arg)
@@ -465,6 +492,8 @@ def _call_intrinsic_1(e: Emitter, op: int, arg: int) -> None:
 # The same in every version.
 _EVERYWHERE: dict[str, Row] = {
     "BINARY_OP": _binary_op,
+    "BUILD_MAP": _builds_hashed(2),
+    "BUILD_SET": _builds_hashed(1),
     "BINARY_SUBSCR": _subscr,
     "BEFORE_WITH": _before_with,
     "CALL_FUNCTION_EX": _call_function_ex,
@@ -487,11 +516,13 @@ _EVERYWHERE: dict[str, Row] = {
     "LIST_EXTEND": _before("consume"),
     "LOAD_DEREF": _load_deref,
     "LOAD_GLOBAL": _load_global,
+    "MAP_ADD": _adds_hashed(2),
     "MATCH_CLASS": _match_class,
     "MATCH_KEYS": _match(1),
     "MATCH_MAPPING": _match(0),
     "MATCH_SEQUENCE": _match(0),
     "SEND": _jump,
+    "SET_ADD": _adds_hashed(1),
     "SET_UPDATE": _before("consume"),
     "STORE_ATTR": _store_attr,
     "STORE_DEREF": _store_deref,
@@ -506,8 +537,8 @@ _EVERYWHERE: dict[str, Row] = {
 # Kept as they are in every version, by reason.
 _KEPT_EVERYWHERE = """
     POP_TOP COPY SWAP NOP LOAD_CONST LOAD_FAST STORE_FAST DELETE_FAST MAKE_CELL COPY_FREE_VARS
-    BUILD_TUPLE BUILD_LIST BUILD_SET BUILD_MAP BUILD_SLICE BUILD_STRING BUILD_CONST_KEY_MAP
-    LIST_APPEND SET_ADD MAP_ADD MAKE_FUNCTION LOAD_BUILD_CLASS LOAD_ASSERTION_ERROR
+    BUILD_TUPLE BUILD_LIST BUILD_SLICE BUILD_STRING BUILD_CONST_KEY_MAP
+    LIST_APPEND MAKE_FUNCTION LOAD_BUILD_CLASS LOAD_ASSERTION_ERROR
     CALL RAISE_VARARGS RERAISE PUSH_EXC_INFO POP_EXCEPT CHECK_EXC_MATCH CHECK_EG_MATCH
     WITH_EXCEPT_START RESUME RETURN_VALUE RETURN_GENERATOR YIELD_VALUE
     GET_YIELD_FROM_ITER GET_AWAITABLE GET_AITER GET_ANEXT BEFORE_ASYNC_WITH END_ASYNC_FOR

@@ -484,7 +484,7 @@ def _(s: Session) -> None:
     def f(x, n):
         total = sum(x.sum().item() > k for k in range(n))
         y = torch.tanh(x) + total
-        double = lambda: y * n  # noqa: E731
+        double = lambda: y * n
         print([total])
         z = double() + 1
         y = torch.cos(z)
@@ -576,7 +576,7 @@ def _(s: Session) -> None:
             total = total + v
             return plain(v + n, *args, **kwargs)
 
-        twice = lambda v: wrapped(v) * 2  # noqa: E731
+        twice = lambda v: wrapped(v) * 2
         x = torch.sin(twice(x)) * wrapped(x, 3.0, shift=0.5)
         zlib.crc32(b"opaque")
         x = plain(x) + twice(x)

@@ -62,7 +62,7 @@ LEFT_TO_PYTHON = frozenset({
     "H", "as_strided", "as_strided.partial_views", "as_strided_copy", "as_strided_scatter", "chalf",
     "conj", "fft.ifft", "fft.ihfft", "fft.ihfft2", "fft.ihfftn", "imag", "mH", "real", "resize_",
     "sparse.mm.reduce", "sparse.sampled_addmm", "svd", "to_sparse", "view_as_real",
-    # Two few elements give a warning; complex ones have another dtype in torch's meta function.
+    # Too few elements give a warning; complex ones have another dtype in torch's meta function.
     "std", "std.unbiased", "var", "var.unbiased", "var_mean", "var_mean.unbiased",
     # Written in Python, in a way that is not recorded.
     "_batch_norm_with_update", "_native_batch_norm_legit",

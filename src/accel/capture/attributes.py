@@ -35,6 +35,7 @@ from accel.capture.values import (
     TRANSIENT_TYPES,
     class_lookup,
     has_receiver,
+    is_constant,
     is_static,
 )
 
@@ -70,9 +71,11 @@ _BINDING = frozenset({functools._lru_cache_wrapper})
 _MODULE_GETATTR = torch.nn.Module.__getattr__
 # What may be assigned or hold anything, of functions, partial objects, properties and cells.
 _FUNCTION_STATE = frozenset(
-    "__defaults__ __kwdefaults__ __closure__ __dict__ __code__ __wrapped__ "
+    "__defaults__ __kwdefaults__ __closure__ __dict__ __code__ __wrapped__ __annotations__ "
     "func args keywords fget fset fdel cell_contents".split()
 )
+# What may be assigned to any function or class, and is there from the beginning.
+_NAMES = frozenset(("__name__", "__qualname__", "__doc__", "__module__"))
 # Where torch itself defines the operators of tensors in Python.
 _TENSOR_MODULES = frozenset({"torch._tensor", "torch.nn.parameter"})
 _DESCRIPTORS_OF_C = FUNCTION_TYPES - {types.FunctionType, types.BuiltinFunctionType}
@@ -260,10 +263,10 @@ class AttributeEvents(RecorderState):
 
     def _adopt(self, value: Any, source: Any) -> None:
         """A class-level object: its identity is guarded with its class."""
-        if id(value) in self.known:
-            return
         if type(value) in PLAIN_TENSORS:
             self.track(value, source)
+        elif id(value) in self.known:  # where it was read before, another may lie the next time
+            self.pin(value)
         elif is_static(value):
             self.assume_static(value)
             self.track_receiver(value, source)
@@ -393,6 +396,9 @@ class AttributeEvents(RecorderState):
         """An attribute of a class object; the metaclass's own come first."""
         found = class_lookup(cls, name, _ABSENT)
         meta = class_lookup(type(cls), name, _ABSENT)
+        if name in ("__name__", "__qualname__") and meta is type.__dict__[name]:
+            self.assume_static(cls)
+            return self._assigned_name(cls, name)
         if meta is not _ABSENT and found is _ABSENT:
             if type(meta) is types.FunctionType:
                 self.assume_static(meta)
@@ -434,12 +440,27 @@ class AttributeEvents(RecorderState):
         if type(f) is types.FunctionType and id(f) in self.known and name == "__code__":
             self.guards.add(self.known[id(f)][1].child("code"), "IS", f.__code__)
             return (f.__code__,)
+        function: Any = f
+        if type(f) is types.MethodType:
+            self.read_method(f)
+            function = f.__func__
+        if name in _NAMES and type(function) is types.FunctionType:
+            return self._assigned_name(function, name)
         is_unread = name == "__self__" and type(f) is not types.MethodType and has_receiver(f)
         if id(f) in self.known and (
             name in _FUNCTION_STATE or (is_unread and id(f.__self__) not in self.known)
         ):
             raise Void("opaque_attribute", f"{type(f).__name__}.{name}")
         return (FOLD, getattr, (f, name), None, self._after_function_attr, name)
+
+    def _assigned_name(self, owner: Any, name: str) -> Answer:
+        """The name or documentation of a function or class."""
+        value, source = getattr(owner, name), self.source_of(owner)
+        if not is_constant(value):
+            raise Void("opaque_attribute", f"{type(owner).__name__}.{name}")
+        if source is not None:
+            self.track(value, source.child("attribute", name))
+        return (value,)
 
     def _after_function_attr(self, value: Any, name: Any) -> Answer:
         if name in ("__self__", "__func__"):

@@ -24,11 +24,17 @@ both_ways: set[Place] = set()
 untraceable: set[tuple[str, str]] = set()
 
 
-def here() -> Place:
-    """The place of the innermost instruction that is not accel's own."""
+def program_frame() -> types.FrameType | None:
+    """The innermost frame that is not accel's own."""
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith(PACKAGE_FILES):
         frame = frame.f_back
+    return frame
+
+
+def here() -> Place:
+    """The place of the innermost instruction that is not accel's own."""
+    frame = program_frame()
     if frame is None:
         return "", "", ()
     return _place(frame.f_code, frame.f_code.co_filename, frame.f_lasti)

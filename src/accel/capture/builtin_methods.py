@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from accel.capture.builtin_rules import BuiltinRules
+from accel.capture.callbacks import hashes_parts
 from accel.capture.steps import FOLD, NATIVE, Answer, Void
 from accel.capture.values import (
     BUILTIN_CONTAINERS,
@@ -33,6 +34,8 @@ class BuiltinMethods(BuiltinRules):
         if source is not None and rest and self._entry_known(table, rest[0], source):
             if dict.__contains__(table, rest[0]):
                 return (dict.__getitem__(table, rest[0]),)
+        elif rest:
+            self.hashed(rest[0])
         return (NATIVE, f, self._call_args(f, table, rest), None, self.checked, "dict.get()")
 
     def _method_subscr(self, f: Any, obj: Any, rest: Any, kwargs: Any) -> Answer:
@@ -52,11 +55,13 @@ class BuiltinMethods(BuiltinRules):
     def _method_setitem(self, f: Any, obj: Any, rest: Any, kwargs: Any) -> Answer:
         if id(obj) in self.known:
             return self.raw_setitem(obj, *rest)
+        self.hashed(rest[0])
         return None
 
     def _method_setdefault(self, f: Any, obj: Any, rest: Any, kwargs: Any) -> Answer:
         source = self.source_of(obj)
         if source is None:
+            self.hashed(rest[0])
             return (NATIVE, f, self._call_args(f, obj, rest), None, self.checked, "setdefault()")
         if dict.__contains__(obj, rest[0]):
             self._entry_known(obj, rest[0], source)
@@ -87,9 +92,9 @@ class BuiltinMethods(BuiltinRules):
         """set.add and set.discard; on a set from outside only where they change nothing."""
         if id(obj) not in self.known:
             for value in rest:
-                self.pin(value)
+                self.hashed(value)
         elif len(rest) == 1 and is_constant(rest[0]):
-            self.consume(obj)
+            self.consume(obj, in_order=False)
             if (rest[0] in obj) == (f.__name__ == "add"):
                 return (None,)
         return self._method_write(f, obj, rest, kwargs)
@@ -106,6 +111,11 @@ class BuiltinMethods(BuiltinRules):
     def _method_write(self, f: Any, obj: Any, rest: Any, kwargs: Any) -> Answer:
         for value in (*rest, *kwargs.values()):
             self._about_to_read(value)
+        if issubclass(type(obj), set):
+            if hashes_parts(f):
+                rest = tuple(map(self._hashed_parts, rest))
+            elif f.__name__ == "pop":  # which one is a matter of order
+                self.consume(obj)
         if id(obj) in self.known:
             raise Void("container_write", f"{f.__name__}() on {self.source_of(obj)}")
         if id(obj) not in self.fresh and type(obj) not in BUILTIN_CONTAINERS:

@@ -50,7 +50,7 @@ class BuiltinRules(ClassQuestions, AutogradFunctions, AllowedCalls):
         for value in (receiver, *args, *kwargs.values()):
             if type(value) in PLAIN_TENSORS:
                 raise Void("value_from_tensor", short_name(f))
-            if isinstance(value, types.ModuleType) or (callable(value) and is_static(value)):
+            if isinstance(value, types.ModuleType):
                 continue
             if textual:
                 self._text_of(value)
@@ -59,6 +59,19 @@ class BuiltinRules(ClassQuestions, AutogradFunctions, AllowedCalls):
             else:
                 self.consume_deeply(value)
         return (NATIVE, f, args, kwargs or None, self.checked, short_name(f))
+
+    def _call_hash(self, f: Any, args: Any, kwargs: Any) -> Answer:
+        """hash(x) or x.__hash__(): a number of where an object lies, or of what it holds."""
+        for value in (getattr(f, "__self__", None), *args):
+            if not isinstance(value, types.ModuleType):
+                self.pin_address(value)
+                self.check_own_code(value)
+        return (NATIVE, f, args, kwargs or None, self.checked, short_name(f))
+
+    def _call_hashed(self, f: Any, args: Any, kwargs: Any) -> Answer:
+        """`callbacks.hashed`: C code is about to hash this."""
+        self.hashed(*args)
+        return (None,)
 
     def _call_pure(self, f: Any, args: Any, kwargs: Any) -> Answer:
         for value in (*args, *kwargs.values()):
@@ -99,6 +112,8 @@ class BuiltinRules(ClassQuestions, AutogradFunctions, AllowedCalls):
         return self._call_torch_tensor(f, args, kwargs)
 
     def _call_fold_frozen(self, f: Any, args: Any, kwargs: Any) -> Answer:
+        for value in args:
+            self.pin_function(value)
         return (FOLD, f, args, kwargs or None, self.adopt_frozen, None)
 
     def _call_passes(self, f: Any, args: Any, kwargs: Any) -> Answer:
@@ -245,6 +260,8 @@ class BuiltinRules(ClassQuestions, AutogradFunctions, AllowedCalls):
     def _call_id(self, f: Any, args: Any, kwargs: Any) -> Answer:
         """Identities differ at each run; copy's memo only tells objects apart by them."""
         if user_location().startswith(copy.__file__ + ":"):
+            for value in args:
+                self.tell_apart(value)
             return None
         raise Void("opaque_call", "id()")
 

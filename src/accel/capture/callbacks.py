@@ -18,6 +18,7 @@ from typing import Any
 
 # Builtin containers that C code reads without running a frame.
 _READ_BY_C = (list, tuple, dict, set, frozenset)
+_HASHED_BY_C = (dict, set, frozenset)
 
 # Where C functions take a callback: position and keyword (None: has none).
 CALLBACKS: dict[Any, tuple[int, str | None]] = {
@@ -38,6 +39,24 @@ _WITHOUT: dict[Any, Callable[..., Any]] = {
 }
 # Read not only what they are given, but each of its elements too: the position of the iterable.
 TAKES_APART: dict[Any, int] = {itertools.starmap: 1, itertools.chain.from_iterable: 0}
+
+
+# Functions that hash the elements of what they are given.
+HASH_PARTS: frozenset[Any] = frozenset({set, frozenset})
+# Of classes and sets, those of their methods that do so.
+HASHING_METHODS = frozenset(
+    "fromkeys update union intersection difference symmetric_difference issubset issuperset "
+    "isdisjoint intersection_update difference_update symmetric_difference_update".split()
+)
+
+
+def hashes_parts(f: Any) -> bool:
+    """Whether a function of C makes keys or members of the elements of its arguments."""
+    if type(f) is type:
+        return f in HASH_PARTS
+    owner = f.__objclass__ if hasattr(f, "__objclass__") else getattr(f, "__self__", None)
+    kind = owner if isinstance(owner, type) else type(owner)
+    return f.__name__ in HASHING_METHODS and issubclass(kind, _HASHED_BY_C)
 
 
 def watched(callback: Callable[..., Any]) -> Callable[..., Any]:
@@ -65,6 +84,28 @@ def each_read(parts: Iterable[Any]) -> Iterator[Any]:
     for part in parts:
         if isinstance(part, _READ_BY_C):
             iter(part)
+        yield part
+
+
+def hashed(value: Any) -> None:
+    """C code is about to hash `value`."""
+
+
+def each_hashed(parts: Iterable[Any]) -> Iterator[Any]:
+    """Every element is about to become a member of a set, or a key."""
+    for part in parts:
+        hashed(part)
+        yield part
+
+
+def each_pair(parts: Iterable[Any]) -> Iterator[Any]:
+    """Every element is a key and what belongs to it."""
+    for part in parts:
+        if isinstance(part, _READ_BY_C):
+            iter(part)
+            for key in part:
+                hashed(key)
+                break
         yield part
 
 

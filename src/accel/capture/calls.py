@@ -38,6 +38,7 @@ from accel.capture.values import (
     class_lookup,
     has_receiver,
     is_constant,
+    is_fixed,
     is_iterable,
     is_made_anew,
     is_python_class,
@@ -53,6 +54,8 @@ _C_CALLABLES = (
     types.ClassMethodDescriptorType,
     BOUND_C_METHOD,
 )
+# Methods of functions, classes and modules.
+_METHODS_OF_STATIC = {"__get__": "passes", "__repr__": "deep", "__hash__": "hash", "__eq__": "deep"}
 _LRU = type(functools.lru_cache(lambda: None))
 _CONTEXT_VAR = type(__import__("contextvars").ContextVar("accel"))
 _TENSOR_FUNCTIONS = {
@@ -119,10 +122,15 @@ class CallEvents(BuiltinMethods):
         twin = self.twin_of(f)
         if twin is None:
             raise Void("no_twin", f.__qualname__)
-        self.prepare(f, args)
+        self.prepare(f, args, twin)
         return (INLINE, twin, args, kwargs, None, None)
 
-    def prepare(self, f: types.FunctionType, args: tuple[Any, ...] = ()) -> None:
+    def prepare(
+        self,
+        f: types.FunctionType,
+        args: tuple[Any, ...] = (),
+        twin: types.FunctionType | None = None,
+    ) -> None:
         """Guards of an inlined function: its code, its defaults; names for its cells."""
         if id(f) in self.prepared:
             return
@@ -130,7 +138,7 @@ class CallEvents(BuiltinMethods):
         source = self.source_of(f) or self._method_source(f, args)
         self._note_inner_codes(f.__code__)
         # The twin defines functions without the prologues that an import hook gave them.
-        if (twin := self.twin_of(f)) is not None:
+        if (twin := twin or self.twin_of(f)) is not None:
             self._note_inner_codes(twin.__code__)
         if source is None:
             return
@@ -192,10 +200,7 @@ class CallEvents(BuiltinMethods):
     def _call_method(
         self, f: types.MethodType, args: tuple[Any, ...], kwargs: dict[str, Any] | None
     ) -> Answer:
-        source = self.source_of(f)
-        if source is not None:
-            self.track(f.__self__, source.child("bound_self"))
-            self.track(f.__func__, source.child("bound_function"))
+        self.read_method(f)
         function: Any = f.__func__
         if type(function) is types.FunctionType:
             return self.call_python(function, (f.__self__, *args), kwargs)
@@ -242,7 +247,7 @@ class CallEvents(BuiltinMethods):
                 raise Void(
                     "opaque_call", f"cached {short_name(f)} with arguments made in the trace"
                 )
-            if id(value) in self.known and (not is_static(value) or is_made_anew(value)):
+            if id(value) in self.known and not is_fixed(value):
                 self.pin(value)
         return (FOLD, f, args, kwargs or None, self._after_cached, (f, args, kwargs))
 
@@ -325,8 +330,8 @@ class CallEvents(BuiltinMethods):
         if rule is None:
             if type(receiver) in BUILTIN_ITERATORS:
                 rule = "iterate"
-            elif is_static(receiver) and name in ("__get__", "__repr__", "__hash__", "__eq__"):
-                rule = "passes"
+            elif is_static(receiver) and name in _METHODS_OF_STATIC:
+                rule = _METHODS_OF_STATIC[name]
             else:
                 raise Void("opaque_call", f"{type(receiver).__name__}.{name}")
         return self._apply(rule, f, args, kwargs, receiver, rest)

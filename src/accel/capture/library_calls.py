@@ -25,7 +25,10 @@ from accel.capture.callbacks import (
     INNER_CODES,
     TAKES_APART,
     each_compared,
+    each_hashed,
+    each_pair,
     each_read,
+    hashes_parts,
     runs_in_a_frame,
     watched,
     watched_key,
@@ -134,7 +137,8 @@ class LibraryCalls(OperatorEvents):
         logger, level = args[0], _LEVELS[f.__name__]
         if logging.Logger.isEnabledFor(logger, level):
             raise Void("opaque_call", f"logging at level {f.__name__}")
-        self.guards.add(self.assume_static(logger), "CALL", _LevelDisabled(level))
+        source = self.source_of(logger) or self.assume_static(logger)
+        self.guards.add(source, "CALL", _LevelDisabled(level))
         return (FOLD, f, args, kwargs or None, None, None)
 
     def _call_get_logger(self, f: Any, args: Any, kwargs: Any) -> Answer:
@@ -164,7 +168,8 @@ class LibraryCalls(OperatorEvents):
         logger, level = args
         if logging.Logger.isEnabledFor(logger, level):
             raise Void("opaque_call", "logging")
-        self.guards.add(self.assume_static(logger), "CALL", _LevelDisabled(level))
+        source = self.source_of(logger) or self.assume_static(logger)
+        self.guards.add(source, "CALL", _LevelDisabled(level))
         return (FOLD, f, args, kwargs or None, None, None)
 
     def _method_first_use(self, f: Any, obj: Any, rest: Any, kwargs: Any) -> Answer:
@@ -264,11 +269,22 @@ class LibraryCalls(OperatorEvents):
         """The same mapping or iterable of pairs, every pair watched."""
         kind = type(value)
         self._about_to_read(value)
-        if kind in BUILTIN_ITERATORS and kind not in (zip, enumerate):
-            return self._each(each_read, value)
+        if kind in BUILTIN_ITERATORS and kind is not enumerate:
+            return self._each(each_pair, value)
         if issubclass(kind, (list, tuple)):
             for pair in value:
                 self._about_to_read(pair)
+                for key in pair[:1] if issubclass(type(pair), (list, tuple)) else ():
+                    self.hashed(key)
+        return value
+
+    def _hashed_parts(self, value: Any) -> Any:
+        """The same iterable, of which C code makes members of a set or keys."""
+        if type(value) in BUILTIN_ITERATORS:
+            return self._each(each_hashed, value)
+        if issubclass(type(value), (list, tuple, dict, set, frozenset)):
+            for part in value:
+                self.hashed(part)
         return value
 
     def _call_read_pairs(self, f: Any, args: Any, kwargs: Any) -> Answer:
@@ -327,6 +343,8 @@ class LibraryCalls(OperatorEvents):
         for i, value in enumerate((receiver, *args, *kwargs.values())):
             if position is None or i != position + 1:
                 self._about_to_read(value)
+        if hashes_parts(f):
+            args = tuple(map(self._hashed_parts, args))
         if position is not None and len(args) > position:
             args = (*args[:position], self._each(each_read, args[position]), *args[position + 1 :])
         return (NATIVE, f, args, kwargs or None, self.checked, short_name(f))

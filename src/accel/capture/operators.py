@@ -33,7 +33,7 @@ from accel.capture.values import (
     class_lookup,
     holds_numpy,
     is_constant,
-    is_made_anew,
+    is_fixed,
     is_python_class,
     is_static,
 )
@@ -225,7 +225,7 @@ class OperatorEvents(AttributeEvents):
         if a is b or type(a) in CONSTANT_TYPES or type(b) in CONSTANT_TYPES:
             return None
         sa, sb = self.source_of(a), self.source_of(b)
-        if sa is not None and sb is not None and not (_is_fixed(a) and _is_fixed(b)):
+        if sa is not None and sb is not None and not (is_fixed(a) and is_fixed(b)):
             self.guards.add(sa, "NOT_SAME", sb)
         return None
 
@@ -328,13 +328,13 @@ class OperatorEvents(AttributeEvents):
 
     def _by_identity(self, item: Any, container: Any) -> bool:
         """Membership of tensors and modules in a set made in the trace: hashed and compared by
-        identity, so the identities of those from outside are guarded."""
+        identity."""
         if type(container) is not set or id(container) in self.known:
             return False
         if not all(self._has_identity(value) for value in (item, *container)):
             return False
         for value in (item, *container):
-            self.pin(value)
+            self.tell_apart(value)
         return True
 
     def _has_identity(self, value: Any) -> bool:
@@ -367,8 +367,8 @@ class OperatorEvents(AttributeEvents):
         return True
 
     def _operand_key(self, key: Any) -> None:
-        if not (is_constant(key) or _is_fixed(key)):
-            self._operand(key)
+        if not (is_constant(key) or is_fixed(key)):
+            self.tell_apart(key)
 
     def subscr(self, obj: Any, key: Any) -> Answer:
         kind = type(obj)
@@ -439,6 +439,8 @@ class OperatorEvents(AttributeEvents):
         if id(obj) not in self.known:
             if kind not in BUILTIN_CONTAINERS and id(obj) not in self.fresh:
                 raise Void("unknown_value", f"item store to a {kind.__name__}")
+            if issubclass(kind, dict):
+                self.hashed(key)
             return None
         if kind in (dict, list) or (
             issubclass(kind, (dict, list)) and not _overrides(kind, "__setitem__", dict, list)
@@ -499,6 +501,8 @@ class OperatorEvents(AttributeEvents):
                     self.consume(obj)
             else:
                 self.check_own_code(obj)
+        elif issubclass(kind, (set, frozenset)):
+            self.consume(obj)
         elif (
             kind not in CONSTANT_TYPES
             and kind not in BUILTIN_CONTAINERS
@@ -691,11 +695,6 @@ class OperatorEvents(AttributeEvents):
 
     def print_effect(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.effects.append(Effect("print", None, (args, kwargs)))
-
-
-def _is_fixed(value: Any) -> bool:
-    """Whether guards know which object a value from outside is."""
-    return is_static(value) and not is_made_anew(value)
 
 
 def _is_key(key: Any) -> bool:

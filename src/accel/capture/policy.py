@@ -40,6 +40,7 @@ from typing import Any
 
 import torch
 
+from accel.capture.callbacks import hashed
 from accel.capture.numpy_rules import callable_rows, method_rows
 from accel.capture.torch_calls import METADATA_FUNCTIONS
 
@@ -50,7 +51,8 @@ def _names(rule: str, names: str) -> dict[str, str]:
 
 BUILTINS: dict[str, str] = {
     **_names("read", "zip enumerate map filter reversed list tuple set frozenset iter next"),
-    **_names("deep", "repr ascii format hash"),
+    **_names("deep", "repr ascii format"),
+    "hash": "hash",
     **_names("ordered", "min max sorted"),
     "dict": "read_pairs",
     **_names("pure", "abs round divmod pow ord chr bin hex oct complex slice range bytes"),
@@ -109,8 +111,9 @@ METHODS: dict[type, dict[str, str]] = {
         **_names("read", "__iter__ __len__ __add__ __mul__ __rmul__"),
         **_names(
             "deep",
-            "index count __eq__ __ne__ __lt__ __gt__ __le__ __ge__ __contains__ __hash__ __repr__",
+            "index count __eq__ __ne__ __lt__ __gt__ __le__ __ge__ __contains__ __repr__",
         ),
+        "__hash__": "hash",
         "__getitem__": "subscr",
     },
     set: {
@@ -163,6 +166,7 @@ METHODS: dict[type, dict[str, str]] = {
         "__reduce_ex__": "reduce",
         "__eq__": "object_eq",
         "__ne__": "object_eq",
+        "__hash__": "hash",
         "__init_subclass__": "passes",
         "__subclasshook__": "passes",
     },
@@ -320,6 +324,7 @@ def callable_rules() -> dict[int, str]:
         if isinstance(operation, types.BuiltinFunctionType):
             rules[id(operation)] = "operator"
     rules[id(functools.reduce)] = "read"
+    rules[id(hashed)] = "hashed"
     for cls, rule in CONSTRUCTORS.items():
         rules[id(cls)] = rule
     for module in (torch, torch._C):

@@ -8,6 +8,7 @@ Invariant: nothing here changes what the program does; a doubt voids the recordi
 from __future__ import annotations
 
 import builtins
+import itertools
 import sys
 import time
 import traceback
@@ -332,6 +333,7 @@ class Recorder(LiftedEvents):
     def _guard_identities(self) -> None:
         """What the call writes must not be reachable under another name that it reads, unless
         it was just now."""
+        self._guard_told_apart()
         if not self.writes_seen:
             return
         by_type: dict[type, list[tuple[int, Source]]] = {}
@@ -349,6 +351,18 @@ class Recorder(LiftedEvents):
                     pairs += 1
             if pairs > MAX_PAIRS:
                 raise Void("aliased_write", f"{written}: too many others of its kind")
+
+    def _guard_told_apart(self) -> None:
+        """What was hashed or compared as the objects that they are: no two of them are one."""
+        by_type: dict[type, list[Source]] = {}
+        for identity, value in self.told_apart.items():
+            by_type.setdefault(type(value), []).append(self.known[identity][1])
+        for kind, sources in by_type.items():
+            if len(sources) ** 2 > 2 * MAX_PAIRS:
+                raise Void("container", f"{len(sources)} objects of type {kind.__name__} as keys")
+            for one, other in itertools.combinations(sources, 2):
+                if not one.kind == other.kind == "constant":
+                    self.guards.add(one, "NOT_SAME", other)
 
     def _guard_aliasing(self) -> None:
         """What the graph writes must not overlap what else it reads, unless it did just now."""

@@ -36,6 +36,7 @@ from accel.capture.values import (
     holds_numpy,
     is_closure,
     is_constant,
+    is_fixed,
     is_made_anew,
     is_python_class,
     is_static,
@@ -61,17 +62,9 @@ class Effect:
     operands: tuple[Any, ...]
 
 
-def _innermost() -> types.FrameType | None:
-    """The innermost frame that is not accel's own."""
-    frame: types.FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(branches.PACKAGE_FILES):
-        frame = frame.f_back
-    return frame
-
-
 def running_frame() -> types.FrameType:
     """The innermost frame that is not accel's own."""
-    frame = _innermost()
+    frame = branches.program_frame()
     if frame is None:
         raise Void("foreign_frame", "no frame of the program's")
     return frame
@@ -79,7 +72,7 @@ def running_frame() -> types.FrameType:
 
 def user_location() -> str:
     """`file:line` of the innermost frame that is not accel's own."""
-    frame = _innermost()
+    frame = branches.program_frame()
     return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else "?"
 
 
@@ -134,14 +127,19 @@ class _SameConstant:
 
 
 class _SameMembers:
-    """A deep guard: a deque of constants holds the same ones in the same order."""
+    """A deep guard: a deque or set holds the same constants and static objects in the same order.
+    Equal sets have orders of their own: they hang on what was in them before."""
 
-    def __init__(self, members: Any) -> None:
+    def __init__(self, members: tuple[Any, ...]) -> None:
         self.members = members
+        self.exact = tuple(map(_exact, members))
 
     def __call__(self, value: Any) -> bool:
         now = tuple(value)
-        return is_constant(now) and _exact(now) == self.members
+        return len(now) == len(self.members) and all(
+            one is other or (is_constant(one) and _exact(one) == exact)
+            for one, other, exact in zip(now, self.members, self.exact, strict=True)
+        )
 
 
 class RecorderState:
@@ -155,6 +153,8 @@ class RecorderState:
         self.fresh: dict[int, object] = {}
         self.frozen: dict[int, object] = {}
         self.cells: dict[int, tuple[object, Source]] = {}
+        # What was hashed or compared as the object that it is.
+        self.told_apart: dict[int, object] = {}
         # Of numbers that are guarded by value: by id, the number and where it was read.
         self.read_at: dict[int, tuple[Any, dict[int, Source]]] = {}
         self.written: dict[tuple[int, Any], int] = {}  # places, and what the trace put there
@@ -195,6 +195,8 @@ class RecorderState:
         found = self.known.get(id(value))
         if found is None:
             found = self.known[id(value)] = (value, self.constant_source(value))
+        else:  # where it was read before, another may lie the next time
+            self.pin(value)
         return found[1]
 
     def track(self, value: Any, source: Source) -> None:
@@ -211,7 +213,7 @@ class RecorderState:
         found = self.known.get(id(value))
         if found is not None:
             if found[1] is not source:
-                if is_static(value) and not is_made_anew(value):
+                if is_fixed(value):
                     self.guards.add(source, "IS", value)
                 else:
                     self.guards.add(source, "SAME", found[1])
@@ -391,12 +393,18 @@ class RecorderState:
 
     # ---------------------------------------------------------- containers
 
-    def consume(self, container: Any) -> None:
-        """C code is about to read all of a container: guard its size and its elements."""
+    def consume(self, container: Any, in_order: bool = True) -> None:
+        """C code is about to read all of a container: guard its size and its elements, and, unless
+        that does not matter, their order in a set."""
         source = self.source_of(container)
-        if source is None or id(container) in self.frozen:
-            return
         kind = type(container)
+        if id(container) in self.frozen:
+            return
+        if source is None:
+            if in_order and issubclass(kind, (set, frozenset)):  # as their addresses are
+                for member in kind.__iter__(container):
+                    self.pin_address(member)
+            return
         self.reads(container)
         if issubclass(kind, tuple):
             self.guards.add(source, "LEN", len(container))
@@ -424,8 +432,10 @@ class RecorderState:
             if not all((is_constant(m) or is_static(m)) and not holds_numpy(m) for m in members):
                 raise Void("container", "a set of objects")
             self.guards.add(source, "SET_EQUALS", members)
+            if in_order and len(members) > 1:
+                self.guards.add(source, "CALL", _SameMembers(tuple(kind.__iter__(container))))
         elif kind is collections.deque and is_constant(tuple(container)):
-            self.guards.add(source, "CALL", _SameMembers(_exact(tuple(container))))
+            self.guards.add(source, "CALL", _SameMembers(tuple(container)))
         elif kind in _DICT_VIEWS or kind in BUILTIN_ITERATORS or kind in BUILTIN_CONTAINERS:
             raise Void("container", f"a {kind.__name__} from outside")
 
@@ -440,7 +450,7 @@ class RecorderState:
         if kind in PLAIN_TENSORS or issubclass(kind, torch.Tensor):
             raise Void("value_from_tensor", "comparison or text of tensors in a container")
         if issubclass(kind, (tuple, list, dict, set, frozenset)):
-            self.consume(value)
+            self.consume(value, in_order=False)
             if issubclass(kind, dict):
                 for k, v in dict.items(value):
                     self.consume_deeply(k, depth + 1)
@@ -457,8 +467,10 @@ class RecorderState:
             return
         if id(value) in self.fresh or id(value) in self.known:
             self.check_own_code(value)
+            self.tell_apart(value)
             return  # its class's own methods run in frames that are watched
         if kind is slice or kind in TRANSIENT_TYPES:
+            self.tell_apart(value)
             return
         raise Void("unknown_value", f"a {kind.__name__}")
 
@@ -472,6 +484,65 @@ class RecorderState:
         """C code compares or hashes `value`: as an object, if it is a function."""
         if is_made_anew(value):
             self.pin(value)
+
+    def tell_apart(self, value: Any) -> None:
+        """C code hashes or compares `value` as the object that it is: whether it is one of those
+        that were told apart already is a fact of the trace."""
+        kind = type(value)
+        if kind in CONSTANT_TYPES:
+            return
+        if issubclass(kind, (tuple, frozenset)):
+            self.consume(value)
+            for part in kind.__iter__(value):
+                self.tell_apart(part)
+        elif kind is types.MethodType or (kind in BOUND_C_METHODS and has_receiver(value)):
+            self.read_method(value)
+            self.tell_apart(value.__self__)
+        elif is_static(value):
+            self.pin_function(value)
+        elif id(value) in self.known:
+            for name in ("__hash__", "__eq__"):
+                self.guards.add_class_attribute(kind, name, class_lookup(kind, name))
+            self.told_apart[id(value)] = value
+
+    def pin_address(self, value: Any) -> None:
+        """A number or an order is about to be made of where `value` lies in memory.
+
+        Errors: Void for an object that the trace itself made, which lies elsewhere each time.
+        """
+        kind = type(value)
+        if kind in CONSTANT_TYPES:
+            return
+        if issubclass(kind, (tuple, frozenset)):
+            self.consume(value)
+            for part in kind.__iter__(value):
+                self.pin_address(part)
+        elif kind is types.MethodType or (kind in BOUND_C_METHODS and has_receiver(value)):
+            self.read_method(value)
+            self.pin_address(value.__self__)
+        elif id(value) in self.known or is_static(value):
+            self.tell_apart(value)
+            if type(class_lookup(kind, "__hash__")) is not types.FunctionType:
+                self.pin(value)
+        elif class_lookup(kind, "__hash__") is object.__hash__ or kind in PLAIN_TENSORS:
+            raise Void("text_of_object", f"the hash of a {kind.__name__}")
+        else:
+            self.check_value(value, "what is hashed")
+
+    def read_method(self, method: Any) -> None:
+        """A bound method's object, and its function, are about to be read."""
+        source = self.source_of(method)
+        if source is None:
+            return
+        self.track_receiver(method, source)
+        if type(method) is types.MethodType:
+            self.track(method.__self__, source.child("bound_self"))
+            self.track(method.__func__, source.child("bound_function"))
+
+    def hashed(self, value: Any) -> Answer:
+        """A key of a dict, or a member of a set, that the trace makes."""
+        self.tell_apart(value)
+        return None
 
     def check_own_code(self, value: Any) -> None:
         """An object from outside that C code is about to read: only classes written in Python
@@ -591,11 +662,14 @@ class RecorderState:
 
     def adopt_constant(self, value: Any, _what: Any) -> Answer:
         """Post of a fold: the result is the same object at every replay."""
-        if type(value) not in CONSTANT_TYPES and id(value) not in self.known:
-            if issubclass(type(value), torch.Tensor) and self.table.get(value) is None:
-                raise Void("unknown_tensor", "result of a folded call")
-            if not issubclass(type(value), torch.Tensor):
-                self.assume_static(value)
+        if type(value) in CONSTANT_TYPES:
+            return None
+        if not issubclass(type(value), torch.Tensor):
+            self.assume_static(value)
+        elif id(value) in self.known:
+            self.pin(value)
+        elif self.table.get(value) is None:
+            raise Void("unknown_tensor", "result of a folded call")
         return None
 
 

@@ -219,6 +219,13 @@ def is_made_anew(value: object) -> bool:
     return is_closure(value) or "<locals>" in value.__code__.co_qualname
 
 
+def is_fixed(value: object) -> bool:
+    """True for what guards know as the one object that it is."""
+    if not is_static(value) or is_made_anew(value):
+        return False
+    return type(value) not in BOUND_C_METHODS or not has_receiver(value)
+
+
 def is_closure(function: types.FunctionType) -> bool:
     """True for lambdas as well: whoever makes one makes many."""
     return bool(function.__closure__) or function.__code__.co_name == "<lambda>"

@@ -60,13 +60,16 @@ class Doubler:
         self.backward = native.Executor(backward.plan(grad), library)
         self.gradient = native.Gradient(self.spec, self.forward, self.backward, self.recompute)
         guards = native.GuardProgram([("TENSOR", -1, 0, torch.zeros(8, requires_grad=True))], 2)
-        self.variant = native.Variant(
-            guards,
+        self.variant = self.variant_with(self.gradient, guards)
+
+    def variant_with(self, gradient: Any, guards: Any = None) -> Any:
+        return native.Variant(
+            guards or self.variant.guards,
             native.Ambient(),
             self.forward,
             [0],
             ("parts", [("output", 0), ("output", 1)]),
-            self.gradient,
+            gradient,
         )
 
     def recompute(self, inputs: Any, grads: Any, create_graph: Any, random_state: Any) -> Any:
@@ -244,14 +247,7 @@ def test_errors_of_recomputing_are_the_programs(library: str) -> None:
         raise ZeroDivisionError("mine")
 
     gradient = native.Gradient(doubler.spec, doubler.forward, doubler.backward, fail)
-    doubler.variant = native.Variant(
-        doubler.variant.guards,
-        native.Ambient(),
-        doubler.forward,
-        [0],
-        ("parts", [("output", 0), ("output", 1)]),
-        gradient,
-    )
+    doubler.variant = doubler.variant_with(gradient)
     y, _z = doubler(leaf())
     with pytest.raises(ZeroDivisionError, match="mine"):
         y.sum().backward()
@@ -295,14 +291,7 @@ def test_a_node_keeps_what_it_needs_and_no_longer(library: str) -> None:
     doubler, never = Doubler(library), _Never()
     alive = weakref.ref(never)
     gradient = native.Gradient(doubler.spec, doubler.forward, doubler.backward, never)
-    doubler.variant = native.Variant(
-        doubler.variant.guards,
-        native.Ambient(),
-        doubler.forward,
-        [0],
-        ("parts", [("output", 0), ("output", 1)]),
-        gradient,
-    )
+    doubler.variant = doubler.variant_with(gradient)
     x = leaf()
     y, z = doubler(x)
     doubler.variant = None

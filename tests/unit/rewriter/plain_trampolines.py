@@ -174,6 +174,7 @@ TRAMPOLINES = {
     "store_deref": _checked("store_deref", 2), "store_global": _checked("store_global", 2),
     "test": _checked("test", 1), "get_iter": _checked("get_iter", 1),
     "unpack": _checked("unpack", 2), "consume": _checked("consume", 1),
+    "hashed": _checked("hashed", 1),
     "imported": _checked("imported", 2), "match": _checked("match", 2),
     "ex": EX, "exkw": EXKW,
 }  # fmt: skip

@@ -287,6 +287,18 @@ def s_unpack(_t="unpack", _u="consume"):
     return a, b, c, d, e, f, g, h, i, sorted(map(str, j)), k
 
 
+def s_hashed(_t="hashed"):
+    a, b = "a", (1, 2)
+    built = {a, b, a}, {a: 1, b: 2}, {v for v in (a, b)}, {v: [v] for v in (a, b)}, {a: b}
+    errors = []
+    for attempt in (lambda: {a, []}, lambda: {a: 1, b: 2, (): 3, (1, []): 4}, lambda: {[]: 1}):
+        try:
+            attempt()
+        except TypeError as error:
+            errors.append(str(error))
+    return [sorted(map(str, parts)) for parts in built], built[1], built[3], errors
+
+
 def s_unpack_too_many(_t="unpack"):
     a, b = [1, 2, 3]
     return a, b
