@@ -411,8 +411,8 @@ LOGICAL: dict[Any, str] = {
 
 def lower_formula(b: Builder, node: Node, out: View) -> None:
     count, formula = FORMULAS[node.target]
-    if out.dtype in _SIXTEEN_BITS and _rounds_a_quotient(node):
-        raise Unsupported("a whole quotient of 16-bit numbers")  # ATen rounds between its steps
+    if out.dtype in _SIXTEEN_BITS and (why := _unlike_float(node, out.dtype)):
+        raise Unsupported(why)
     type_ = _result_type(out)
     kwargs = {k: v for k, v in node.kwargs.items() if k not in _METADATA_KEYWORDS}
 
@@ -427,10 +427,17 @@ def lower_formula(b: Builder, node: Node, out: View) -> None:
     b.pointwise(out, value)
 
 
-def _rounds_a_quotient(node: Node) -> bool:
-    if node.target in (aten.div.Tensor_mode, aten.div.Scalar_mode):
-        return node.kwargs.get("rounding_mode") is not None
-    return node.target in (aten.floor_divide.default, aten.floor_divide.Scalar)
+def _unlike_float(node: Node, dtype: str) -> str:
+    """Why ATen's answer for 16-bit numbers is not the rounded one of float; "" where it is."""
+    whole = (aten.floor_divide.default, aten.floor_divide.Scalar)
+    modes = (aten.div.Tensor_mode, aten.div.Scalar_mode)
+    if node.target in whole or (node.target in modes and node.kwargs.get("rounding_mode")):
+        return "a whole quotient of 16-bit numbers"  # it rounds between its steps
+    if node.target is aten.nextafter.default:
+        return "the next 16-bit number"
+    if node.target is aten.pow.Tensor_Scalar and dtype == "float16" and abs(node.args[1]) == 0.5:
+        return "a root of float16 numbers as a power"  # pow() and sqrt() differ at -inf and -0
+    return ""
 
 
 # Whose numbers ATen keeps in float for 16-bit tensors; others are rounded to the tensor's dtype.

@@ -147,8 +147,15 @@ def _summed(out: View) -> str:
     return "i64" if type_ == "i32" else type_
 
 
+def _check_rounding(x: View, out: View) -> None:
+    """ATen makes 16-bit numbers of other terms before it adds or multiplies them."""
+    if out.dtype in ("bfloat16", "float16") and x.dtype != out.dtype:
+        raise Unsupported(f"a {out.dtype} result of {x.dtype} terms")
+
+
 def lower_sum(b: Builder, node: Node, out: View) -> None:
     x = node.args[0]
+    _check_rounding(x, out)
     axes, keepdim = _axes(node, len(x.sizes))
     if x.numel == 0:
         return b.pointwise(out, lambda _: b.scalar(0, VALUE_TYPE[out.dtype]))
@@ -158,6 +165,7 @@ def lower_sum(b: Builder, node: Node, out: View) -> None:
 
 def lower_mean(b: Builder, node: Node, out: View) -> None:
     x = node.args[0]
+    _check_rounding(x, out)
     axes, keepdim = _axes(node, len(x.sizes))
     type_ = _summed(out)
     if type_ not in ("f32", "f64") or x.numel == 0:
@@ -192,6 +200,7 @@ def lower_truth(b: Builder, node: Node, out: View) -> None:
 
 def lower_prod(b: Builder, node: Node, out: View) -> None:
     x = node.args[0]
+    _check_rounding(x, out)
     axes, keepdim = _axes(node, len(x.sizes))
     type_ = _summed(out)
     _reduce(b, out, x, axes, keepdim, "prod", lambda v: cast(v, type_))

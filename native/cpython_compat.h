@@ -155,6 +155,22 @@ inline unsigned type_version(PyTypeObject* type) {
   return type->tp_flags & Py_TPFLAGS_VALID_VERSION_TAG ? type->tp_version_tag : 0;
 }
 
+// What functools.lru_cache keeps of a call in a bounded cache, the same from 3.11 to 3.13 (source:
+// Modules/_functoolsmodule.c). Links are used again for other calls.
+struct MemoLink {
+  PyObject_HEAD
+  MemoLink* previous;
+  MemoLink* next;
+  Py_hash_t hash;
+  PyObject* key;
+  PyObject* result;
+};
+// NULL when `object` is no such link, or is empty; borrowed.
+inline PyObject* memo_result(PyObject* object) {
+  if (strcmp(Py_TYPE(object)->tp_name, "functools._lru_list_elem") != 0) return nullptr;
+  return reinterpret_cast<MemoLink*>(object)->result;
+}
+
 // ---- instance attributes --------------------------------------------------------------
 
 // Inline values, and the keys that instances of a type share: the layouts of 3.11 and

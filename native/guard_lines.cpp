@@ -329,7 +329,8 @@ void Lines::prepare(const GuardProgram& program, const std::vector<int>& wanted)
   for (const Instruction& i : *program.instructions) {
     // A container as a root is mostly made for the call (args, kwargs); an object that
     // has attributes, a function or a bound method mostly is not.
-    bool container = i.op == Op::TUPLE_ITEM || i.op == Op::LIST_ITEM || i.op == Op::DICT_ITEM ||
+    bool container = i.op == Op::TUPLE_ITEM || i.op == Op::LIST_ITEM || i.op == Op::DEQUE_ITEM ||
+                     i.op == Op::DICT_ITEM ||
                      i.op == Op::CONST_OBJECT || i.op == Op::TYPE_OF;
     if (i.row().is_load && !container && static_cast<size_t>(i.in) < program.roots) {
       keyed[i.in] = true;

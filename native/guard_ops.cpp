@@ -55,6 +55,29 @@ PyObject* load_list_item(PyObject* in, Py_ssize_t index) {
   return at < 0 ? nullptr : PyList_GET_ITEM(in, at);
 }
 
+// collections.deque; borrowed from its module, which is never unloaded.
+PyTypeObject* deque_type() {
+  static PyTypeObject* type = [] {
+    PyObject* module = PyImport_ImportModule("collections");
+    PyObject* found = module ? PyObject_GetAttrString(module, "deque") : nullptr;
+    Py_XDECREF(module);
+    if (!found) PyErr_Clear();
+    return reinterpret_cast<PyTypeObject*>(found);  // a reference for good
+  }();
+  return type;
+}
+
+PyObject* load_deque_item(PyObject* in, Py_ssize_t index) {
+  PyTypeObject* type = deque_type();
+  if (!is_object(in) || !type || !PyObject_TypeCheck(in, type)) return nullptr;
+  PySequenceMethods* methods = type->tp_as_sequence;
+  Py_ssize_t at = position(index, methods->sq_length(in));
+  if (at < 0) return nullptr;
+  PyObject* item = methods->sq_item(in, at);  // a new reference, beside the deque's own
+  Py_XDECREF(item);
+  return item;
+}
+
 PyObject* load_tuple_item(PyObject* in, Py_ssize_t index) {
   if (!is_object(in) || !PyTuple_Check(in)) return nullptr;
   Py_ssize_t at = position(index, PyTuple_GET_SIZE(in));
@@ -185,6 +208,7 @@ PyObject* run_load(Pass& pass, PyObject* in, const Instruction& i) {
     case Op::INSTANCE_DICT: return load_attributes(in);
     case Op::DICT_ITEM: return load_dict_item(in, i);
     case Op::LIST_ITEM: return load_list_item(in, i.number);
+    case Op::DEQUE_ITEM: return load_deque_item(in, i.number);
     case Op::TUPLE_ITEM: return load_tuple_item(in, i.number);
     case Op::CELL_CONTENTS: return load_cell(in);
     case Op::SLOT_MEMBER: return load_member(in, i.operand);
@@ -265,6 +289,9 @@ Py_ssize_t length_of(PyObject* in) {
   if (PyTuple_Check(in) || PyList_Check(in)) return Py_SIZE(in);
   if (PyDict_Check(in)) return PyDict_GET_SIZE(in);
   if (PyAnySet_Check(in)) return PySet_GET_SIZE(in);
+  if (deque_type() && PyObject_TypeCheck(in, deque_type())) {
+    return deque_type()->tp_as_sequence->sq_length(in);
+  }
   PyTypeObject* type = Py_TYPE(in);
   bool in_c = !(type->tp_flags & Py_TPFLAGS_HEAPTYPE) || (type->tp_flags & Py_TPFLAGS_IMMUTABLETYPE);
   if (!in_c) return -1;
@@ -308,11 +335,24 @@ bool check_members(PyObject* in, const Instruction& i) {
   return true;
 }
 
+// Whether two MROs (tuples, or NULL) are of the same classes.
+bool same_classes(PyObject* a, PyObject* b) {
+  if (a == b) return true;
+  if (!a || !b || PyTuple_GET_SIZE(a) != PyTuple_GET_SIZE(b)) return false;
+  for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(a); k++) {
+    if (PyTuple_GET_ITEM(a, k) != PyTuple_GET_ITEM(b, k)) return false;
+  }
+  return true;
+}
+
+
 // The version says at once that no lookup on the type can have changed; when it differs
 // (or ran out), the lookups are made again. `version` is a cache: it is the program's.
 bool check_class(const Instruction& i) {
   auto* type = reinterpret_cast<PyTypeObject*>(i.operand);
+  if (reinterpret_cast<PyObject*>(Py_TYPE(type)) != i.metaclass) return false;
   if (i.version && type_version(type) == i.version) return true;
+  if (!same_classes(type->tp_mro, i.mro)) return false;
   for (const ExpectedAttribute& expected : i.attributes) {
     if (_PyType_Lookup(type, expected.name) != expected.value) return false;
   }

@@ -27,6 +27,7 @@ namespace accel {
   X(INSTANCE_DICT,       true,  none,      attributes)      \
   X(DICT_ITEM,           true,  key,       dict)            \
   X(LIST_ITEM,           true,  index,     reload)          \
+  X(DEQUE_ITEM,          true,  index,     reload)          \
   X(TUPLE_ITEM,          true,  index,     fixed)           \
   X(CELL_CONTENTS,       true,  none,      reload)          \
   X(SLOT_MEMBER,         true,  member,    reload)          \
@@ -100,6 +101,8 @@ struct Instruction {
   unsigned version = 0;         // TYPE_ATTRS: the type's version when the list held last
   PyObject* operand = nullptr;  // owned
   std::vector<ExpectedAttribute> attributes;
+  PyObject* mro = nullptr;        // TYPE_ATTRS: the classes that are looked through; owned
+  PyObject* metaclass = nullptr;  // TYPE_ATTRS: the class of the type; owned
   std::unordered_multimap<Py_hash_t, PyObject*> members;  // values are held by operand
   std::vector<char> table;  // SET_EQUALS: the set's table when its members held last
 

@@ -125,6 +125,8 @@ bool parse_attribute(Instruction& i, PyObject* pair) {
 bool parse_attributes(Instruction& i, PyObject* type, PyObject* pairs) {
   if (!PyType_Check(type)) return fail("TYPE_ATTRS takes a type, not %R", type);
   i.operand = Py_NewRef(type);
+  i.mro = Py_XNewRef(reinterpret_cast<PyTypeObject*>(type)->tp_mro);
+  i.metaclass = Py_NewRef(reinterpret_cast<PyObject*>(Py_TYPE(type)));
   PyObject* sequence = PySequence_Fast(pairs, "TYPE_ATTRS takes a sequence of pairs");
   if (!sequence) return false;
   bool ok = true;
@@ -135,11 +137,17 @@ bool parse_attributes(Instruction& i, PyObject* type, PyObject* pairs) {
   return ok;
 }
 
+// An example tensor, or what was captured of one when it still was as the guard wants it.
 bool parse_tensor(GuardProgram* program, Instruction& i, PyObject* operand) {
-  std::string why;
-  auto meta = TensorMetaGuard::capture(operand, {.layout = i.op == Op::TENSOR}, &why);
-  if (!meta) return fail("%s cannot guard this tensor: %s", i.row().name, why.c_str());
+  bool layout = i.op == Op::TENSOR;
   i.number = static_cast<Py_ssize_t>(program->metas->size());
+  if (const TensorMetaGuard* captured = meta_guard_of(operand)) {
+    program->metas->push_back(captured->with_layout(layout));
+    return true;
+  }
+  std::string why;
+  auto meta = TensorMetaGuard::capture(operand, {.layout = layout}, &why);
+  if (!meta) return fail("%s cannot guard this tensor: %s", i.row().name, why.c_str());
   program->metas->push_back(std::move(*meta));
   return true;
 }
@@ -305,6 +313,8 @@ int program_traverse(PyObject* self, visitproc visit, void* arg) {
   if (program->instructions) {
     for (const Instruction& i : *program->instructions) {
       Py_VISIT(i.operand);
+      Py_VISIT(i.mro);
+      Py_VISIT(i.metaclass);
       for (const ExpectedAttribute& attribute : i.attributes) Py_VISIT(attribute.value);
     }
   }
@@ -320,6 +330,8 @@ int program_clear(PyObject* self) {
   program->roots = SIZE_MAX;  // no call has that many: nothing holds any more
   for (Instruction& i : dropped) {
     Py_XDECREF(i.operand);
+    Py_XDECREF(i.mro);
+    Py_XDECREF(i.metaclass);
     for (ExpectedAttribute& attribute : i.attributes) {
       Py_DECREF(attribute.name);
       Py_XDECREF(attribute.value);
@@ -641,7 +653,53 @@ PyObject* py_own_attribute(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return Py_NewRef(value ? value : missing);
 }
 
+// class_attributes(type, names): [(name, value), ...], new references.
+PyObject* py_class_attributes(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  if (count != 2 || !PyType_Check(args[0]) || !PyTuple_CheckExact(args[1])) {
+    return PyErr_Format(PyExc_TypeError, "class_attributes(type, names: tuple[str, ...])");
+  }
+  auto* type = reinterpret_cast<PyTypeObject*>(args[0]);
+  Py_ssize_t size = PyTuple_GET_SIZE(args[1]);
+  PyObject* found = PyList_New(size);
+  for (Py_ssize_t k = 0; found && k < size; k++) {
+    PyObject* name = PyTuple_GET_ITEM(args[1], k);
+    PyObject* value = PyUnicode_CheckExact(name) ? _PyType_Lookup(type, name) : nullptr;
+    PyObject* pair = PyTuple_Pack(2, name, value ? value : missing);
+    if (!pair) {
+      Py_DECREF(found);
+      return nullptr;
+    }
+    PyList_SET_ITEM(found, k, pair);
+  }
+  return found;
+}
+
+// class_lookup(type, name, default=None): a new reference.
+PyObject* py_class_lookup(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  if (count < 2 || count > 3 || !PyType_Check(args[0]) || !PyUnicode_CheckExact(args[1])) {
+    return PyErr_Format(PyExc_TypeError, "class_lookup(type, name: str, default=None)");
+  }
+  PyObject* value = _PyType_Lookup(reinterpret_cast<PyTypeObject*>(args[0]), args[1]);
+  return Py_NewRef(value ? value : count == 3 ? args[2] : Py_None);
+}
+
+// memo_result(link): a new reference.
+PyObject* py_memo_result(PyObject*, PyObject* link) {
+  PyObject* result = memo_result(link);
+  return Py_NewRef(result ? result : missing);
+}
+
 PyMethodDef MODULE_METHODS[] = {
+    {"memo_result", py_memo_result, METH_O,
+     "memo_result(link): the value that a bounded functools.lru_cache keeps in it, or MISSING."},
+    {"class_lookup", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(py_class_lookup)),
+     METH_FASTCALL,
+     "class_lookup(type, name, default=None): what the type has under the name along its MRO, "
+     "without descriptors or metaclass."},
+    {"class_attributes",
+     reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(py_class_attributes)), METH_FASTCALL,
+     "class_attributes(type, names): what the type finds under each of them along its MRO, or "
+     "MISSING."},
     {"own_attribute",
      reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(py_own_attribute)), METH_FASTCALL,
      "own_attribute(object, name): what lies in its instance dict, which is not made for it; "

@@ -431,6 +431,11 @@ int add_type(PyObject* module, const char* name, PyType_Spec* spec) {
 
 }  // namespace
 
+const TensorMetaGuard* meta_guard_of(PyObject* object) {
+  bool is_one = Py_TYPE(object)->tp_dealloc == guard_dealloc;  // the type cannot be subclassed
+  return is_one ? reinterpret_cast<MetaGuardObject*>(object)->guard : nullptr;
+}
+
 int init_tensors(PyObject* module) {
   if (!THPVariableClass || !ParameterClass) {
     PyErr_SetString(PyExc_ImportError, "import torch before accel._native");

@@ -58,6 +58,13 @@ class TensorMetaGuard {
   static std::optional<TensorMetaGuard> capture(PyObject* object, Options options,
                                                 std::string* why);
 
+  // The same metadata, with or without sizes and strides.
+  TensorMetaGuard with_layout(bool layout) const {
+    TensorMetaGuard other = *this;
+    other.layout_ = layout;
+    return other;
+  }
+
   bool check(PyObject* object) const;
   // Names the first difference; empty when check(object) holds.
   std::string difference(PyObject* object) const;
@@ -78,6 +85,9 @@ class TensorMetaGuard {
   int64_t dims_[2 * INLINE_DIMS];   // sizes, then strides
   std::vector<int64_t> many_dims_;  // the same for tensors of more dimensions
 };
+
+// What a Python `TensorMetaGuard` captured; NULL for other objects. Borrowed.
+const TensorMetaGuard* meta_guard_of(PyObject* object);
 
 // ---- memory identity (no GIL needed) ---------------------------------------------
 

@@ -40,10 +40,10 @@ enum Mode : long {
 
 // One row per handler the recorder must offer, in the order of its `handlers` tuple.
 #define ACCEL_HANDLERS(X)                                                              \
-  X(call) X(attr) X(super_attr) X(glob) X(deref) X(store_deref) X(store_global)        \
+  X(call) X(attr) X(glob) X(deref) X(store_deref) X(store_global)        \
   X(delete_global) X(delete_deref) X(binary) X(compare) X(contains) X(is_) X(subscr)   \
   X(setitem) X(delitem) X(setattr) X(delattr) X(unary) X(not_) X(test) X(get_iter)     \
-  X(unpack) X(consume) X(hashed) X(with_) X(imported) X(format_) X(match) X(redirect) X(fresh)   \
+  X(unpack) X(consume) X(hashed) X(grown) X(with_) X(imported) X(format_) X(match) X(redirect) X(fresh)   \
   X(finish) X(void) X(checkpoint)
 
 enum Handler : int {
@@ -646,7 +646,6 @@ PyObject* t_node(PyObject*, PyObject* const* args, Py_ssize_t count) {
 PyMethodDef TRAMPOLINES[] = {
     {"call", (PyCFunction)(void*)t_call, METH_FASTCALL | METH_KEYWORDS, nullptr},
     {"attr", (PyCFunction)(void*)t_attr, METH_FASTCALL, nullptr},
-    {"super_attr", (PyCFunction)(void*)t_pass<H_super_attr, 2>, METH_FASTCALL, nullptr},
     {"glob", (PyCFunction)(void*)t_glob, METH_FASTCALL, nullptr},
     {"deref", (PyCFunction)(void*)t_pass<H_deref, 2>, METH_FASTCALL, nullptr},
     {"store_deref", (PyCFunction)(void*)t_pass<H_store_deref, 2>, METH_FASTCALL, nullptr},
@@ -669,6 +668,7 @@ PyMethodDef TRAMPOLINES[] = {
     {"unpack", (PyCFunction)(void*)t_pass<H_unpack, 2>, METH_FASTCALL, nullptr},
     {"consume", (PyCFunction)(void*)t_pass<H_consume, 1>, METH_FASTCALL, nullptr},
     {"hashed", (PyCFunction)(void*)t_pass<H_hashed, 1>, METH_FASTCALL, nullptr},
+    {"grown", (PyCFunction)(void*)t_pass<H_grown, 3>, METH_FASTCALL, nullptr},
     {"with_", (PyCFunction)(void*)t_with, METH_FASTCALL, nullptr},
     {"imported", (PyCFunction)(void*)t_pass<H_imported, 2>, METH_FASTCALL, nullptr},
     {"format_", (PyCFunction)(void*)t_format, METH_FASTCALL, nullptr},

@@ -12,6 +12,7 @@ callable. CPython 3.13 has the NULL above it; `islands` knows.
 from __future__ import annotations
 
 import dis
+import itertools
 import types
 from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
@@ -158,6 +159,12 @@ class Flow:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def location(self, i: int) -> str:
+        """`file:line` of instruction i."""
+        unit = self.instructions.starts[i]
+        line = next(itertools.islice(self.code.co_positions(), unit, None), (None,))[0]
+        return f"{self.code.co_filename}:{line or self.code.co_firstlineno}"
 
     # --------------------------------------------------------------- edges
 

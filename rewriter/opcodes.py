@@ -209,15 +209,15 @@ def _load_attr_312(e: Emitter, op: int, arg: int) -> None:
 
 
 def _load_super_attr(e: Emitter, op: int, arg: int) -> None:
+    # [super, class, self]: what it stands for, super(class, self).name, with an event for each.
+    e.trampoline("call")
+    for depth in (4, 3, 2):
+        e.emit(_SWAP, depth)
+    e.call(2)
+    e.wrap("attr", e.names[arg >> 2])
     if arg & 1:
-        # The callee's slot is below the three operands: it is filled when they are gone.
-        e.emit(op, arg & ~1)
-        e.wrap("super_attr", e.names[arg >> 2])
         e.null_becomes_call()
         e.emit(_SWAP, 2)
-    else:
-        e.emit(op, arg)
-        e.wrap("super_attr", e.names[arg >> 2])
 
 
 def _store_attr(e: Emitter, op: int, arg: int) -> None:
@@ -359,22 +359,32 @@ def _before(name: str) -> Row:
     return row
 
 
+def _grows(method: str, hashed: int = 0, consumes: bool = False) -> Row:
+    """The container that lies `arg` below the top of the stack gets what lies on it; `hashed` is the
+    depth of what becomes a key or member."""
+
+    def row(e: Emitter, op: int, arg: int) -> None:
+        if hashed:
+            _announce_hashed(e, hashed)
+        if consumes:
+            e.wrap("consume")
+        e.trampoline("grown")
+        e.emit(OPMAP["COPY"], arg + 1 + max(hashed, 1))  # [..., value, T, container]
+        e.emit(OPMAP["COPY"], 3)
+        e.load(method)
+        e.call(2)
+        e.emit(OPMAP["POP_TOP"])
+        e.emit(op, arg)
+
+    return row
+
+
 def _builds_hashed(stride: int) -> Row:
     """A set or dict is built of what lies on the stack: every `stride`-th value is hashed."""
 
     def row(e: Emitter, op: int, arg: int) -> None:
         for depth in range(arg * stride, 0, -stride):
             _announce_hashed(e, depth)
-        e.emit(op, arg)
-
-    return row
-
-
-def _adds_hashed(depth: int) -> Row:
-    """The value at this depth (1: the top) is hashed by the instruction."""
-
-    def row(e: Emitter, op: int, arg: int) -> None:
-        _announce_hashed(e, depth)
         e.emit(op, arg)
 
     return row
@@ -478,13 +488,16 @@ def _convert_value(e: Emitter, op: int, arg: int) -> None:
 
 
 _INTRINSIC_UNARY_POSITIVE = 5
+_INTRINSIC_LIST_TO_TUPLE = 6
 
 
 def _call_intrinsic_1(e: Emitter, op: int, arg: int) -> None:
     if arg == _INTRINSIC_UNARY_POSITIVE:
         e.wrap("unary", "+")
-    else:
-        e.emit(op, arg)
+        return
+    if arg == _INTRINSIC_LIST_TO_TUPLE:
+        e.wrap("consume")
+    e.emit(op, arg)
 
 
 # ------------------------------------------------------------------------ tables
@@ -502,8 +515,8 @@ _EVERYWHERE: dict[str, Row] = {
     "DELETE_DEREF": _delete_deref,
     "DELETE_GLOBAL": _delete_global,
     "DELETE_SUBSCR": _delete_subscr,
-    "DICT_MERGE": _before("consume"),
-    "DICT_UPDATE": _before("consume"),
+    "DICT_MERGE": _grows("merge", consumes=True),
+    "DICT_UPDATE": _grows("update", consumes=True),
     "FOR_ITER": _jump,
     "GET_ITER": _before("get_iter"),
     "GET_LEN": _match(0),
@@ -513,17 +526,18 @@ _EVERYWHERE: dict[str, Row] = {
     "JUMP_BACKWARD": _jump,
     "JUMP_BACKWARD_NO_INTERRUPT": _jump,
     "JUMP_FORWARD": _jump,
-    "LIST_EXTEND": _before("consume"),
+    "LIST_APPEND": _grows("append"),
+    "LIST_EXTEND": _grows("extend", consumes=True),
     "LOAD_DEREF": _load_deref,
     "LOAD_GLOBAL": _load_global,
-    "MAP_ADD": _adds_hashed(2),
+    "MAP_ADD": _grows("__setitem__", hashed=2),
     "MATCH_CLASS": _match_class,
     "MATCH_KEYS": _match(1),
     "MATCH_MAPPING": _match(0),
     "MATCH_SEQUENCE": _match(0),
     "SEND": _jump,
-    "SET_ADD": _adds_hashed(1),
-    "SET_UPDATE": _before("consume"),
+    "SET_ADD": _grows("add", hashed=1),
+    "SET_UPDATE": _grows("update", consumes=True),
     "STORE_ATTR": _store_attr,
     "STORE_DEREF": _store_deref,
     "STORE_GLOBAL": _store_global,
@@ -538,7 +552,7 @@ _EVERYWHERE: dict[str, Row] = {
 _KEPT_EVERYWHERE = """
     POP_TOP COPY SWAP NOP LOAD_CONST LOAD_FAST STORE_FAST DELETE_FAST MAKE_CELL COPY_FREE_VARS
     BUILD_TUPLE BUILD_LIST BUILD_SLICE BUILD_STRING BUILD_CONST_KEY_MAP
-    LIST_APPEND MAKE_FUNCTION LOAD_BUILD_CLASS LOAD_ASSERTION_ERROR
+    MAKE_FUNCTION LOAD_BUILD_CLASS LOAD_ASSERTION_ERROR
     CALL RAISE_VARARGS RERAISE PUSH_EXC_INFO POP_EXCEPT CHECK_EXC_MATCH CHECK_EG_MATCH
     WITH_EXCEPT_START RESUME RETURN_VALUE RETURN_GENERATOR YIELD_VALUE
     GET_YIELD_FROM_ITER GET_AWAITABLE GET_AITER GET_ANEXT BEFORE_ASYNC_WITH END_ASYNC_FOR
@@ -547,7 +561,7 @@ _KEPT_EVERYWHERE = """
 """
 
 _KEPT_311 = """
-    KW_NAMES PRECALL LOAD_CLOSURE LIST_TO_TUPLE LOAD_CLASSDEREF ASYNC_GEN_WRAP
+    KW_NAMES PRECALL LOAD_CLOSURE LOAD_CLASSDEREF ASYNC_GEN_WRAP
     PREP_RERAISE_STAR PRINT_EXPR IMPORT_STAR
 """
 _KEPT_312 = """
@@ -564,6 +578,7 @@ _BY_VERSION: dict[tuple[int, int], tuple[dict[str, Row], str]] = {
             "FORMAT_VALUE": _format_value,
             "JUMP_IF_FALSE_OR_POP": _jump_if_or_pop("POP_JUMP_FORWARD_IF_FALSE"),
             "JUMP_IF_TRUE_OR_POP": _jump_if_or_pop("POP_JUMP_FORWARD_IF_TRUE"),
+            "LIST_TO_TUPLE": _before("consume"),
             "LOAD_ATTR": _load_attr_311,
             "LOAD_METHOD": _load_method_311,
             "POP_JUMP_BACKWARD_IF_FALSE": _jump_if,

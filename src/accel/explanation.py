@@ -72,11 +72,10 @@ class RootReport:
         else:
             lines.append(f"  {self.hits:,} of {self.calls:,} calls ran compiled")
         if self.reason:
-            where = f" at {short_place(self.reason_location)}" if self.reason_location else ""
-            hint = hint_for(self.reason)
-            lines.append(f"  graph break{where}: {self.reason}" + (f"; {hint}" if hint else ""))
+            lines.append(_break_line(self.reason, self.reason_location))
         for text in self.breaks[1:]:
-            lines.append(f"  graph break: {text}")
+            located = _LOCATED.fullmatch(text)
+            lines.append(_break_line(*located.groups()) if located else _break_line(text, ""))
         if self.state == "split" and not self.graphs:
             lines.append("  what lies between is recorded in the next calls: explain one of those")
         earlier = Counter(text for text in self.history if not text.startswith(self.reason or "\0"))
@@ -270,6 +269,17 @@ class Explanation:
             f"{self.graph_break_count} graph break(s)"
         )
         return f"{head}\n\n{report_text(self.roots)}"
+
+
+# How a split root notes an exit: why, and where.
+_LOCATED = re.compile(r"(.*) \((.+:\d+)\)", re.DOTALL)
+
+
+def _break_line(reason: str, location: str) -> str:
+    """Where a graph breaks, why, and what the user can do about it."""
+    where = f" at {short_place(location)}" if location else ""
+    hint = hint_for(reason)
+    return f"  graph break{where}: {reason}" + (f"; {hint}" if hint else "")
 
 
 def _parts(root: Root) -> list[Root]:

@@ -45,6 +45,7 @@ LOADS: dict[str, Load] = {
     "dict": Load("INSTANCE_DICT", False, lambda b, _k: f"{b}.__dict__"),
     "dict_item": Load("DICT_ITEM", True, _item),
     "list_item": Load("LIST_ITEM", True, _item),
+    "deque_item": Load("DEQUE_ITEM", True, _item),
     "tuple_item": Load("TUPLE_ITEM", True, _item),
     "cell": Load("CELL_CONTENTS", False, lambda b, _k: b),
     "member": Load("SLOT_MEMBER", True, lambda b, k: f"{b}.{k.__name__}"),

@@ -65,6 +65,12 @@ class Split:
     calls_before: int = -1  # calls of the root when its functions got resumable code
     retired: list[int] = field(default_factory=lambda: [0, 0, 0, 0])  # totals of former nodes
 
+    def explain(self, exits: Iterable[int], why: str) -> None:
+        """Notes why these instructions are exits, for users."""
+        assert self.plan is not None
+        for at in exits:
+            self.reasons[at] = f"{why} ({self.plan.flow.location(at)})"
+
     def totals(self, root: Root) -> tuple[int, int, int, int, int]:
         """Segments that were served, their operations, the operations of those that were not,
         calls that resumable code ran, replays that were thrown away."""
@@ -378,8 +384,7 @@ class Splitter:
             if count >= CHANGES and name in named:
                 users = split.plan.flow.users(node.at, named[name], node.stretch)
                 found |= users
-                for at in users:
-                    split.reasons[at] = reason_text("changes", name)
+                split.explain(users, reason_text("changes", name))
         return found
 
     def _definitions(self, split: Split, run: SegmentRun) -> set[int]:
@@ -390,8 +395,7 @@ class Splitter:
             void = segment.recording.void
             if void is not None and void.detail == made_in_the_trace(types.FunctionType):
                 found |= split.plan.flow.definitions(split.plan.nodes[segment.node].stretch)
-        for at in found:
-            split.reasons[at] = reason_text("definition", "")
+        split.explain(found, reason_text("definition", ""))
         return found
 
     def rewrite(self, root: Root, split: Split) -> None:

@@ -28,6 +28,7 @@ import io
 import os
 import random
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -43,6 +44,7 @@ NOT_PROGRAMS = ("harness.py", "fakes.py")
 HERE = os.path.dirname(os.path.abspath(__file__))
 COMPILED, EAGER, ANY = "compiled", "eager", "any"
 WAIT_S = 120.0
+SLOW_COLLECTION_S = 0.03
 
 
 class Engine(Protocol):
@@ -311,7 +313,10 @@ def run(program: Program, engine: Engine, is_truth: bool) -> Session:
     session = Session(engine, program.expect, is_truth)
     try:
         program.body(session)
+        start = time.perf_counter()
         gc.collect()
+        if time.perf_counter() - start > SLOW_COLLECTION_S:
+            gc.freeze()  # a program has imported something large
     finally:
         session.finish()
     return session

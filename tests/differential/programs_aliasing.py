@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 import torch.nn.functional as F
 from harness import ANY, Program, Session, program
@@ -364,3 +366,65 @@ def _(s: Session) -> None:
     f = s.root(f)
     for rows, columns in ((257, 129), (1, 1000), (1000, 1), (65, 3)):
         s.warm(f, torch.randn(rows, columns), torch.randn(columns, 33) / columns**0.5)
+
+
+@program(PROGRAMS, "out= that gives its tensor another size")
+def _(s: Session) -> None:
+    def work_buffer(x, o):
+        torch.mul(x, 2, out=o)
+        return o + 1
+
+    def joined(x, o):
+        y = torch.cat([x, x], out=o) * 2
+        return y, o
+
+    def twice(x, o):
+        torch.add(x, 1, out=o)
+        torch.mul(o, 2, out=o)
+        return o
+
+    def shrinks(x, o):
+        torch.cat([x, x], out=o)
+        y = o * 2
+        torch.sum(x, 0, out=o)
+        return y, o
+
+    def of_its_own(x, o):
+        inner = torch.empty(0)
+        torch.add(x, 1, out=inner)
+        return inner * 2 + o.sum()
+
+    def several(x, o):
+        values, indices = torch.empty(0), torch.empty(0, dtype=torch.int64)
+        torch.max(x, 0, out=(values, indices))
+        return values + o.sum(), indices
+
+    x = torch.ones(4, 2)
+    for function in (work_buffer, joined, twice, shrinks, of_its_own, several):
+        f = s.root(function)
+        right = (8, 2) if function in (joined, shrinks) else (4, 2)
+        for size in ((0,), right, (0,), right, right, right, (2,), (0,), right, (3, 3), right):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                s.call(f, x, s.watch(torch.full(size, -9.0)))
+    f = s.root(lambda x, o: torch.cat([x, x], out=o) * 2)
+    s.warm(f, x, torch.zeros(8, 2))
+    s.hit(f, x + 1, torch.zeros(8, 2))
+    buffer = s.watch(torch.empty(0))
+    f = s.root(work_buffer)
+    for k in range(6):
+        s.call(f, torch.full((3,), float(k)), buffer)
+
+
+@program(PROGRAMS, "an input that changes size after a compiled segment has read it")
+def _(s: Session) -> None:
+    def f(x, o):
+        y = o * x
+        z = y.sum().item()
+        o.resize_(2)
+        o.fill_(z)
+        return o + 1, y
+
+    f = s.root(f)
+    for size in (4, 4, 4, 2, 4, 2, 2, 4):
+        s.call(f, torch.tensor(2.0), s.watch(torch.ones(size)))

@@ -607,3 +607,31 @@ def _(s: Session) -> None:
     f = s.root(f)
     s.split(f, torch.randn(4), segments=2)
     s.split(f, torch.randn(4), segments=2)
+
+
+@program(PROGRAMS, "exits inside literals that are built in steps")
+def _(s: Session) -> None:
+    def literals(n):
+        items = ", ".join("x.sum().item()" if k in (5, n - 3) else f"x + {k}" for k in range(n))
+        return [
+            "[*xs, (x + 1).sum().item(), x * 2]",
+            "(*xs, x + 1, x.sum().item(), x + 2, x.sum().item(), x + 3)",
+            "[*xs, x.sum().item(), *xs, x.sum().item(), *xs]",
+            "{**d, 'a': x + 1, 'b': x.sum().item(), **d, 'c': x + 2, 'd': x.sum().item(), **d}",
+            "{*ks, (x + 1).sum().item(), 5, (x + 2).sum().item()}",
+            "dict(**d, a=x + 1, b=x.sum().item(), **{'c': x * 2})",
+            "max(*ks, x.sum().item(), 3, (x - 9).sum().item())",
+            "[[x + 1, x.sum().item()], *xs, [x.sum().item(), *xs]]",
+            f"({items})",
+            f"[{items}]",
+        ]
+
+    for text in literals(33):
+        namespace: dict = {}
+        exec(f"def f(x, xs, ks, d):\n    return {text}", namespace)
+        f = s.root(namespace["f"])
+        for k in range(9):
+            x = torch.full((3,), float(k))
+            s.call(f, x, [x * 7, x * 8], [1.0, float(k)], {"p": x, "q": 2})
+        x = torch.ones(3)
+        s.split(f, x, [x * 7, x * 8], [1.0, 2.0], {"p": x, "q": 2}, segments=1)

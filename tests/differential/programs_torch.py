@@ -1092,3 +1092,13 @@ def _(s: Session) -> None:
     f = s.root(f)
     s.warm(f, torch.randn(3, 2), torch.tensor([0.2]))
     s.hit(f, torch.randn(3, 2), torch.tensor([0.7]))
+
+
+@program(PROGRAMS, "16-bit numbers where float's answer is another")
+def _(s: Session) -> None:
+    for dtype in (torch.bfloat16, torch.float16):
+        x = torch.tensor([1.0, -0.0, float("-inf"), 4.0], dtype=dtype)
+        f = s.root(lambda x, y: (torch.nextafter(x, y), (x * 1) ** 0.5, (x * 1) ** -0.5))
+        s.warm(f, x, torch.full((4,), 2.0, dtype=dtype))
+        f = s.root(lambda x, dtype=dtype: ((x * 1).sum(dtype=dtype), (x * 1).prod(dtype=dtype)))
+        s.warm(f, torch.tensor([70000.0, -70001.0, 1.0]))

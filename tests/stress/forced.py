@@ -25,13 +25,19 @@ from harness import ANY, Accel, Program, Session, check  # noqa: E402
 KINDS = ("guard", "speculation", "executor")
 # Calls meet the same places over and over: a loop of 1,000 rounds is not run 3,000 times.
 FIRST, LATER = 20, 10
-# Backwards that fail after the program has written an input: nothing can compute them, and the
-# error says so (accel.compile.gradients).
-DOCUMENTED = "'message': 'accel: this backward needs "
-NOT_AGAIN = frozenset({
-    "a gradient at one output, of a state that the call has written",
-    "a gradient at one output, of an input written since",
-})  # fmt: skip
+# Programs in which a failing backward shows, and how. Those that fail after the program (or the
+# call itself) has written what the forward read: nothing can compute them, and the error says so
+# (accel.compile.gradients). And one that asks two backwards for the same bits, of which one is
+# eager's.
+_MODIFIED = "'message': 'accel: this backward needs "
+DOCUMENTED = {
+    "a gradient at one output, of a state that the call has written": _MODIFIED,
+    "a gradient at one output, of an input written since": _MODIFIED,
+    "weight written before backward": _MODIFIED,
+    "static input overwritten before backward": _MODIFIED,
+    "a buffer follows the weights": _MODIFIED,
+    "gradcheck in float64": "Backward is not reentrant",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +103,7 @@ def check_each(program: Program) -> Iterator[Order]:
             try:
                 check_failing(program, (order,), truth)
             except AssertionError as error:
-                if program.name in NOT_AGAIN and DOCUMENTED in str(error):
+                if DOCUMENTED.get(program.name, "\0") in str(error):
                     continue
                 raise AssertionError(f"{order}: {error}") from error
             yield order

@@ -31,11 +31,14 @@ from accel.capture.values import (
     BUILTIN_ITERATORS,
     CONSTANT_TYPES,
     FUNCTION_TYPES,
+    HEAP_TYPE,
     PLAIN_TENSORS,
     TRANSIENT_TYPES,
     class_lookup,
+    flags_of,
     has_receiver,
     is_constant,
+    is_python_class,
     is_static,
 )
 
@@ -96,6 +99,7 @@ class AttributeEvents(RecorderState):
             return self._class_attr(obj, name)
         if kind in BUILTIN_CONTAINERS or kind is super:
             if kind is super:
+                self._guard_super(obj, name)
                 return (NATIVE, getattr, (obj, name), None, self._after_super, name)
             if name == "__class__":
                 self.assume_static(kind)
@@ -151,6 +155,19 @@ class AttributeEvents(RecorderState):
         self.track(value, self.constant_source(member).child("dict").child("dict_item", name))
         return (value,)
 
+    def _guard_super(self, found_by: Any, name: str) -> None:
+        """`super().name`: what lies under the name in each class behind the starting one."""
+        kind, start = found_by.__self_class__, found_by.__thisclass__
+        if kind is None:
+            raise Void("opaque_attribute", f"{name!r} of an unbound super()")
+        self.note_class(kind)
+        mro = kind.__mro__
+        for base in mro[mro.index(start) + 1 :]:
+            found = class_lookup(base, name, runtime.native.MISSING)
+            self.guards.add_class_attribute(base, name, found)
+            if name in base.__dict__:
+                break
+
     def _after_super(self, value: Any, name: Any) -> Answer:
         if type(value) not in (types.MethodType, *FUNCTION_TYPES):
             self.check_value(value, f"super().{name}")
@@ -167,6 +184,10 @@ class AttributeEvents(RecorderState):
         plain = (NATIVE, getattr, (obj, name), None, self.checked, f"attribute {name!r}")
         if found is not _ABSENT:
             descriptor = type(found)
+            if is_python_class(descriptor) and flags_of(descriptor) & HEAP_TYPE:
+                # Whether it is a descriptor, and of which kind, its class says.
+                self.note_class(descriptor)
+                self.guards.add(self.constant_source(found), "TYPE_IS", descriptor)
             if _has(descriptor, "__set__") or _has(descriptor, "__delete__"):
                 return self._data_descriptor(obj, name, found, source, plain)
         native = runtime.native
@@ -383,19 +404,31 @@ class AttributeEvents(RecorderState):
     def _module_attr(self, module: Any, name: str) -> Answer:
         attributes = types.ModuleType.__getattribute__(module, "__dict__")
         value = attributes.get(name, _ABSENT)
-        self.assume_static(module)
+        kind = type(module)
+        self.guards.add(self.assume_static(module), "TYPE_IS", kind)
+        if kind is not types.ModuleType:
+            for of_class in (name, "__getattribute__"):
+                found = class_lookup(kind, of_class)
+                if found is not class_lookup(types.ModuleType, of_class):
+                    raise Void("opaque_attribute", f"{name!r} of a {kind.__name__}")
         source = self.constant_source(attributes)
         if value is not _ABSENT:
             if not self.is_written(attributes, name, value):
                 self.track(value, source.child("dict_item", name))
             return (value,)
         self.guards.add(source, "DICT_ABSENT", name)
+        if "__getattr__" not in attributes:
+            self.guards.add(source, "DICT_ABSENT", "__getattr__")
         return (FOLD, getattr, (module, name), None, self.adopt_constant, None)
 
     def _class_attr(self, cls: Any, name: str) -> Answer:
         """An attribute of a class object; the metaclass's own come first."""
         found = class_lookup(cls, name, _ABSENT)
         meta = class_lookup(type(cls), name, _ABSENT)
+        for kind, value in ((type(cls), meta), (cls, found)):
+            if flags_of(kind) & HEAP_TYPE:
+                value = runtime.native.MISSING if value is _ABSENT else value
+                self.guards.add_class_attribute(kind, name, value)
         if name in ("__name__", "__qualname__") and meta is type.__dict__[name]:
             self.assume_static(cls)
             return self._assigned_name(cls, name)
@@ -404,9 +437,6 @@ class AttributeEvents(RecorderState):
                 self.assume_static(meta)
                 return None
             return (NATIVE, getattr, (cls, name), None, self._after_class_attr, (cls, name))
-        self.guards.add_class_attribute(
-            cls, name, runtime.native.MISSING if found is _ABSENT else found
-        )
         if type(found) in (types.FunctionType, staticmethod, classmethod):
             self.assume_static(getattr(found, "__func__", found))
             return None

@@ -18,7 +18,6 @@ from accel.capture.steps import FOLD, NATIVE, Answer, Void
 from accel.capture.values import (
     BUILTIN_CONTAINERS,
     class_lookup,
-    is_constant,
     is_python_class,
     is_static,
 )
@@ -31,7 +30,7 @@ class BuiltinMethods(BuiltinRules):
 
     def _method_dict_get(self, f: Any, table: Any, rest: Any, kwargs: Any) -> Answer:
         source = self.source_of(table)
-        if source is not None and rest and self._entry_known(table, rest[0], source):
+        if source is not None and rest and self.entry_known(table, rest[0], source):
             if dict.__contains__(table, rest[0]):
                 return (dict.__getitem__(table, rest[0]),)
         elif rest:
@@ -63,23 +62,15 @@ class BuiltinMethods(BuiltinRules):
         if source is None:
             self.hashed(rest[0])
             return (NATIVE, f, self._call_args(f, obj, rest), None, self.checked, "setdefault()")
-        if dict.__contains__(obj, rest[0]):
-            self._entry_known(obj, rest[0], source)
-            return (NATIVE, f, self._call_args(f, obj, rest), None, self.checked, "setdefault()")
-        raise Void("container_write", f"setdefault on {source}")
+        return self.write_known(f, obj, rest, kwargs)
 
     def _method_append(self, f: Any, obj: Any, rest: Any, kwargs: Any) -> Answer:
-        source = self.source_of(obj)
-        if source is None:
-            return None
-        self.effect("append", obj, *rest)
-        return None
+        return self.write_known(f, obj, rest, kwargs) if id(obj) in self.known else None
 
     def _method_extend(self, f: Any, obj: Any, rest: Any, kwargs: Any) -> Answer:
-        self._about_to_read(rest[0])
-        if self.source_of(obj) is None:
-            return None
-        raise Void("container_write", f"extend on {self.source_of(obj)}")
+        for value in rest:
+            self._about_to_read(value)
+        return self.write_known(f, obj, rest, kwargs) if id(obj) in self.known else None
 
     def _method_sort(self, f: Any, obj: Any, rest: Any, kwargs: Any) -> Answer:
         if kwargs.get("key") is not None:
@@ -89,20 +80,16 @@ class BuiltinMethods(BuiltinRules):
         return self._method_write(f, obj, rest, kwargs)
 
     def _method_set_write(self, f: Any, obj: Any, rest: Any, kwargs: Any) -> Answer:
-        """set.add and set.discard; on a set from outside only where they change nothing."""
-        if id(obj) not in self.known:
-            for value in rest:
-                self.hashed(value)
-        elif len(rest) == 1 and is_constant(rest[0]):
-            self.consume(obj, in_order=False)
-            if (rest[0] in obj) == (f.__name__ == "add"):
-                return (None,)
+        """set.add and set.discard."""
+        for value in rest if id(obj) not in self.known else ():
+            self.hashed(value)
         return self._method_write(f, obj, rest, kwargs)
 
     def _method_compare_write(self, f: Any, obj: Any, rest: Any, kwargs: Any) -> Answer:
         """A write that looks its place up by comparing: list.remove."""
         for value in (obj, *rest):
             self.consume_deeply(value)
+        self.check_nans(obj, *rest)
         return self._method_write(f, obj, rest, kwargs)
 
     def _method_update_pairs(self, f: Any, obj: Any, rest: Any, kwargs: Any) -> Answer:
@@ -117,7 +104,7 @@ class BuiltinMethods(BuiltinRules):
             elif f.__name__ == "pop":  # which one is a matter of order
                 self.consume(obj)
         if id(obj) in self.known:
-            raise Void("container_write", f"{f.__name__}() on {self.source_of(obj)}")
+            return self.write_known(f, obj, rest, kwargs)
         if id(obj) not in self.fresh and type(obj) not in BUILTIN_CONTAINERS:
             raise Void("unknown_value", f"{f.__name__}() of a {type(obj).__name__}")
         return (NATIVE, f, self._call_args(f, obj, rest), kwargs or None, self.checked, f.__name__)

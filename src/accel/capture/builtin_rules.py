@@ -6,6 +6,7 @@ trampoline. Invariant: a rule is a method `_call_NAME`, found by its name in the
 
 from __future__ import annotations
 
+import collections
 import copy
 import types
 from typing import Any
@@ -17,9 +18,9 @@ from accel.capture.autograd_functions import AutogradFunctions
 from accel.capture.class_questions import ClassQuestions
 from accel.capture.library_calls import short_name
 from accel.capture.numpy_rules import array_type
-from accel.capture.operators import _BINARY, BINARY_NAMES, _c_length, is_python_len
+from accel.capture.operators import _BINARY, BINARY_NAMES, is_python_len
 from accel.capture.polyfills import POLYFILLS
-from accel.capture.state import user_location
+from accel.capture.state import c_length, user_location
 from accel.capture.steps import CONSTRUCT, FOLD, NATIVE, OPERATION, Answer, Void
 from accel.capture.values import (
     BUILTIN_CONTAINERS,
@@ -58,6 +59,9 @@ class BuiltinRules(ClassQuestions, AutogradFunctions, AllowedCalls):
                 self._about_to_read(value)
             else:
                 self.consume_deeply(value)
+        if not textual:
+            operands = args if receiver is None else (receiver, *args)
+            self.check_nans(*operands) if operands else None
         return (NATIVE, f, args, kwargs or None, self.checked, short_name(f))
 
     def _call_hash(self, f: Any, args: Any, kwargs: Any) -> Answer:
@@ -136,9 +140,10 @@ class BuiltinRules(ClassQuestions, AutogradFunctions, AllowedCalls):
         kind = type(args[0])
         if kind in PLAIN_TENSORS or kind in CONSTANT_TYPES:
             return None
-        if issubclass(kind, (tuple, list, dict, set, frozenset)) and not is_python_len(kind):
+        families = (tuple, list, dict, set, frozenset, collections.deque)
+        if issubclass(kind, families) and not is_python_len(kind):
             self.length(args[0])
-            return (_c_length(args[0]),)
+            return (c_length(args[0]),)
         if kind in BUILTIN_CONTAINERS:
             self.consume(args[0])
             return None

@@ -17,8 +17,9 @@ import torch
 from accel.capture import left_to_python
 from accel.capture.builtin_methods import BuiltinMethods
 from accel.capture.library_calls import short_name
-from accel.capture.memoised import ABSENT, StillMemoised, memoised
+from accel.capture.memoised import StillMemoised, memoised
 from accel.capture.policy import METHODS, callable_rules, is_dynamo_mark, method_rule
+from accel.capture.state import Effect
 from accel.capture.steps import CONSTRUCT, FOLD, INLINE, NATIVE, Answer, Void
 from accel.capture.torch_calls import (
     DATA_FUNCTIONS,
@@ -253,11 +254,13 @@ class CallEvents(BuiltinMethods):
 
     def _after_cached(self, value: Any, token: Any) -> Answer:
         f, args, kwargs = token
-        entry = memoised(f, args, kwargs)
-        if entry is ABSENT:
+        if memoised(f, args, kwargs) is not value:
             raise Void("opaque_call", f"cached {short_name(f)}, which keeps nothing")
         source = self.source_of(f) or self.assume_static(f)
-        self.guards.add(source, "CALL", StillMemoised(args, kwargs, entry))
+        self.guards.add(source, "CALL", StillMemoised(args, kwargs, value))
+        if f.cache_parameters()["maxsize"] is not None:
+            # A call that finds its value also says what is forgotten last.
+            self.effects.append(Effect("recall", None, (f, args, kwargs)))
         return self.adopt_constant(value, None)
 
     # -------------------------------------------------------------- classes

@@ -34,7 +34,7 @@ from accel.capture.callbacks import (
     watched_key,
     without_callback,
 )
-from accel.capture.operators import OperatorEvents
+from accel.capture.container_writes import ContainerWrites
 from accel.capture.polyfills import call_named, call_with_rows, get_attributes, get_items
 from accel.capture.state import user_location
 from accel.capture.steps import CONSTRUCT, FOLD, NATIVE, Answer, Void
@@ -73,7 +73,7 @@ def short_name(f: Any) -> str:
     return f"{module}.{getattr(f, '__qualname__', type(f).__name__)}"
 
 
-class LibraryCalls(OperatorEvents):
+class LibraryCalls(ContainerWrites):
     """Rules of the policy for calls of library code."""
 
     twin_of: Callable[[types.FunctionType], types.FunctionType | None]
@@ -301,6 +301,8 @@ class LibraryCalls(OperatorEvents):
             args, kwargs = self._watch_key(args, kwargs)
             for value in args if len(args) == 1 else ():
                 self._about_to_read(value)
+        elif len(args) == 1 and _is_set_of_words(args[0]):
+            self.consume(args[0], in_order=False)  # the order is what the call makes
         elif len(args) == 1 and not issubclass(type(args[0]), (list, tuple)):
             self._about_to_read(args[0])
             if type(args[0]) in BUILTIN_ITERATORS or type(args[0]) in BUILTIN_CONTAINERS:
@@ -387,6 +389,13 @@ class _LevelDisabled:
 
     def __call__(self, logger: Any) -> bool:
         return not logger.isEnabledFor(self.level)
+
+
+def _is_set_of_words(value: Any) -> bool:
+    """True for sets of strings, or of ints: in order, they are the same list whatever theirs was."""
+    if type(value) not in (set, frozenset):
+        return False
+    return {type(member) for member in value} in ({str}, {int})
 
 
 def _is_hashable(f: Any) -> bool:

@@ -126,6 +126,8 @@ def _writes(effect: Effect, source: Source) -> bool:
     if target is None or not effect.operands:
         return False
     key = effect.operands[0]
+    if effect.kind == "call":  # of a container: whatever lies in it
+        return source.base is target
     if source.kind == "member":
         return source.base is target and source.key.__name__ == key
     if type(source.key) is not type(key) or source.key != key:

@@ -32,7 +32,7 @@ from accel import runtime
 from accel.capture.calls import CallEvents
 from accel.capture.operators import BINARY_NAMES
 from accel.capture.policy import callable_rules
-from accel.capture.state import user_location
+from accel.capture.state import as_it_is, user_location
 from accel.capture.steps import NATIVE, Answer, Void
 from accel.capture.torch_calls import METADATA_METHODS, graph_functions
 from accel.capture.values import (
@@ -117,7 +117,7 @@ class NumberEvents(CallEvents):
             if self.tests_later:
                 raise Void("dynamic", self.tests_later)
             self.open_dims[id(tensor)] = dims
-            self.guards.add(source, "TENSOR_KIND", tensor)
+            self.guards.add(source, "TENSOR_KIND", as_it_is(tensor))
         else:
             super().guard_tensor(tensor, source)
 
@@ -670,7 +670,7 @@ _ITERATE: dict[Any, Callable[[Any], Any]] = {
 # Events whose operands are names, code and the like.
 _NO_OPERANDS = frozenset({
     "finish", "void", "checkpoint", "glob", "imported", "delete_global", "delete_deref",
-    "super_attr", "with_", "fresh", "consume", "delattr",
+    "with_", "fresh", "consume", "delattr", "grown",
 })  # fmt: skip
 _OWN_CALLS: dict[int, Callable[..., Answer]] = {
     id(builtins.min): lambda recorder, args: recorder._own_extremum("lt", args),

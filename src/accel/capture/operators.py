@@ -14,12 +14,13 @@ import operator
 import re
 import sys
 import types
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from accel.capture.attributes import AttributeEvents
-from accel.capture.state import Effect, running_frame
+from accel.capture.state import ABSENT, Effect, c_length, running_frame
 from accel.capture.steps import FOLD, NATIVE, OPERATION, Answer, Void
 from accel.capture.values import (
     BUILTIN_CONTAINERS,
@@ -31,6 +32,7 @@ from accel.capture.values import (
     VALUE_TYPES,
     builtin_method,
     class_lookup,
+    has_nan,
     holds_numpy,
     is_constant,
     is_fixed,
@@ -60,10 +62,10 @@ _BINARY = [getattr(operator, name) for name in BINARY_NAMES]
 _COMPARE = {"<": "lt", "<=": "le", "==": "eq", "!=": "ne", ">": "gt", ">=": "ge"}
 _UNARY = {"-": "neg", "+": "pos", "~": "invert"}
 _IN_PLACE = 13
+_CHANGED_IN_PLACE = (list, collections.deque, dict, set)
 # Operators in which a numpy scalar gives way to the tensor on its right.
 _NUMPY_YIELDS = frozenset({"add", "sub", "mul", "truediv", "pow"})
 _TENSOR_META = type(torch.Tensor)
-_ABSENT = object()
 
 
 def _methods(name: str) -> tuple[str, ...]:
@@ -109,8 +111,8 @@ class OperatorEvents(AttributeEvents):
         if BINARY_NAMES[op] == "ior" and issubclass(ta, dict):
             for pair in b if issubclass(tb, (list, tuple)) else ():
                 self.consume(pair)
-        if op >= _IN_PLACE and ta in BUILTIN_CONTAINERS and id(a) in self.known:
-            raise Void("container_write", f"in-place {BINARY_NAMES[op]} on {self.source_of(a)}")
+        if op >= _IN_PLACE and issubclass(ta, _CHANGED_IN_PLACE) and id(a) in self.known:
+            return self.write_in_place(a, b, BINARY_NAMES[op])
         if op in (6, 19) and ta is str:
             self._text_of(b)
         return (NATIVE, _BINARY[op], (a, b), None, self.checked, f"{BINARY_NAMES[op]}()")
@@ -188,6 +190,7 @@ class OperatorEvents(AttributeEvents):
             return self.operation("call_function", f"_operator.{name}", f, (a, b), {})
         self._operand(a)
         self._operand(b)
+        self.check_nans(a, b)
         self._identity_counts(a, b)
         f = getattr(operator, _COMPARE[op])
         return (NATIVE, f, (a, b), None, self.checked, f"comparison {op}")
@@ -204,18 +207,31 @@ class OperatorEvents(AttributeEvents):
         if kind in CONSTANT_TYPES or is_static(value):
             self.pin_function(value)
             return
-        if kind in BUILTIN_CONTAINERS or issubclass(kind, (tuple, list, dict, set)):
+        if kind in BUILTIN_CONTAINERS or issubclass(
+            kind, (tuple, list, dict, set, frozenset, collections.deque)
+        ):
             self.consume_deeply(value) if deeply else self.consume(value)
         elif not is_python_class(kind) or issubclass(kind, torch.Tensor):
             raise Void("opaque_operation", f"operator on a {kind.__name__}")
         elif id(value) not in self.known and id(value) not in self.fresh:
             raise Void("unknown_value", f"operator on a {kind.__name__}")
 
+    @staticmethod
+    def check_nans(container: Any, *others: Any) -> None:
+        """C code compares what lies in containers: a NaN is equal to itself as an object only.
+
+        Errors: Void where it may meet one on both sides.
+        """
+        if type(container) in CONSTANT_TYPES or not has_nan(container):
+            return
+        if any(has_nan(other) for other in others):
+            raise Void("container", "a NaN, which only equals itself as an object")
+
     def _identity_counts(self, a: Any, b: Any) -> None:
         """The outcome may hang on whether two known objects are one (object.__eq__)."""
         if type(a) in CONSTANT_TYPES or type(b) in CONSTANT_TYPES:
             return
-        if is_constant(a) and is_constant(b) and not (_has_nan(a) or _has_nan(b)):
+        if is_constant(a) and is_constant(b) and not (has_nan(a) or has_nan(b)):
             return
         self.is_(a, b)
 
@@ -263,7 +279,7 @@ class OperatorEvents(AttributeEvents):
             return (self.speculate(value),)
         if kind in CONSTANT_TYPES or (is_static(value) and not issubclass(kind, enum.Enum)):
             return None
-        if issubclass(kind, (tuple, list, dict, set, frozenset)):
+        if issubclass(kind, (tuple, list, dict, set, frozenset, collections.deque)):
             if class_lookup(kind, "__bool__") is None and not is_python_len(kind):
                 self.length(value)
             return None
@@ -295,11 +311,11 @@ class OperatorEvents(AttributeEvents):
         if source is None:
             return
         self.reads(value)
-        if issubclass(type(value), list):
+        if issubclass(type(value), (list, collections.deque)):
             self.length_before(value, source)
         else:
             before = self.before.get(id(value))
-            self.guard_length(source, _c_length(value) if before is None else len(before))
+            self.guard_length(source, c_length(value) if before is None else len(before))
 
     # ----------------------------------------------------------- containers
 
@@ -311,13 +327,16 @@ class OperatorEvents(AttributeEvents):
             raise Void("value_from_tensor", "membership of tensors")
         source = self.source_of(container)
         if issubclass(kind, dict) and not _overrides(kind, "__contains__", dict):
-            if source is not None and self._entry_known(container, item, source):
+            if source is not None and self.entry_known(container, item, source):
                 return None
             self._operand_key(item)
             return (NATIVE, operator.contains, (container, item), None, None, None)
-        if kind in BUILTIN_CONTAINERS or issubclass(kind, (list, tuple, set, frozenset)):
+        if kind in BUILTIN_CONTAINERS or issubclass(
+            kind, (list, tuple, set, frozenset, collections.deque)
+        ):
             self.consume_deeply(container)
             self.consume_deeply(item)
+            self.check_nans(container, item)
         elif kind in CONSTANT_TYPES or kind is enum.EnumMeta:
             return None
         elif source is None and id(container) not in self.fresh and not is_static(container):
@@ -351,16 +370,16 @@ class OperatorEvents(AttributeEvents):
                 return False
         return id(value) in self.known or id(value) in self.fresh
 
-    def _entry_known(self, table: Any, key: Any, source: Any) -> bool:
+    def entry_known(self, table: Any, key: Any, source: Any) -> bool:
         """Guards presence or absence of one key of a known dict."""
         if not _is_key(key):
             self.consume(table)
             return False
         self.pin_function(key)
-        value = dict.get(table, key, _ABSENT)
+        value = dict.get(table, key, ABSENT)
         if self.is_written(table, key, value):
             return True
-        if value is not _ABSENT:
+        if value is not ABSENT:
             self.track(value, source.child("dict_item", key))
         else:
             self.guards.add(source, "DICT_ABSENT", key)
@@ -389,9 +408,8 @@ class OperatorEvents(AttributeEvents):
             return self._sequence_item(obj, key)
         if id(obj) in self.frozen and is_constant(key):
             return (FOLD, operator.getitem, (obj, key), None, self.after_fold, operator.getitem)
-        if kind is collections.deque:
-            self.consume(obj)
-            return (NATIVE, operator.getitem, (obj, key), None, self.checked, "subscript")
+        if issubclass(kind, collections.deque) and not _overrides(kind, "__getitem__"):
+            return self._sequence_item(obj, key)
         if kind in BUILTIN_CONTAINERS:
             raise Void("container", f"subscript of a {kind.__name__}")
         if id(obj) not in self.known and id(obj) not in self.fresh:
@@ -403,7 +421,7 @@ class OperatorEvents(AttributeEvents):
         source = self.source_of(obj)
         missing = class_lookup(type(obj), "__missing__")
         if source is not None:
-            self._entry_known(obj, key, source)
+            self.entry_known(obj, key, source)
             if not dict.__contains__(obj, key) and missing is not None:
                 raise Void("container_write", "__missing__ of a dict from outside")
         else:
@@ -424,9 +442,9 @@ class OperatorEvents(AttributeEvents):
         index = key + len(obj) if key < 0 else int(key)
         if 0 <= index < len(obj):
             if isinstance(obj, tuple):
-                self.track(tuple.__getitem__(obj, index), source.child("tuple_item", index))
+                self.track(self.item_of(obj, index), source.child("tuple_item", index))
             else:
-                self.list_item(obj, index, source)
+                self.sequence_item(obj, index, source)
         return None
 
     def setitem(self, obj: Any, key: Any, value: Any) -> Answer:
@@ -458,7 +476,7 @@ class OperatorEvents(AttributeEvents):
         assert source is not None
         if issubclass(type(obj), dict):
             # Whether the key exists decides the dict's order afterwards.
-            self._entry_known(obj, key, source)
+            self.entry_known(obj, key, source)
             self.check_replaced(dict.get(obj, key))
         else:
             self.length_before(obj, source)
@@ -467,7 +485,10 @@ class OperatorEvents(AttributeEvents):
             key = key + len(obj) if key < 0 else int(key)
             self.check_replaced(list.__getitem__(obj, key))
         self.effect("setitem", obj, key, value)
-        self.written[id(obj), key] = id(value)
+        if id(obj) in self.origins:
+            self.origins[id(obj)][key] = ~id(value)
+        else:
+            self.written[id(obj), key] = id(value)
         return (
             NATIVE,
             builtin_method(type(obj), "__setitem__"),
@@ -478,9 +499,9 @@ class OperatorEvents(AttributeEvents):
         )
 
     def delitem(self, obj: Any, key: Any) -> Answer:
-        if type(obj) in PLAIN_TENSORS or id(obj) in self.known:
+        if type(obj) in PLAIN_TENSORS:
             raise Void("delete", f"item of a {type(obj).__name__}")
-        return None
+        return self.delete_item(obj, key) if id(obj) in self.known else None
 
     # ------------------------------------------------------------ iteration
 
@@ -496,8 +517,9 @@ class OperatorEvents(AttributeEvents):
         if id(obj) in self.known:
             if kind is types.GeneratorType or kind in BUILTIN_ITERATORS:
                 raise Void("container", f"a {kind.__name__} from outside")
-            if issubclass(kind, (list, tuple, dict, set, frozenset)) or kind in BUILTIN_CONTAINERS:
-                if not _overrides(kind, "__iter__", list, tuple, dict, set, frozenset):
+            families = (list, tuple, dict, set, frozenset, collections.deque)
+            if issubclass(kind, families) or kind in BUILTIN_CONTAINERS:
+                if not _overrides(kind, "__iter__", *families):
                     self.consume(obj)
             else:
                 self.check_own_code(obj)
@@ -577,7 +599,15 @@ class OperatorEvents(AttributeEvents):
         kind = type(value)
         if kind in NUMPY_SCALARS:
             raise Void("text_of_object", f"a {kind.__name__}")  # as numpy's options say
-        if kind in CONSTANT_TYPES or issubclass(kind, (type, enum.Enum, types.ModuleType)):
+        if issubclass(kind, type):
+            for name in ("__module__", "__qualname__"):
+                self.guards.add(
+                    self.assume_static(value).child("attribute", name),
+                    "EQUALS",
+                    getattr(value, name),
+                )
+            return
+        if kind in CONSTANT_TYPES or issubclass(kind, (enum.Enum, types.ModuleType)):
             return
         if issubclass(kind, torch.Tensor):
             raise Void("value_from_tensor", "text of a tensor")
@@ -652,9 +682,6 @@ class OperatorEvents(AttributeEvents):
     def delete_deref(self, _cell: Any) -> Answer:
         raise Void("closure_store")
 
-    def super_attr(self, value: Any, _name: str) -> Answer:
-        return self._after_super(value, _name)
-
     def with_(self, manager: Any) -> Answer:
         kind = type(manager)
         if id(manager) in self.known or id(manager) in self.fresh:
@@ -669,6 +696,10 @@ class OperatorEvents(AttributeEvents):
     def imported(self, value: Any, name: str) -> Answer:
         """`import` or `from ... import`, which cannot be told apart: a module is the one that
         sys.modules has, anything may be an item of the module imported before."""
+        finder = self.builtins["__import__"]
+        self.guards.add(
+            self.constant_source(self.builtins).child("dict_item", "__import__"), "IS", finder
+        )
         holders = [m for m in self.imported_from if vars(m).get(name, self.missing) is value]
         for module in holders:
             self.track(value, self.constant_source(vars(module)).child("dict_item", name))
@@ -686,6 +717,10 @@ class OperatorEvents(AttributeEvents):
         self.assume_static(value)
         self.imported_from = [value, *holders]
         return None
+
+    # Of `accel.capture.container_writes`.
+    delete_item: Callable[[Any, Any], Answer]
+    write_in_place: Callable[[Any, Any, str], Answer]
 
     seen_globals: dict[tuple[int, str], Any]
     builtins: dict[str, Any]
@@ -708,20 +743,6 @@ def is_python_len(kind: type) -> bool:
     return type(class_lookup(kind, "__len__")) is types.FunctionType
 
 
-def _c_length(value: Any) -> int:
-    for base in (tuple, list, dict, set, frozenset):
-        if issubclass(type(value), base):
-            return base.__len__(value)  # type: ignore[attr-defined,no-any-return]
-    return len(value)
-
-
 def _overrides(kind: type, name: str, *bases: type) -> bool:
     """True when a Python class changed what its builtin base does under `name`."""
     return type(class_lookup(kind, name)) is types.FunctionType
-
-
-def _has_nan(value: Any) -> bool:
-    """Whether a constant holds a number that only equals itself as an object."""
-    if isinstance(value, (tuple, frozenset)):
-        return any(map(_has_nan, value))
-    return isinstance(value, (float, complex)) and cmath.isnan(value)

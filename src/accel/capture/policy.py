@@ -142,12 +142,14 @@ METHODS: dict[type, dict[str, str]] = {
         **_names("update_pairs", "update __init__"),
         "setdefault": "setdefault",
         "__setitem__": "setitem",
+        "__ior__": "update_pairs",
     },
     collections.deque: {
         **_names("read", "copy __iter__ __len__ __reversed__"),
         **_names(
             "write",
-            "append appendleft pop popleft extend extendleft clear rotate insert reverse",
+            "append appendleft pop popleft extend extendleft clear rotate insert reverse "
+            "__iadd__ __delitem__",
         ),
         "remove": "compare_write",
         **_names("deep", "index count"),

@@ -228,6 +228,7 @@ class Recorder(LiftedEvents):
         if self.voided is None:
             try:
                 self._check_ambient()
+                self._check_layouts()
                 template = describe(Describer(self))
                 template.has_lifted = bool(self.leaf_sources)
                 graph = self._graph(template)
@@ -259,6 +260,7 @@ class Recorder(LiftedEvents):
         self.known.clear()
         self.read_at.clear()
         self.before.clear()
+        self.origins.clear()
         self.fresh.clear()
         self.cells.clear()
         self.effects.clear()
@@ -351,6 +353,13 @@ class Recorder(LiftedEvents):
                     pairs += 1
             if pairs > MAX_PAIRS:
                 raise Void("aliased_write", f"{written}: too many others of its kind")
+
+    def _check_layouts(self) -> None:
+        """Guards look at inputs as they lie now, and the graph as they lay when they were used."""
+        for _, source, meta in self.inputs:
+            tensor = self._tensor_of(source)
+            if tensor.size() != meta.sizes or tensor.stride() != meta.strides:
+                raise Void("opaque_operation", f"the size of {source} is changed")
 
     def _guard_told_apart(self) -> None:
         """What was hashed or compared as the objects that they are: no two of them are one."""

@@ -23,6 +23,7 @@ from accel.capture.steps import Void
 from accel.capture.values import (
     BUILTIN_CONTAINERS,
     PLAIN_TENSORS,
+    SMALL_INTS,
     builtin_method,
     is_constant,
     is_python_class,
@@ -56,9 +57,12 @@ _METHODS = (types.MethodType, types.BuiltinFunctionType)
 EFFECTS: dict[str, Callable[..., Any]] = {
     "setattr": object.__setattr__,
     "setitem": lambda target, *entry: builtin_method(type(target), "__setitem__")(target, *entry),
-    "append": list.append,
+    "call": lambda target, method, *operands: method(target, *operands),
+    "recall": lambda _target, f, args, kwargs: f(*args, **kwargs),
     "print": lambda _target, args, kwargs: builtins.print(*args, **kwargs),
 }
+# How many of their operands come first and are what they are, whatever their kind.
+_CONSTANT_OPERANDS = {"print": 2, "call": 1, "recall": 3}
 
 
 def made_in_the_trace(kind: type) -> str:
@@ -116,10 +120,10 @@ class Describer:
     def describe(self, result: Any, effects: list[Effect]) -> Template:
         self.template.result = self.spec(result)
         for effect in effects:
+            constants = _CONSTANT_OPERANDS.get(effect.kind, 0)
             operands = (
-                tuple(("const", o) for o in effect.operands)
-                if effect.kind == "print"
-                else tuple(self.spec(o) for o in effect.operands)
+                *(("const", o) for o in effect.operands[:constants]),
+                *(self.spec(o) for o in effect.operands[constants:]),
             )
             target = effect.target
             if target is not None and target not in self.template.sources:
@@ -146,7 +150,7 @@ class Describer:
                 self.state.settle(value)
                 return ("const", value)
         elif is_constant(value):
-            return ("const", value)
+            return self._constant(value)
         known = self.state.source_of(value)
         if known is not None:
             return self._load(known)
@@ -166,6 +170,13 @@ class Describer:
         number = self._made[id(value)] = len(self._made)
         self._keep.append(value)
         return ("make", number, body)
+
+    def _constant(self, value: Any) -> Spec:
+        """A constant: the very object that lies where it was read, if it was."""
+        found = self.state.read_at.get(id(value))
+        if found is None or (type(value) is int and value in SMALL_INTS):
+            return ("const", value)
+        return self._load(next(iter(found[1].values())))
 
     def _method(self, value: Any, kind: type) -> Spec:
         """A bound method, of a Python function or of a builtin container."""

@@ -27,10 +27,15 @@ from accel.capture.values import (
     BUILTIN_ITERATORS,
     CONSTANT_TYPES,
     FUNCTION_TYPES,
+    HEAP_TYPE,
+    IMMUTABLE_TYPE,
     NUMPY_SCALARS,
     PLAIN_TENSORS,
+    SPECIAL_NAMES,
     TRANSIENT_TYPES,
+    VALUE_TYPES,
     class_lookup,
+    flags_of,
     has_finaliser,
     has_receiver,
     holds_numpy,
@@ -46,6 +51,8 @@ from accel.guards import GuardSet
 from accel.sources import Source, constant
 from accel.trace import Operation, Ref, TensorMeta
 
+ABSENT = object()  # what lies where nothing lies
+_CONSTANT_BASES = (int, float, complex, str, bytes)
 _TORCH_FILES = torch.__file__.rpartition("/")[0] + "/"
 
 
@@ -97,6 +104,37 @@ def version(tensor: torch.Tensor) -> int | None:
     return None if tensor.is_inference() else tensor._version
 
 
+def as_it_is(tensor: torch.Tensor) -> Any:
+    """What a guard compares tensors with: the program may change this one's size or kind later."""
+    try:
+        return runtime.native.TensorMetaGuard(tensor)
+    except ValueError:
+        return tensor  # making the guard says why it cannot be
+
+
+def _base_value(value: Any) -> Any:
+    """The int, float, str, bytes or complex that an instance of a class below one of them is."""
+    base: Any = next(base for base in _CONSTANT_BASES if issubclass(type(value), base))
+    return complex.__add__(value, 0) if base is complex else base.__getnewargs__(value)[0]
+
+
+def _says_its_value(kind: type) -> bool:
+    """Whether a class below one of them leaves it to C code what number its instances are."""
+    names = ("__index__", "__int__", "__float__", "__complex__")
+    return not any(type(class_lookup(kind, name)) is types.FunctionType for name in names)
+
+
+class _SameBase:
+    """A deep guard: an instance of a class below int, float, str, bytes or complex is the same as
+    such a value."""
+
+    def __init__(self, value: Any) -> None:
+        self.exact = _exact(_base_value(value))
+
+    def __call__(self, value: Any) -> bool:
+        return bool(_exact(_base_value(value)) == self.exact)
+
+
 class _KeyOrder:
     """A deep guard: an OrderedDict still has its keys in this order."""
 
@@ -127,8 +165,8 @@ class _SameConstant:
 
 
 class _SameMembers:
-    """A deep guard: a deque or set holds the same constants and static objects in the same order.
-    Equal sets have orders of their own: they hang on what was in them before."""
+    """A deep guard: a set holds the same constants and static objects in the same order. Equal
+    sets have orders of their own: they hang on what was in them before."""
 
     def __init__(self, members: tuple[Any, ...]) -> None:
         self.members = members
@@ -155,11 +193,16 @@ class RecorderState:
         self.cells: dict[int, tuple[object, Source]] = {}
         # What was hashed or compared as the object that it is.
         self.told_apart: dict[int, object] = {}
-        # Of numbers that are guarded by value: by id, the number and where it was read.
+        self.noted_classes: set[type] = set()
+        # Of constants that are guarded by value: by id, the constant and where it was read.
         self.read_at: dict[int, tuple[Any, dict[int, Source]]] = {}
         self.written: dict[tuple[int, Any], int] = {}  # places, and what the trace put there
         self.writes_seen: dict[int, Source] = {}
-        self.before: dict[int, Any] = {}  # of written lists the length, of dicts the keys
+        # Of written lists and deques the length, of dicts the keys, of sets the members.
+        self.before: dict[int, Any] = {}
+        # Of written lists and deques, for each item the position that it had when the call began,
+        # or ~id of what the trace put there.
+        self.origins: dict[int, list[int]] = {}
         self.table = runtime.native.TensorTable()
         self.names: list[str] = []
         self.inputs: list[tuple[str, Source, TensorMeta]] = []
@@ -195,6 +238,7 @@ class RecorderState:
         found = self.known.get(id(value))
         if found is None:
             found = self.known[id(value)] = (value, self.constant_source(value))
+            self.note_class(type(value))
         else:  # where it was read before, another may lie the next time
             self.pin(value)
         return found[1]
@@ -207,7 +251,7 @@ class RecorderState:
                 self.guards.add(source, "CALL", _SameConstant(value))
             else:
                 self.guards.add(source, "EQUALS", value)
-            if kind is int or kind is float:
+            if kind in VALUE_TYPES:
                 self.read_at.setdefault(id(value), (value, {}))[1][id(source)] = source
             return
         found = self.known.get(id(value))
@@ -230,11 +274,25 @@ class RecorderState:
             self._track_method(value, source)
         elif is_static(value):
             self.guards.add(source, "IS", value)
+            self.note_class(kind)
         else:
             if id(value) in self.fresh:
                 raise Void("unseen_write", str(source))
             self.guards.add(source, "TYPE_IS", kind)
+            self.note_class(kind)
+            if issubclass(kind, _CONSTANT_BASES):
+                self.guards.add(source, "CALL", _SameBase(value))
         self.known[id(value)] = (value, source)
+
+    def note_class(self, kind: type) -> None:
+        """What instances of a Python class do, and classes of a Python metaclass, hangs on special
+        methods, also on those that it does not have yet; most are asked for by C code, unseen."""
+        if kind in self.noted_classes:
+            return
+        self.noted_classes.add(kind)
+        if flags_of(kind) & (HEAP_TYPE | IMMUTABLE_TYPE) == HEAP_TYPE:
+            for name, value in runtime.native.class_attributes(kind, SPECIAL_NAMES):
+                self.guards.add_class_attribute(kind, name, value)
 
     def is_own_variable(self, source: Source) -> bool:
         """Whether the running function itself may have put there what it defines at each call."""
@@ -259,7 +317,7 @@ class RecorderState:
     # ------------------------------------------------------------- tensors
 
     def guard_tensor(self, tensor: torch.Tensor, source: Source) -> None:
-        self.guards.add(source, "TENSOR", tensor)
+        self.guards.add(source, "TENSOR", as_it_is(tensor))
 
     def tensor_ref(self, tensor: torch.Tensor) -> Ref:
         """The graph's name of a plain tensor; a known one becomes an input."""
@@ -310,6 +368,9 @@ class RecorderState:
             return tuple(self.refs(v) for v in value)
         if issubclass(kind, enum.Enum) and type(value._value_) in CONSTANT_TYPES:
             return value._value_  # an IntEnum: its identity is guarded where it was read
+        known = id(value) in self.known
+        if known and issubclass(kind, _CONSTANT_BASES) and _says_its_value(kind):
+            return _base_value(value)
         raise Void("operand", f"a {kind.__name__}")
 
     def _slice(self, value: slice) -> slice:
@@ -332,7 +393,21 @@ class RecorderState:
         if branches.untraceable and (target, user_location()) in branches.untraceable:
             raise Void("opaque_operation", target.removeprefix("_operator."))
         token = (kind, target, self.refs(args), self.refs(kwargs) if kwargs else {})
+        if kwargs and kwargs.get("out") is not None:
+            outs = [(t, t.size(), t.stride()) for t in _tensors_of(kwargs["out"])]
+            return (OPERATION, f, args, kwargs, self._after_out, (token, outs))
         return (OPERATION, f, args, kwargs or None, self.after_operation, token)
+
+    def _after_out(self, result: Any, token: Any) -> Answer:
+        """Post of an operation with `out=`.
+
+        Errors: Void when it gave a tensor another size, which its source's guard would not show.
+        """
+        inner, outs = token
+        for tensor, size, stride in outs:
+            if tensor.size() != size or tensor.stride() != stride:
+                raise Void("opaque_operation", f"{inner[1]} resizes its out")
+        return self.after_operation(result, inner)
 
     def add_operation(self, target: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
         """An operation of the graph that was no call of the program's own."""
@@ -410,10 +485,10 @@ class RecorderState:
             self.guards.add(source, "LEN", len(container))
             for i, v in enumerate(tuple.__iter__(container)):
                 self.track(v, source.child("tuple_item", i))
-        elif issubclass(kind, list):
+        elif issubclass(kind, (list, collections.deque)):
             self.length_before(container, source)
-            for i in range(list.__len__(container)):
-                self.list_item(container, i, source)
+            for i in range(c_length(container)):
+                self.sequence_item(container, i, source)
         elif issubclass(kind, dict):
             keys = self.keys_before(container)
             self.check_growth(source, len(keys))
@@ -424,18 +499,18 @@ class RecorderState:
                 # It keeps an order of its own, which the dict below it does not show.
                 self.guards.add(source, "CALL", _KeyOrder(keys))
             for key in keys:
-                value = dict.__getitem__(container, key)
+                value = dict.get(container, key, ABSENT)
                 if not self.is_written(container, key, value):
                     self.track(value, source.child("dict_item", key))
         elif issubclass(kind, (set, frozenset)):
-            members = frozenset(container)
+            if in_order and id(container) in self.writes_seen:
+                raise Void("read_after_write", str(source))
+            members = frozenset(self.before.get(id(container), container))
             if not all((is_constant(m) or is_static(m)) and not holds_numpy(m) for m in members):
                 raise Void("container", "a set of objects")
             self.guards.add(source, "SET_EQUALS", members)
             if in_order and len(members) > 1:
                 self.guards.add(source, "CALL", _SameMembers(tuple(kind.__iter__(container))))
-        elif kind is collections.deque and is_constant(tuple(container)):
-            self.guards.add(source, "CALL", _SameMembers(tuple(container)))
         elif kind in _DICT_VIEWS or kind in BUILTIN_ITERATORS or kind in BUILTIN_CONTAINERS:
             raise Void("container", f"a {kind.__name__} from outside")
 
@@ -449,7 +524,7 @@ class RecorderState:
             raise Void("container", "too deeply nested")
         if kind in PLAIN_TENSORS or issubclass(kind, torch.Tensor):
             raise Void("value_from_tensor", "comparison or text of tensors in a container")
-        if issubclass(kind, (tuple, list, dict, set, frozenset)):
+        if issubclass(kind, (tuple, list, dict, set, frozenset, collections.deque)):
             self.consume(value, in_order=False)
             if issubclass(kind, dict):
                 for k, v in dict.items(value):
@@ -563,7 +638,7 @@ class RecorderState:
 
     def length_before(self, container: Any, source: Source) -> int:
         """The length that a known list had when the call began, which is guarded."""
-        length: int = self.before.get(id(container), list.__len__(container))
+        length: int = self.before.get(id(container), c_length(container))
         self.guard_length(source, length)
         return length
 
@@ -576,12 +651,26 @@ class RecorderState:
         if self.variation is not None and self.variation.grows(source, length):
             raise Void("container", f"{source}, which grows from call to call")
 
-    def list_item(self, container: Any, index: int, source: Source) -> None:
-        """Item `index` of a known list is read; the trace may have put it there."""
-        value = list.__getitem__(container, index)
-        if index < self.length_before(container, source):
-            if not self.is_written(container, index, value):
-                self.track(value, source.child("list_item", index))
+    @staticmethod
+    def item_of(container: Any, index: int) -> Any:
+        """Item `index` of a list, deque or tuple, whatever a Python class says about it."""
+        return _base(container).__getitem__(container, index)
+
+    def sequence_item(self, container: Any, index: int, source: Source) -> None:
+        """Item `index` of a known list or deque is read; the trace may have put it there.
+
+        Errors: Void when somebody else changed it after the trace did.
+        """
+        value = self.item_of(container, index)
+        self.length_before(container, source)
+        origins = self.origins.get(id(container))
+        if origins is not None and len(origins) != c_length(container):
+            raise Void("foreign_frame", f"{source} was written by others")
+        origin = index if origins is None else origins[index]
+        if origin >= 0:
+            self.track(value, source.child(_ITEM_LOADS[_base(container)], origin))
+        elif ~origin != id(value):
+            raise Void("foreign_frame", f"{source} was written by others")
 
     def keys_before(self, container: Any) -> tuple[Any, ...]:
         """The keys that a known dict had when the call began."""
@@ -614,11 +703,12 @@ class RecorderState:
         source = self.source_of(target)
         assert source is not None
         if id(target) not in self.writes_seen:
-            # Nothing shortens a container from outside: what was in it still is, or was replaced.
-            if issubclass(type(target), list):
-                self.before[id(target)] = list.__len__(target)
-            elif issubclass(type(target), dict):
-                self.before[id(target)] = tuple(dict.keys(target))
+            base = _base(target)
+            if base in _ITEM_LOADS:
+                self.before[id(target)] = c_length(target)
+                self.origins[id(target)] = list(range(c_length(target)))
+            elif base is dict or base is set:
+                self.before[id(target)] = tuple(base.__iter__(target))
         self.writes_seen[id(target)] = source
         self.effects.append(Effect(kind, source, operands))
 
@@ -671,6 +761,28 @@ class RecorderState:
         elif self.table.get(value) is None:
             raise Void("unknown_tensor", "result of a folded call")
         return None
+
+
+def _tensors_of(out: Any) -> list[torch.Tensor]:
+    """The tensors of an `out` argument: one, or a tuple or list of them."""
+    parts = out if type(out) in (tuple, list) else (out,)
+    return [part for part in parts if type(part) in PLAIN_TENSORS]
+
+
+# How guards reach the items of what a program indexes and changes.
+_ITEM_LOADS: dict[type, str] = {list: "list_item", collections.deque: "deque_item"}
+_BASES = (list, dict, tuple, collections.deque, set, frozenset)
+
+
+def _base(container: Any) -> Any:
+    """The builtin class whose C code keeps what a container holds; None for other objects."""
+    return next((base for base in _BASES if issubclass(type(container), base)), None)
+
+
+def c_length(container: Any) -> int:
+    """The length of a builtin container, whatever a Python class says about it."""
+    base = _base(container)
+    return int(base.__len__(container)) if base is not None else len(container)
 
 
 _DICT_VIEWS = frozenset({type({}.keys()), type({}.values()), type({}.items())})

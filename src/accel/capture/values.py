@@ -6,6 +6,7 @@ Invariant: classification looks at `type(value)` only and never runs user code.
 
 from __future__ import annotations
 
+import cmath
 import collections
 import dataclasses
 import enum
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 
+from accel import runtime
 from accel.capture.numpy_rules import array_type, scalar_types
 
 # Immutable; no native check compares them.
@@ -165,8 +167,25 @@ GETTER_TYPES: frozenset[type] = frozenset(
     {operator.itemgetter, operator.attrgetter, operator.methodcaller}
 )
 
-_HEAP_TYPE = 1 << 9
-_IMMUTABLE_TYPE = 1 << 8  # heap types of CPython's C modules
+HEAP_TYPE = 1 << 9
+IMMUTABLE_TYPE = 1 << 8  # heap types of CPython's C modules
+# Methods that Python's own C code looks for on classes.
+SPECIAL_NAMES: tuple[str, ...] = tuple(
+    f"__{name}__"
+    for name in (
+        "getattribute getattr setattr delattr get set delete new init init_subclass del call "
+        "iter next len length_hint bool contains getitem setitem delitem missing reversed class "
+        "enter exit eq ne lt le gt ge hash repr str format bytes index int float complex "
+        "round trunc floor ceil neg pos abs invert instancecheck subclasscheck class_getitem "
+        "copy deepcopy reduce reduce_ex getstate setstate match_args fspath torch_function array "
+        + " ".join(
+            f"{prefix}{operator}"
+            for operator in "add sub mul matmul truediv floordiv mod divmod pow lshift rshift "
+            "and xor or".split()
+            for prefix in ("", "r", "i")
+        )
+    ).split()
+)
 _KNOWN_BASES: frozenset[type] = frozenset(
     {object, int, float, complex, str, bytes, type, *BUILTIN_CONTAINERS}
 )
@@ -198,6 +217,15 @@ def holds_numpy(value: object) -> bool:
         s: Any = value
         return any(holds_numpy(v) for v in (s.start, s.stop, s.step))
     return kind in NUMPY_SCALARS
+
+
+def has_nan(value: object, depth: int = 0) -> bool:
+    """Whether a constant, or a builtin container of them, holds a number that only equals itself as
+    an object."""
+    if isinstance(value, (tuple, frozenset, list, set, collections.deque, dict)) and depth < 20:
+        parts = (*dict.keys(value), *dict.values(value)) if isinstance(value, dict) else value
+        return any(has_nan(part, depth + 1) for part in parts)
+    return isinstance(value, (float, complex)) and cmath.isnan(value)
 
 
 def is_static(value: object) -> bool:
@@ -240,11 +268,11 @@ def has_receiver(function: Any) -> bool:
 def is_python_class(cls: type) -> bool:
     """True for a class made by `class` statements, down to builtin types that are known here
     (not by C, Cython or pybind11, whose instances hold state that no frame shows)."""
-    for base in cls.__mro__:
+    for base in _mro(cls):
         if base in _KNOWN_BASES or issubclass(base, BaseException):
             continue
-        flags = base.__flags__
-        if not flags & _HEAP_TYPE or flags & _IMMUTABLE_TYPE:
+        flags = flags_of(base)
+        if not flags & HEAP_TYPE or flags & IMMUTABLE_TYPE:
             return False
         if type(base).__name__.startswith(("pybind11", "nb_type")):
             return False
@@ -261,22 +289,19 @@ def has_finaliser(value: Any, depth: int = 1) -> bool:
     return is_python_class(kind) and class_lookup(kind, "__del__") is not None
 
 
-def class_lookup(cls: type, name: str, default: object = None) -> object:
-    """What `cls` has under `name` along its MRO, without descriptors or metaclass."""
-    for base in cls.__mro__:
-        found = base.__dict__.get(name, _MISSING)
-        if found is not _MISSING:
-            return found
-    return default
+# What a class has under a name along its MRO, without descriptors or metaclass:
+# class_lookup(cls, name, default=None). Nothing is recorded where there is no native module.
+class_lookup: Callable[..., Any] = getattr(runtime.native, "class_lookup", None)  # type: ignore[assignment]
 
-
-_MISSING = object()
+# The MRO and the flags of a class, whatever its metaclass says.
+_mro = vars(type)["__mro__"].__get__
+flags_of: Callable[[type], int] = vars(type)["__flags__"].__get__
 
 
 def builtin_method(kind: type, name: str) -> Callable[..., Any]:
     """The C code that a class of a builtin family has under `name`, below what Python overrides:
     an OrderedDict's items are in an order of their own, which dict.__setitem__ would not know."""
-    for base in kind.__mro__:
+    for base in _mro(kind):
         found = base.__dict__.get(name)
         if type(found) is types.WrapperDescriptorType:
             return found

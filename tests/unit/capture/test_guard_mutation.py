@@ -189,6 +189,13 @@ def case_list_item() -> Case:
     return f, (X,), doing(lambda: put(1, True)), doing(lambda: put(0, False))
 
 
+def case_deque_item() -> Case:
+    flags = collections.deque([True, False])
+    f = lambda x: x * 2 if flags[0] else x + 1  # noqa: E731
+    put = flags.__setitem__
+    return f, (X,), doing(lambda: put(1, True)), doing(lambda: put(0, False))
+
+
 def case_tuple_item() -> Case:
     f = lambda pair, x: pair[0](x)  # noqa: E731
     return f, ((plus, []), X), giving((plus, [1]), X), giving((minus, []), X)
@@ -404,10 +411,19 @@ def case_key_order() -> Case:
 
 
 def case_same_members() -> Case:
-    queue = collections.deque([1.0, 2.0])
-    f = lambda x: x * queue[0]  # noqa: E731
-    keep = doing(lambda: queue.rotate(2))
-    return f, (X,), keep, doing(lambda: queue.rotate(1))
+    numbers = {0, 8}  # in a table of eight places: the order is that of their arrival
+    f = lambda x: x * [n + 1 for n in numbers][0]  # noqa: E731, RUF015
+    keep = doing(lambda: (numbers.discard(8), numbers.add(8)))
+    return f, (X,), keep, doing(lambda: (numbers.clear(), numbers.update((8, 0))))
+
+
+def case_same_base() -> Case:
+    class Rate(float):
+        pass
+
+    box = types.SimpleNamespace(rate=Rate(1.5))
+    f = lambda x: x * 2 if box.rate > 1 else x + 1  # noqa: E731
+    return f, (X,), setter(box, "rate", Rate(1.5)), setter(box, "rate", Rate(0.5))
 
 
 def case_still_holds() -> Case:

@@ -158,6 +158,17 @@ CASES: dict[
         [([0, 1],)],
         [([0],), ([0, 2],), ((0, 1),), ([0, 1, 2],), (UNBOUND,)],
     ),
+    "DEQUE_ITEM": (
+        [
+            ("DEQUE_ITEM", 1, 0, 1),
+            ("EQUALS", -1, 1, 1),
+            ("DEQUE_ITEM", 2, 0, -1),
+            ("EQUALS", -1, 2, 1),
+        ],
+        1,
+        [(collections.deque([0, 1]),)],
+        [(collections.deque([0]),), (collections.deque([0, 2]),), ([0, 1],), (UNBOUND,)],
+    ),
     "TUPLE_ITEM": (
         [("TUPLE_ITEM", 1, 0, 1), ("EQUALS", -1, 1, 1)],
         1,
@@ -398,6 +409,30 @@ def test_type_attrs() -> None:
     Derived.g = None
     assert number_of(program) == 0
     del Derived.g
+    assert number_of(program) == -1
+
+    class Between(Base):
+        pass
+
+    Derived.__bases__ = (Between,)  # the same lookups, in other classes
+    assert number_of(program) == 0
+    Derived.__bases__ = (Base,)
+    assert number_of(program) == -1
+
+    class Meta(type):
+        pass
+
+    class Other(type):
+        pass
+
+    class Made(metaclass=Meta):
+        pass
+
+    program = Program([("TYPE_ATTRS", -1, 0, Made, [])], 0)
+    assert number_of(program) == -1
+    Made.__class__ = Other
+    assert number_of(program) == 0
+    Made.__class__ = Meta
     assert number_of(program) == -1
     Derived.__bases__ = (type("Elsewhere", (), {}),)
     assert number_of(program) == 0

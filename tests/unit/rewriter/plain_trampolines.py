@@ -170,11 +170,12 @@ TRAMPOLINES = {
     "is_": is_, "subscr": subscr, "setitem": setitem, "delitem": delitem, "setattr": setattr_,
     "delattr": delattr_, "unary": unary, "not_": not_, "with_": with_, "format_": format_,
     "deref": deref, "delete_global": delete_global, "delete_deref": delete_deref,
-    "super_attr": _checked("super_attr", 2), "glob": _checked("glob", 2),
+    "glob": _checked("glob", 2),
     "store_deref": _checked("store_deref", 2), "store_global": _checked("store_global", 2),
     "test": _checked("test", 1), "get_iter": _checked("get_iter", 1),
     "unpack": _checked("unpack", 2), "consume": _checked("consume", 1),
     "hashed": _checked("hashed", 1),
+    "grown": _checked("grown", 3),
     "imported": _checked("imported", 2), "match": _checked("match", 2),
     "ex": EX, "exkw": EXKW,
 }  # fmt: skip

@@ -299,6 +299,17 @@ def s_hashed(_t="hashed"):
     return [sorted(map(str, parts)) for parts in built], built[1], built[3], errors
 
 
+def s_grown(_t="grown"):
+    a, b = [1, 2], {"x": 1}
+    long = [
+        0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24,
+        25, 26, 27, 28, 29, 30, len(a),
+    ]  # fmt: skip
+    parts = (*a, len(a), *a, 5), [0, *a, len(a), *a], {*a, len(a), *a}, {**b, "y": len(a), **b}
+    merged = dict(**b, z=len(a), **{"w": 0})
+    return long, parts, merged, {v: {v, 1} for v in a}, [[v] for v in a]
+
+
 def s_unpack_too_many(_t="unpack"):
     a, b = [1, 2, 3]
     return a, b

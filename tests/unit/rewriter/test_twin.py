@@ -49,7 +49,7 @@ def test_snippet_is_sound(f):
 
 def test_snippets_reach_every_trampoline():
     tested = {name for f in SNIPPETS for name in f.__defaults__ or ()}
-    tested |= {"ex", "exkw", "super_attr"}  # the last has a test of its own
+    tested |= {"ex", "exkw"}
     if sys.version_info >= (3, 13):
         tested.add("not_")  # UNARY_NOT follows TO_BOOL there
     assert tested >= set(TRAMPOLINES)
@@ -60,7 +60,7 @@ def test_super_attributes_are_announced():
     COUNTS.clear()
     derived = snippets.Derived()
     assert twin_function(snippets.Derived.method)(derived, 1, k=2) == derived.method(1, k=2)
-    assert COUNTS["super_attr"] == 2
+    assert COUNTS["attr"] >= 2 and COUNTS["call"] >= 2
 
 
 def _all_code(code):
