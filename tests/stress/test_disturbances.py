@@ -20,7 +20,7 @@ from disturbing import WAIT_S, inside, new_function, root_of, served
 
 import accel
 from accel import driver, runtime, trial
-from accel.capture.state import RecorderState
+from accel.capture.operations import OperationEvents
 from accel.driver import Driver
 
 STATES = ("recorded", "pending", "compiled")
@@ -130,7 +130,7 @@ def test_a_module_is_reloaded_while_it_is_recorded(source: Any) -> None:
 
     accel.optimize(root)
     change = lambda: source(NEW.format(number))  # noqa: E731
-    with inside(RecorderState, "after_operation", change, at=2) as hit:
+    with inside(OperationEvents, "after_operation", change, at=2) as hit:
         root(x)
     assert hit.recording
     wanted = torch.relu((x - 7.0) * number) + 1.0

@@ -18,7 +18,7 @@ from disturbing import WAIT_S, inside, new_function, root_of, served
 
 import accel
 from accel import runtime, trial
-from accel.capture.state import RecorderState
+from accel.capture.operations import OperationEvents
 from accel.installing import Installer
 
 
@@ -92,7 +92,7 @@ class Scaled(torch.nn.Module):
 @pytest.mark.parametrize("action", sorted(ACTIONS))
 def test_another_thread_in_a_step_of_ours(action: str, step: str, at: int) -> None:
     owner, name = {
-        "record": (RecorderState, "after_operation"),
+        "record": (OperationEvents, "after_operation"),
         "compile": (Installer, "compile"),
         "install": (Installer, "_install"),
     }[step]

@@ -12,7 +12,7 @@ SET_UP = f"""
 sys.path.insert(0, {HERE!r})
 from accel import driver, runtime, trial
 from accel.capture.recorder import Recorder
-from accel.capture.state import RecorderState
+from accel.capture.operations import OperationEvents
 from accel.compile.service import CompileService
 from accel.compile.worker import Worker, WorkerLimits
 from accel.driver import Driver
@@ -53,7 +53,7 @@ def try_step(owner, name, number):
         os._exit(0)
     facts[name] = [hit.recording, os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1])]
 
-try_step(RecorderState, "after_operation", None)
+try_step(OperationEvents, "after_operation", None)
 try_step(Installer, "compile", 1.5)
 try_step(Worker, "_accept", 2.5)
 try_step(CompileService, "_finished", 3.5)

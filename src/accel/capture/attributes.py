@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from accel import runtime
-from accel.capture.state import RecorderState
+from accel.capture.operations import OperationEvents
 from accel.capture.steps import FOLD, NATIVE, Answer, Void
 from accel.capture.torch_calls import (
     AUTOGRAD_ATTRIBUTES,
@@ -40,6 +40,8 @@ from accel.capture.values import (
     is_constant,
     is_python_class,
     is_static,
+    mro_of,
+    own_of_class,
 )
 
 _ABSENT = object()
@@ -84,7 +86,7 @@ _TENSOR_MODULES = frozenset({"torch._tensor", "torch.nn.parameter"})
 _DESCRIPTORS_OF_C = FUNCTION_TYPES - {types.FunctionType, types.BuiltinFunctionType}
 
 
-class AttributeEvents(RecorderState):
+class AttributeEvents(OperationEvents):
     """Handlers of attribute access."""
 
     def attr(self, obj: Any, name: str) -> Answer:
@@ -161,11 +163,11 @@ class AttributeEvents(RecorderState):
         if kind is None:
             raise Void("opaque_attribute", f"{name!r} of an unbound super()")
         self.note_class(kind)
-        mro = kind.__mro__
+        mro = mro_of(kind)
         for base in mro[mro.index(start) + 1 :]:
             found = class_lookup(base, name, runtime.native.MISSING)
             self.guards.add_class_attribute(base, name, found)
-            if name in base.__dict__:
+            if name in own_of_class(base):
                 break
 
     def _after_super(self, value: Any, name: Any) -> Answer:

@@ -44,6 +44,8 @@ from accel.capture.values import (
     is_made_anew,
     is_python_class,
     is_static,
+    mro_of,
+    own_of_class,
 )
 from accel.sources import Source
 
@@ -188,8 +190,8 @@ class CallEvents(BuiltinMethods):
         """
         for value in args[:1]:
             for cls in {type(value), value} if isinstance(value, type) else {type(value)}:
-                for base in cls.__mro__:
-                    for name, raw in base.__dict__.items():
+                for base in mro_of(cls):
+                    for name, raw in own_of_class(base).items():
                         if _implements(raw, f):
                             found = class_lookup(cls, name)
                             self.guards.add_class_attribute(cls, name, found)

@@ -43,6 +43,7 @@ import torch
 from accel.capture.callbacks import hashed
 from accel.capture.numpy_rules import callable_rows, method_rows
 from accel.capture.torch_calls import METADATA_FUNCTIONS
+from accel.capture.values import mro_of
 
 
 def _names(rule: str, names: str) -> dict[str, str]:
@@ -343,7 +344,7 @@ def callable_rules() -> dict[int, str]:
 
 def method_rule(kind: type, name: str) -> str | None:
     """The rule of builtin type `kind`'s method `name`; None when it has none."""
-    for base in kind.__mro__:
+    for base in mro_of(kind):
         rows = METHODS.get(base)
         if rows is not None and name in rows:
             return rows[name]

@@ -28,6 +28,7 @@ from accel.capture.values import (
     is_constant,
     is_python_class,
     is_static,
+    mro_of,
 )
 from accel.sources import Source
 
@@ -409,7 +410,7 @@ def _slots(kind: type) -> list[Any]:
     """The descriptors of all `__slots__` of a class written in Python."""
     return [
         member
-        for base in kind.__mro__
+        for base in mro_of(kind)
         if "__slots__" in base.__dict__
         for member in base.__dict__.values()
         if type(member) is types.MemberDescriptorType

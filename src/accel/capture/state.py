@@ -8,11 +8,9 @@ value that is none of these voids the recording. Nothing here runs user code.
 from __future__ import annotations
 
 import collections
-import enum
 import sys
 import types
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,16 +18,17 @@ import torch
 
 from accel import runtime
 from accel.capture import branches
-from accel.capture.steps import OPERATION, Answer, Void
+from accel.capture.deep_guards import KeyOrder, SameBase, SameConstant, SameMembers
+from accel.capture.steps import Answer, Void
 from accel.capture.values import (
     BOUND_C_METHODS,
     BUILTIN_CONTAINERS,
     BUILTIN_ITERATORS,
+    CONSTANT_BASES,
     CONSTANT_TYPES,
     FUNCTION_TYPES,
     HEAP_TYPE,
     IMMUTABLE_TYPE,
-    NUMPY_SCALARS,
     PLAIN_TENSORS,
     SPECIAL_NAMES,
     TRANSIENT_TYPES,
@@ -49,10 +48,9 @@ from accel.capture.values import (
 from accel.capture.variation import Variation
 from accel.guards import GuardSet
 from accel.sources import Source, constant
-from accel.trace import Operation, Ref, TensorMeta
+from accel.trace import Operation, TensorMeta
 
 ABSENT = object()  # what lies where nothing lies
-_CONSTANT_BASES = (int, float, complex, str, bytes)
 _TORCH_FILES = torch.__file__.rpartition("/")[0] + "/"
 
 
@@ -110,74 +108,6 @@ def as_it_is(tensor: torch.Tensor) -> Any:
         return runtime.native.TensorMetaGuard(tensor)
     except ValueError:
         return tensor  # making the guard says why it cannot be
-
-
-def _base_value(value: Any) -> Any:
-    """The int, float, str, bytes or complex that an instance of a class below one of them is."""
-    base: Any = next(base for base in _CONSTANT_BASES if issubclass(type(value), base))
-    return complex.__add__(value, 0) if base is complex else base.__getnewargs__(value)[0]
-
-
-def _says_its_value(kind: type) -> bool:
-    """Whether a class below one of them leaves it to C code what number its instances are."""
-    names = ("__index__", "__int__", "__float__", "__complex__")
-    return not any(type(class_lookup(kind, name)) is types.FunctionType for name in names)
-
-
-class _SameBase:
-    """A deep guard: an instance of a class below int, float, str, bytes or complex is the same as
-    such a value."""
-
-    def __init__(self, value: Any) -> None:
-        self.exact = _exact(_base_value(value))
-
-    def __call__(self, value: Any) -> bool:
-        return bool(_exact(_base_value(value)) == self.exact)
-
-
-class _KeyOrder:
-    """A deep guard: an OrderedDict still has its keys in this order."""
-
-    def __init__(self, keys: tuple[Any, ...]) -> None:
-        self.keys = keys
-
-    def __call__(self, value: Any) -> bool:
-        return tuple(collections.OrderedDict.keys(value)) == self.keys
-
-
-def _exact(value: Any) -> Any:
-    """A constant in a form that is equal only for one of its type and bits."""
-    if type(value) is tuple:
-        return tuple(_exact(v) for v in value)
-    if type(value) is slice:
-        return slice, _exact(value.start), _exact(value.stop), _exact(value.step)
-    return type(value), value.tobytes() if type(value) in NUMPY_SCALARS else repr(value)
-
-
-class _SameConstant:
-    """A deep guard: the same constant, which holds numpy scalars."""
-
-    def __init__(self, value: Any) -> None:
-        self.exact = _exact(value)
-
-    def __call__(self, value: Any) -> bool:
-        return bool(is_constant(value) and _exact(value) == self.exact)
-
-
-class _SameMembers:
-    """A deep guard: a set holds the same constants and static objects in the same order. Equal
-    sets have orders of their own: they hang on what was in them before."""
-
-    def __init__(self, members: tuple[Any, ...]) -> None:
-        self.members = members
-        self.exact = tuple(map(_exact, members))
-
-    def __call__(self, value: Any) -> bool:
-        now = tuple(value)
-        return len(now) == len(self.members) and all(
-            one is other or (is_constant(one) and _exact(one) == exact)
-            for one, other, exact in zip(now, self.members, self.exact, strict=True)
-        )
 
 
 class RecorderState:
@@ -248,7 +178,7 @@ class RecorderState:
         kind = type(value)
         if kind in CONSTANT_TYPES or ((kind is tuple or kind is slice) and is_constant(value)):
             if holds_numpy(value):
-                self.guards.add(source, "CALL", _SameConstant(value))
+                self.guards.add(source, "CALL", SameConstant(value))
             else:
                 self.guards.add(source, "EQUALS", value)
             if kind in VALUE_TYPES:
@@ -280,8 +210,8 @@ class RecorderState:
                 raise Void("unseen_write", str(source))
             self.guards.add(source, "TYPE_IS", kind)
             self.note_class(kind)
-            if issubclass(kind, _CONSTANT_BASES):
-                self.guards.add(source, "CALL", _SameBase(value))
+            if issubclass(kind, CONSTANT_BASES):
+                self.guards.add(source, "CALL", SameBase(value))
         self.known[id(value)] = (value, source)
 
     def note_class(self, kind: type) -> None:
@@ -319,153 +249,6 @@ class RecorderState:
     def guard_tensor(self, tensor: torch.Tensor, source: Source) -> None:
         self.guards.add(source, "TENSOR", as_it_is(tensor))
 
-    def tensor_ref(self, tensor: torch.Tensor) -> Ref:
-        """The graph's name of a plain tensor; a known one becomes an input."""
-        if type(tensor) not in PLAIN_TENSORS:
-            raise Void("tensor_subclass", type(tensor).__name__)
-        index = self.table.get(tensor)
-        if index is not None:
-            return Ref(self.names[index])
-        source = self.source_of(tensor)
-        if source is None:
-            raise Void("unknown_tensor", str(tuple(tensor.shape)))
-        if tensor.layout is not torch.strided or tensor.device.type != "cpu":
-            raise Void("tensor_kind", f"{tensor.layout} on {tensor.device}")
-        name = f"a{len(self.inputs)}"
-        self.inputs.append((name, source, TensorMeta.of(tensor)))
-        self.versions[name] = version(tensor)
-        if tensor.requires_grad:
-            self.grad_inputs.append(name)
-        self.name_tensor(tensor, name)
-        return Ref(name)
-
-    def name_tensor(self, tensor: torch.Tensor, name: str) -> None:
-        self.table.set(tensor, len(self.names))
-        self.names.append(name)
-
-    def refs(self, value: Any) -> Any:
-        """`value` with tensors replaced by graph names: an operation's argument."""
-        kind = type(value)
-        if kind in PLAIN_TENSORS:
-            return self.tensor_ref(value)
-        if kind in CONSTANT_TYPES:
-            if kind in NUMPY_SCALARS:
-                return self._python_number(value)
-            return tuple(value) if kind is torch.Size else value
-        if kind is tuple or kind is list:
-            if id(value) in self.known:
-                self.consume(value)
-            return kind(self.refs(v) for v in value)
-        if kind is slice:
-            return self._slice(value)
-        if kind is dict:
-            if id(value) in self.known:
-                self.consume(value)
-            return {k: self.refs(v) for k, v in value.items()}
-        if issubclass(kind, torch.Tensor):
-            raise Void("tensor_subclass", kind.__name__)
-        if issubclass(kind, tuple):  # torch's named tuples of tensors
-            return tuple(self.refs(v) for v in value)
-        if issubclass(kind, enum.Enum) and type(value._value_) in CONSTANT_TYPES:
-            return value._value_  # an IntEnum: its identity is guarded where it was read
-        known = id(value) in self.known
-        if known and issubclass(kind, _CONSTANT_BASES) and _says_its_value(kind):
-            return _base_value(value)
-        raise Void("operand", f"a {kind.__name__}")
-
-    def _slice(self, value: slice) -> slice:
-        parts = (value.start, value.stop, value.step)
-        if any(type(part) in PLAIN_TENSORS for part in parts):
-            raise Void("value_from_tensor", "a tensor as the bound of a slice")
-        return slice(*(self.refs(part) for part in parts))
-
-    @staticmethod
-    def _python_number(value: Any) -> Any:
-        """What torch makes of a numpy scalar: except for bools, a number as Python's."""
-        if type(value).__name__.startswith("bool"):
-            raise Void("operand", "a numpy bool")
-        return value.item()
-
-    def operation(
-        self, kind: str, target: str, f: Callable[..., Any], args: Any, kwargs: Any
-    ) -> Answer:
-        """A step that runs a torch operation and records it."""
-        if branches.untraceable and (target, user_location()) in branches.untraceable:
-            raise Void("opaque_operation", target.removeprefix("_operator."))
-        token = (kind, target, self.refs(args), self.refs(kwargs) if kwargs else {})
-        if kwargs and kwargs.get("out") is not None:
-            outs = [(t, t.size(), t.stride()) for t in _tensors_of(kwargs["out"])]
-            return (OPERATION, f, args, kwargs, self._after_out, (token, outs))
-        return (OPERATION, f, args, kwargs or None, self.after_operation, token)
-
-    def _after_out(self, result: Any, token: Any) -> Answer:
-        """Post of an operation with `out=`.
-
-        Errors: Void when it gave a tensor another size, which its source's guard would not show.
-        """
-        inner, outs = token
-        for tensor, size, stride in outs:
-            if tensor.size() != size or tensor.stride() != stride:
-                raise Void("opaque_operation", f"{inner[1]} resizes its out")
-        return self.after_operation(result, inner)
-
-    def add_operation(self, target: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
-        """An operation of the graph that was no call of the program's own."""
-        name = f"v{len(self.operations)}"
-        self.operations.append(
-            Operation(name, "call_function", target, args, kwargs, user_location())
-        )
-        return Ref(name)
-
-    def after_operation(self, result: Any, token: Any) -> Answer:
-        kind, target, args, kwargs = token
-        name = f"v{len(self.operations)}"
-        self.operations.append(Operation(name, kind, target, args, kwargs, user_location()))
-        if not torch.is_grad_enabled():
-            self.no_grad.add(name)
-        self.bind(result, name)
-        return None
-
-    def bind(self, result: Any, name: str) -> None:
-        kind = type(result)
-        if kind in PLAIN_TENSORS:
-            if result.requires_grad and torch.is_grad_enabled():
-                self.differentiable = True
-            if result.layout is not torch.strided:
-                raise Void("tensor_kind", str(result.layout))
-            if self.table.get(result) is None and id(result) not in self.known:
-                self.name_tensor(result, name)
-            elif self.table.get(result) is None:
-                self.tensor_ref(result)
-            return
-        if result is None:
-            return
-        if issubclass(kind, (tuple, list)):
-            for i, part in enumerate(result):
-                if part is None:
-                    continue
-                item = f"v{len(self.operations)}"
-                self.operations.append(
-                    Operation(item, "call_function", "_operator.getitem", (Ref(name), i))
-                )
-                self.bind(part, item)
-            return
-        raise Void("value_from_tensor", f"{self.operations[-1].target} gave a {kind.__name__}")
-
-    def speculate(self, tensor: torch.Tensor) -> bool:
-        """The truth of a one-element tensor, assumed by the rest of the trace."""
-        ref = self.tensor_ref(tensor)
-        if tensor.numel() != 1:
-            raise Void("value_from_tensor", "truth of a tensor with several elements")
-        place = branches.here()
-        if place in branches.both_ways and not self.assumes_all:
-            raise Void("branch", "as a tensor decides")
-        truth = bool(tensor)
-        if (ref.name, truth) not in self.speculations:
-            self.speculations.append((ref.name, truth))
-            self.assumed.append((place, truth))
-        return truth
-
     # ---------------------------------------------------------- containers
 
     def consume(self, container: Any, in_order: bool = True) -> None:
@@ -497,7 +280,7 @@ class RecorderState:
             self.guards.add(source, "DICT_KEYS", keys)
             if issubclass(kind, collections.OrderedDict) and len(keys) > 1:
                 # It keeps an order of its own, which the dict below it does not show.
-                self.guards.add(source, "CALL", _KeyOrder(keys))
+                self.guards.add(source, "CALL", KeyOrder(keys))
             for key in keys:
                 value = dict.get(container, key, ABSENT)
                 if not self.is_written(container, key, value):
@@ -510,7 +293,7 @@ class RecorderState:
                 raise Void("container", "a set of objects")
             self.guards.add(source, "SET_EQUALS", members)
             if in_order and len(members) > 1:
-                self.guards.add(source, "CALL", _SameMembers(tuple(kind.__iter__(container))))
+                self.guards.add(source, "CALL", SameMembers(tuple(kind.__iter__(container))))
         elif kind in _DICT_VIEWS or kind in BUILTIN_ITERATORS or kind in BUILTIN_CONTAINERS:
             raise Void("container", f"a {kind.__name__} from outside")
 
@@ -761,12 +544,6 @@ class RecorderState:
         elif self.table.get(value) is None:
             raise Void("unknown_tensor", "result of a folded call")
         return None
-
-
-def _tensors_of(out: Any) -> list[torch.Tensor]:
-    """The tensors of an `out` argument: one, or a tuple or list of them."""
-    parts = out if type(out) in (tuple, list) else (out,)
-    return [part for part in parts if type(part) in PLAIN_TENSORS]
 
 
 # How guards reach the items of what a program indexes and changes.

@@ -51,6 +51,9 @@ CONSTANT_TYPES: frozenset[type] = frozenset(
     }
 )
 
+# Below which programs make classes whose instances are numbers or text.
+CONSTANT_BASES = (int, float, complex, str, bytes)
+
 # The only tensors whose operations are recorded.
 PLAIN_TENSORS: frozenset[type] = frozenset({torch.Tensor, torch.nn.Parameter})
 
@@ -268,7 +271,7 @@ def has_receiver(function: Any) -> bool:
 def is_python_class(cls: type) -> bool:
     """True for a class made by `class` statements, down to builtin types that are known here
     (not by C, Cython or pybind11, whose instances hold state that no frame shows)."""
-    for base in _mro(cls):
+    for base in mro_of(cls):
         if base in _KNOWN_BASES or issubclass(base, BaseException):
             continue
         flags = flags_of(base)
@@ -293,16 +296,17 @@ def has_finaliser(value: Any, depth: int = 1) -> bool:
 # class_lookup(cls, name, default=None). Nothing is recorded where there is no native module.
 class_lookup: Callable[..., Any] = getattr(runtime.native, "class_lookup", None)  # type: ignore[assignment]
 
-# The MRO and the flags of a class, whatever its metaclass says.
-_mro = vars(type)["__mro__"].__get__
+# The MRO, the flags and the own attributes of a class, whatever its metaclass says.
+mro_of: Callable[[type], tuple[type, ...]] = vars(type)["__mro__"].__get__
 flags_of: Callable[[type], int] = vars(type)["__flags__"].__get__
+own_of_class: Callable[[type], Any] = vars(type)["__dict__"].__get__
 
 
 def builtin_method(kind: type, name: str) -> Callable[..., Any]:
     """The C code that a class of a builtin family has under `name`, below what Python overrides:
     an OrderedDict's items are in an order of their own, which dict.__setitem__ would not know."""
-    for base in _mro(kind):
-        found = base.__dict__.get(name)
+    for base in mro_of(kind):
+        found = own_of_class(base).get(name)
         if type(found) is types.WrapperDescriptorType:
             return found
     raise TypeError(f"{kind.__name__} has no {name} in C")

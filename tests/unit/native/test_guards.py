@@ -428,12 +428,12 @@ def test_type_attrs() -> None:
     class Made(metaclass=Meta):
         pass
 
-    program = Program([("TYPE_ATTRS", -1, 0, Made, [])], 0)
-    assert number_of(program) == -1
+    of_made = Program([("TYPE_ATTRS", -1, 0, Made, [])], 0)
+    assert number_of(of_made) == -1
     Made.__class__ = Other
-    assert number_of(program) == 0
+    assert number_of(of_made) == 0
     Made.__class__ = Meta
-    assert number_of(program) == -1
+    assert number_of(of_made) == -1
     Derived.__bases__ = (type("Elsewhere", (), {}),)
     assert number_of(program) == 0
 
