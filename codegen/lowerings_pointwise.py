@@ -556,7 +556,10 @@ def lower_gelu(b: Builder, node: Node, out: View) -> None:
     type_ = _result_type(out)
     by_one_dnn = (
         torch.backends.mkldnn.is_available()
-        and out.dtype in ("float32", "bfloat16")
+        and (
+            out.dtype in ("float32", "bfloat16")
+            or (out.dtype == "float16" and torch.ops.mkldnn._is_mkldnn_fp16_supported())
+        )
         and x.numel > 1
         and x.strides == contiguous_strides(x.sizes)
     )

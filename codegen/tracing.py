@@ -100,6 +100,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         self.alive: list[Any] = []  # storages are known by address: none may be freed
         self.location = self.origin = ""  # of the recorded operation that runs
         self.device: str | None = None
+        # Of inputs, the tensors that stand for them, and their versions at first.
+        self.fakes: dict[int, tuple[torch.Tensor, int]] = {}
         self.unversioned = False  # writes that no schema mentions are going on
         # Torch's shape environment is only imported for graphs that need it.
         self.shapes: ShapeSpace | None = None
@@ -256,6 +258,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
             buffer.id, meta.dtype, index, meta.storage_offset, buffer.id
         )
         self.alive.append(fake)
+        self.fakes[index] = fake, fake._version
         return fake
 
     def _output(self, name: str, value: Any, meta: TensorMeta) -> View:
@@ -315,12 +318,15 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
 
     def _commit(self, state: _Storage) -> Commit:
         original = self.graph.buffers[state.original]
+        assert state.input is not None
+        fake, version = self.fakes[state.input]
+        versioned = state.versioned and fake._version != version  # not by way of `.data`
         if state.writes == 1 and state.last_write is not None:
             region, value = state.last_write
             return Commit(
                 View(original.id, region.sizes, region.strides, region.offset, region.dtype),
                 value,
-                state.versioned,
+                versioned,
             )
         now = self.graph.buffers[state.buffer]
         if original.numel != _dense_numel(original.sizes):
@@ -328,7 +334,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
                 "an input with gaps or overlap between its elements is written twice"
             )
         flat = View(original.id, (original.numel,), (1,), 0, original.dtype)
-        return Commit(flat, View(now.id, (original.numel,), (1,), 0, now.dtype), state.versioned)
+        return Commit(flat, View(now.id, (original.numel,), (1,), 0, now.dtype), versioned)
 
     # ------------------------------------------------------------ operations
 

@@ -43,7 +43,7 @@ enum Mode : long {
   X(call) X(attr) X(glob) X(deref) X(store_deref) X(store_global)        \
   X(delete_global) X(delete_deref) X(binary) X(compare) X(contains) X(is_) X(subscr)   \
   X(setitem) X(delitem) X(setattr) X(delattr) X(unary) X(not_) X(test) X(get_iter)     \
-  X(unpack) X(consume) X(hashed) X(grown) X(with_) X(imported) X(format_) X(match) X(redirect) X(fresh)   \
+  X(unpack) X(consume) X(hashed) X(grown) X(caught) X(with_) X(imported) X(format_) X(match) X(redirect) X(fresh)   \
   X(finish) X(void) X(checkpoint)
 
 enum Handler : int {
@@ -668,6 +668,7 @@ PyMethodDef TRAMPOLINES[] = {
     {"unpack", (PyCFunction)(void*)t_pass<H_unpack, 2>, METH_FASTCALL, nullptr},
     {"consume", (PyCFunction)(void*)t_pass<H_consume, 1>, METH_FASTCALL, nullptr},
     {"hashed", (PyCFunction)(void*)t_pass<H_hashed, 1>, METH_FASTCALL, nullptr},
+    {"caught", (PyCFunction)(void*)t_pass<H_caught, 1>, METH_FASTCALL, nullptr},
     {"grown", (PyCFunction)(void*)t_pass<H_grown, 3>, METH_FASTCALL, nullptr},
     {"with_", (PyCFunction)(void*)t_with, METH_FASTCALL, nullptr},
     {"imported", (PyCFunction)(void*)t_pass<H_imported, 2>, METH_FASTCALL, nullptr},

@@ -96,7 +96,7 @@ class Stretch(NamedTuple):
     """What lies between a point and the stops, on any path."""
 
     instructions: frozenset[int]
-    reads: frozenset[int]  # locals that may be read before they are written
+    reads: frozenset[int]  # locals that may be read, or handed on, before they are written
     writes: frozenset[int]
     untouched: int  # so many slots at the bottom of the stack are neither read nor replaced
     carried: frozenset[int]  # loads of locals that only wait on the stack for what comes later
@@ -155,6 +155,7 @@ class Flow:
         ]
         self.entered = set(self.jumps.values()) | {h.target for h in self.handlers}
         self.stacks: list[Stack | None] = [None] * len(self.names)
+        self._live_everywhere: dict[int, frozenset[int]] | None = None
         self._fill_stacks()
 
     def __len__(self) -> int:
@@ -341,7 +342,7 @@ class Flow:
         carried = self._carried(seen, writes)
         return Stretch(
             frozenset(seen),
-            self._live(start, seen, carried),
+            self._live(seen, carried, writes).get(start, frozenset()),
             frozenset(writes),
             max(min(lowest), 0),
             carried,
@@ -431,29 +432,43 @@ class Flow:
         takes_only = name in _ONLY_TAKE or name.startswith("POP_JUMP")
         return min(depth, after) - (0 if takes_only else 1)
 
-    def _live(self, start: int, region: set[int], unread: Collection[int]) -> frozenset[int]:
-        """Locals that may be read before being written, from `start` on inside `region`, other
-        than by the instructions `unread`."""
+    def _live(
+        self, region: set[int], unread: Collection[int], written: Collection[int]
+    ) -> dict[int, frozenset[int]]:
+        """For each instruction of the region, the locals that may be read before being written, from
+        it on, other than by the instructions `unread`; and those of `written` that somebody behind
+        the region reads, where they may come out of it as they are."""
         live: dict[int, frozenset[int]] = dict.fromkeys(region, frozenset())
         before: dict[int, list[int]] = {}
         for i in region:
             for target in self.edges(i):
                 if target in region:
                     before.setdefault(target, []).append(i)
+
+        def behind(i: int) -> frozenset[int]:
+            return live[i] if i in region else self._handed_on(i, written)
+
         todo = set(region)
         while todo:
             i = todo.pop()
             name, arg = self.names[i], self.args[i]
-            behind = [live[t] for t in self.next(i) if t in region]
             handler = self.caught_by(i)
-            caught = live.get(handler.target, frozenset()) if handler is not None else frozenset()
-            flowing = frozenset().union(*behind) if behind else frozenset()
+            caught = behind(handler.target) if handler is not None else frozenset()
+            flowing = frozenset().union(*map(behind, self.next(i)))
             reads = () if i in unread else reads_of(name, arg)
             now = (flowing - set(writes_of(name, arg))) | caught | set(reads)
             if now != live[i]:
                 live[i] = now
                 todo.update(before.get(i, ()))
-        return live.get(start, frozenset())
+        return live
+
+    def _handed_on(self, stop: int, written: Collection[int]) -> frozenset[int]:
+        """Of these locals, those whose values count at an instruction where a stretch ends."""
+        if not written or self.names[stop].startswith("RETURN"):
+            return frozenset()
+        if self._live_everywhere is None:
+            self._live_everywhere = self._live(set(range(len(self))), (), ())
+        return frozenset(written) & (self._live_everywhere[stop] | set(own_cells(self.code)))
 
 
 __all__ = ["VALUE", "Flow", "Handler", "Slot", "Stack", "Stretch", "local_names", "own_cells"]

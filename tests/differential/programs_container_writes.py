@@ -374,3 +374,108 @@ def _(s: Session) -> None:
     state = s.watch({"n": 1, "steps": []})
     for _ in range(9):
         s.call(f, torch.ones(3), state)
+
+
+@program(PROGRAMS, "changes by classes with ways of their own")
+def _(s: Session) -> None:
+    class Short(list):
+        def __len__(self):
+            return 2
+
+    class Full(set):
+        def __contains__(self, value):
+            return True
+
+    class Filtered(collections.OrderedDict):
+        def __setitem__(self, key, value):
+            if not key.startswith("_"):
+                super().__setitem__(key, value)
+
+    def of_short(x, c):
+        c[-1] = 7
+        return x * 2, c.pop(), c[-1]
+
+    def of_filtered(x, c):
+        c.setdefault("_z", 1)
+        c.update(_y=2, z=3)
+        return x * 2
+
+    ordered = collections.OrderedDict
+    for change, make in (
+        (of_short, lambda k: Short([1, 2, k])),
+        (lambda x, c: (x * 2, c.add("z")), lambda k: Full("a")),
+        (of_filtered, lambda k: Filtered(q=k)),
+        (lambda x, c: (x * 2, c.pop("k", default=None)), lambda k: ordered(k=k)),
+        (lambda x, c: (x * 2, c.pop(key="k")), lambda k: ordered(k=k)),
+        (lambda x, c: (x * 2, c.setdefault("k", default=5)), lambda k: ordered(z=k)),
+        (lambda x, c: (x * 2, c.update(state=x, obj=1, method=2)), lambda k: {"z": k}),
+        (
+            lambda x, c: (x * 2, c.pop("a"), dict.__setitem__(c, "a", 1)),
+            lambda k: ordered(a=k, b=2),
+        ),
+    ):
+        f = s.root(lambda x, c, change=change: change(x, c))
+        for k in (3, 3, 3, 3, 4, 5, 4):
+            s.call(f, torch.ones(2), s.watch(make(k)))
+
+
+@program(PROGRAMS, "what is removed may have a finaliser")
+def _(s: Session) -> None:
+    class Dying:
+        def __init__(self, log):
+            self.log = log
+
+        def __del__(self):
+            self.log.append("del")
+
+    def clears(x, c, log):
+        y = x * 2
+        c.clear()
+        return y * len(log)
+
+    def stores(x, c, log):
+        y = x * 2
+        c[0] = None
+        return y * len(log)
+
+    def pops(x, c, log):
+        y = x * 2
+        c.pop(0)
+        log.append("after")
+        return y * len(log)
+
+    for change, kind in ((clears, list), (stores, list), (pops, list), (clears, collections.deque)):
+        f = s.root(types.FunctionType(change.__code__, change.__globals__))
+        for _ in range(4):
+            s.call(f, torch.ones(2), kind([1]), [])
+        for _ in range(2):
+            log = s.watch([])
+            s.call(f, torch.ones(2), kind([Dying(log)]), log)
+
+
+@program(PROGRAMS, "an object and its attributes under two names")
+def _(s: Session) -> None:
+    def writes(x, o, d):
+        o.n = x * 2
+        return d["n"] * 1.0
+
+    f = s.root(writes)
+    x = torch.ones(2)
+    for _ in range(4):
+        s.call(f, x, types.SimpleNamespace(n=x), {"n": x})
+    for _ in range(3):
+        o = types.SimpleNamespace(n=x)
+        s.call(f, x, o, vars(o))
+
+
+@program(PROGRAMS, "a NaN as a key")
+def _(s: Session) -> None:
+    nan = float("nan")
+    for change, make in (
+        (lambda x, c, k: (x * 2, c.pop(k, None)), lambda: {nan: 1}),
+        (lambda x, c, k: (x * 2, c.__setitem__(k, 5), len(c), k in c), lambda: {nan: 1}),
+        (lambda x, c, k: (x * 2, c.add(k), len(c)), lambda: {nan}),
+    ):
+        f = s.root(lambda x, c, k, change=change: change(x, c, k))
+        for key in (nan,) * 4 + (float("nan"),) * 2:
+            s.call(f, torch.ones(2), make(), key)

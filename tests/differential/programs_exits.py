@@ -635,3 +635,84 @@ def _(s: Session) -> None:
             s.call(f, x, [x * 7, x * 8], [1.0, float(k)], {"p": x, "q": 2})
         x = torch.ones(3)
         s.split(f, x, [x * 7, x * 8], [1.0, 2.0], {"p": x, "q": 2}, segments=1)
+
+
+@program(PROGRAMS, "locals that a stretch writes on some ways only")
+def _(s: Session) -> None:
+    def by_size(x, scale=1.0):
+        total = x.sum().item()
+        y = x * 2
+        if x.shape[0] == 3:
+            scale = y.sum()
+        y = y + 1
+        largest = y.max().item()
+        return y * 2, scale, total + largest
+
+    f = s.root(by_size)
+    parts = [torch.ones(1)]
+    for scale in (1.0, 1.0, 1.0, 1.0, 2.0, "auto", None, 1, parts, parts, torch.ones(1), 1.0):
+        s.call(f, torch.ones(4), scale)
+    s.call(f, torch.ones(3), 5.0)
+
+    def unbinds(x, flags):
+        y = x * 2
+        for flag in flags:
+            y.max().item()
+            y = y + 1
+            if flag:
+                w = y * 3
+            y.max().item()
+            y = y * 2
+        return y, w
+
+    g = s.root(unbinds)
+    for flags in [[0, 0, 1]] * 5 + [[1, 0, 0]] * 2 + [[0, 0, 0], [1, 1, 0], [0, 1, 0]]:
+        s.call(g, torch.ones(4), flags)
+
+    def best(x, start, flags):
+        found = start
+        error = "none"
+        for flag in flags:
+            y = x * 2
+            if flag:
+                found = y
+            try:
+                if flag == 2:
+                    raise KeyError(flag)
+            except KeyError as caught:
+                error = str(caught)
+            y.max().item()
+            y = y + 1
+            y.min().item()
+        later = lambda: found
+        return later(), error, y
+
+    h = s.root(best)
+    for start in (1.5, 1.5, 1.5, 1.5, "a", 2.5, None, [1], torch.ones(2), True):
+        for flags in ([0, 0], [0, 1], [2, 0], [1, 0]):
+            s.call(h, torch.ones(4), start, flags)
+
+
+@program(PROGRAMS, "names and modules that are missing, and come later")
+def _(s: Session) -> None:
+    import sys
+    import types
+
+    namespace = {"torch": torch}
+    exec(
+        "def f(x):\n"
+        "    try:\n        r = LATER\n    except NameError:\n        r = None\n"
+        "    try:\n        import a_module_of_this_program as m\n"
+        "    except ImportError:\n        m = None\n"
+        "    return x * 2 + 1, r, m is None\n",
+        namespace,
+    )
+    f = s.root(namespace["f"])
+    for _ in range(4):
+        s.call(f, torch.ones(2))
+    namespace["LATER"] = "set"
+    for _ in range(3):
+        s.call(f, torch.ones(2))
+    s.patch(sys.modules, "a_module_of_this_program", types.ModuleType("a_module_of_this_program"))
+    for _ in range(3):
+        s.call(f, torch.ones(2))

@@ -930,3 +930,40 @@ def _(s: Session) -> None:
         part.mul_(3)
         (out * out).sum().backward()
         w.grad = None
+
+
+@program(PROGRAMS, "a write by way of .data between forward and backward")
+def _(s: Session) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.p = nn.Parameter(torch.ones(4))
+
+    def clip(net):
+        for p in net.parameters():
+            p.data.clamp_(-0.5, 0.5)
+
+    def both(net):
+        with torch.no_grad():
+            net.p.data.mul_(2)
+            net.p.mul_(0.5)
+
+    def detached(net):
+        net.p.detach().mul_(2)
+
+    for change in (clip, both, detached):
+        f = s.root(change)
+
+        def step(f=f):
+            net = Net()
+            x = leaf(4)
+            loss = (net.p * x).pow(2).sum()
+            f(net)
+            try:
+                loss.backward()
+            except RuntimeError as error:
+                return str(error)[:60], net.p._version
+            return x.grad, net.p, net.p._version
+
+        for _ in range(5):
+            s.call(step)

@@ -525,6 +525,8 @@ class AttributeEvents(OperationEvents):
 
     def raw_setattr(self, obj: Any, name: str, value: Any) -> Answer:
         """object.__setattr__ on a known object."""
+        source = self.source_of(obj)
+        assert source is not None
         found = class_lookup(type(obj), name, _ABSENT)
         self.guards.add_class_attribute(
             type(obj), name, runtime.native.MISSING if found is _ABSENT else found
@@ -534,9 +536,12 @@ class AttributeEvents(OperationEvents):
                 if type(found) in FUNCTION_TYPES:
                     raise Void("opaque_attribute", f"store to {name!r}")
                 return None  # a property or Python descriptor: its setter is watched
-            self.check_replaced(getattr(obj, name, None))
+            old, path = getattr(obj, name, _ABSENT), source.child("member", found)
         else:
-            self.check_replaced(runtime.native.own_attribute(obj, name))
+            old = runtime.native.own_attribute(obj, name)
+            path = source.child("dict").child("dict_item", name)
+        if old is not _ABSENT and old is not runtime.native.MISSING:
+            self.check_replaced(old, None if (id(obj), name) in self.written else path)
         self.effect("setattr", obj, name, value)
         self.written[id(obj), name] = id(value)
         return (NATIVE, object.__setattr__, (obj, name, value), None, None, None)

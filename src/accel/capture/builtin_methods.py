@@ -17,6 +17,7 @@ from accel.capture.callbacks import hashes_parts
 from accel.capture.steps import FOLD, NATIVE, Answer, Void
 from accel.capture.values import (
     BUILTIN_CONTAINERS,
+    builtin_method,
     class_lookup,
     is_python_class,
     is_static,
@@ -53,6 +54,9 @@ class BuiltinMethods(BuiltinRules):
 
     def _method_setitem(self, f: Any, obj: Any, rest: Any, kwargs: Any) -> Answer:
         if id(obj) in self.known:
+            method = builtin_method(type(obj), "__setitem__")
+            if f not in (method, method.__get__(obj)):  # type: ignore[attr-defined]
+                raise Void("container_write", f"{f.__name__}() of a base class")
             return self.raw_setitem(obj, *rest)
         self.hashed(rest[0])
         return None

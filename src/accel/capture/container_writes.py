@@ -9,6 +9,7 @@ a key is there, the members of a set) is guarded as it was when the call began.
 from __future__ import annotations
 
 import collections
+import sys
 import types
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from accel.capture.operators import OperatorEvents
 from accel.capture.state import ABSENT, c_length
 from accel.capture.steps import NATIVE, Answer, Void
-from accel.capture.values import class_lookup, is_constant, is_static
+from accel.capture.values import class_lookup, has_nan, is_constant, is_static
 
 
 class ContainerWrites(OperatorEvents):
@@ -35,7 +36,10 @@ class ContainerWrites(OperatorEvents):
         if rule is None or method is None or f not in (method, method.__get__(obj)):
             raise Void("container_write", f"{f.__name__}() on {self.source_of(obj)}")
         function, counts = rule
-        if len(rest) in counts and (not kwargs or function is _update):
+        own = issubclass(kind, collections.OrderedDict) and kind is not collections.OrderedDict
+        if (kwargs and function is not _update) or (own and _has_own_items(kind)):
+            raise Void("container_write", f"{f.__name__}() on {self.source_of(obj)}")
+        if len(rest) in counts:
             function(self, obj, method, *rest, **kwargs or {})
         # Otherwise it raises, and so does the call.
         return (NATIVE, method, (obj, *rest), kwargs or None, self.checked, f.__name__)
@@ -76,6 +80,12 @@ class ContainerWrites(OperatorEvents):
         self.effect("call", obj, method, *operands)
 
 
+def _has_own_items(kind: type) -> bool:
+    """Whether an OrderedDict's C code would call methods of the program's for items."""
+    names = ("__setitem__", "__getitem__", "__delitem__", "__contains__", "__missing__", "__iter__")
+    return any(type(class_lookup(kind, name)) is types.FunctionType for name in names)
+
+
 def c_method(kind: type, name: str) -> Any:
     """The method of C that a container's class has under `name`; None where Python has its own."""
     found = class_lookup(kind, name)
@@ -92,7 +102,7 @@ def _append(state: ContainerWrites, obj: Any, method: Any, value: Any) -> None:
         assert source is not None
         state.track(obj.maxlen, source.child("attribute", "maxlen"))
         state.length_before(obj, source)
-        if len(obj) >= obj.maxlen:  # one falls out at the other end
+        if c_length(obj) >= obj.maxlen:  # one falls out at the other end
             raise Void("container_write", f"a full deque at {source}")
     state.change(obj, method, value)
     state.put(obj, 0 if method.__name__ == "appendleft" else len(state.origins[id(obj)]), value)
@@ -102,7 +112,7 @@ def _extend(state: ContainerWrites, obj: Any, method: Any, values: Any) -> None:
     if type(values) not in (list, tuple) or values is obj:
         raise Void("container_write", f"{method.__name__}() with a {type(values).__name__}")
     state.consume(values)
-    one_more = c_method(type(obj), "append")
+    one_more = list.append if issubclass(type(obj), list) else collections.deque.append
     for value in values:
         _append(state, obj, one_more, value)
 
@@ -113,6 +123,8 @@ def _insert(state: ContainerWrites, obj: Any, method: Any, index: Any, value: An
         raise Void("container_write", f"insert() at a {type(index).__name__}")
     if getattr(obj, "maxlen", None) is not None:
         raise Void("container_write", "insert() into a bounded deque")
+    if abs(index) > sys.maxsize:
+        return  # it raises
     state.length_before(obj, source)  # the position counts from there, or ends there
     state.change(obj, method, index, value)
     state.put(obj, index, value)
@@ -126,19 +138,21 @@ def _pop(state: ContainerWrites, obj: Any, method: Any, index: Any = None) -> No
     state.length_before(obj, source)
     if type(place) is not int:
         raise Void("container_write", f"{method.__name__}() of a {type(place).__name__}")
-    if not -len(obj) <= place < len(obj):
+    length = c_length(obj)
+    if not -length <= place < length:
         return  # it raises
-    place %= len(obj)
+    place %= length
     state.sequence_item(obj, place, source)  # it is what comes out
-    if method.__name__ == "__delitem__":
-        state.check_replaced(state.item_of(obj, place))
+    state.check_replaced(state.item_of(obj, place))
     state.change(obj, method, *given)
     del state.origins[id(obj)][place]
 
 
 def _clear_sequence(state: ContainerWrites, obj: Any, method: Any) -> None:
-    for index in range(c_length(obj)):
-        state.check_replaced(state.item_of(obj, index))
+    source = state.source_of(obj)
+    assert source is not None
+    for index in range(state.length_before(obj, source)):
+        state.check_replaced_item(obj, index, source)
     state.change(obj, method)
     state.origins[id(obj)].clear()
 
@@ -156,14 +170,13 @@ def _reverse(state: ContainerWrites, obj: Any, method: Any) -> None:
 
 def _remove_key(state: ContainerWrites, obj: Any, method: Any, key: Any, *default: Any) -> None:
     source = state.source_of(obj)
-    if not is_constant(key) or source is None:
+    if not is_constant(key) or has_nan(key) or source is None:
         raise Void("container_write", f"{method.__name__}() of a key that is no constant")
     if not state.entry_known(obj, key, source):
         raise Void("container_write", f"{method.__name__}() of a key that no guard may look up")
     if not dict.__contains__(obj, key):
         return  # it raises, or gives the default
-    if method.__name__ == "__delitem__":
-        state.check_replaced(dict.__getitem__(obj, key))
+    state.check_replaced(dict.__getitem__(obj, key))
     state.change(obj, method, key)
     state.written[id(obj), key] = id(ABSENT)
 
@@ -172,6 +185,7 @@ def _clear_dict(state: ContainerWrites, obj: Any, method: Any) -> None:
     keys = tuple(dict.keys(obj))
     if not all(is_constant(key) or is_static(key) for key in keys):
         raise Void("container_write", "clear() of a dict with objects as keys")
+    state.consume(obj)
     for key in keys:
         state.check_replaced(dict.__getitem__(obj, key))
     state.change(obj, method)
@@ -179,7 +193,7 @@ def _clear_dict(state: ContainerWrites, obj: Any, method: Any) -> None:
         state.written[id(obj), key] = id(ABSENT)
 
 
-def _update(state: ContainerWrites, obj: Any, method: Any, *others: Any, **more: Any) -> None:
+def _update(state: ContainerWrites, obj: Any, method: Any, /, *others: Any, **more: Any) -> None:
     for other in (*others, more):
         if type(other) is not dict or other is obj:
             raise Void("container_write", f"{method.__name__}() with a {type(other).__name__}")
@@ -203,10 +217,12 @@ def _set_default(
 
 
 def _change_member(state: ContainerWrites, obj: Any, method: Any, value: Any) -> None:
-    if not is_constant(value):
+    if type(value) is slice:
+        return  # it raises
+    if not is_constant(value) or has_nan(value):
         raise Void("container_write", f"{method.__name__}() of a {type(value).__name__}")
     state.consume(obj, in_order=False)
-    if (value in obj) == (method.__name__ == "add"):
+    if set.__contains__(obj, value) == (method.__name__ == "add"):
         return  # it changes nothing, or raises
     state.change(obj, method, value)
 

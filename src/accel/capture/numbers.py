@@ -670,7 +670,7 @@ _ITERATE: dict[Any, Callable[[Any], Any]] = {
 # Events whose operands are names, code and the like.
 _NO_OPERANDS = frozenset({
     "finish", "void", "checkpoint", "glob", "imported", "delete_global", "delete_deref",
-    "with_", "fresh", "consume", "delattr", "grown",
+    "with_", "fresh", "consume", "delattr", "grown", "caught",
 })  # fmt: skip
 _OWN_CALLS: dict[int, Callable[..., Answer]] = {
     id(builtins.min): lambda recorder, args: recorder._own_extremum("lt", args),

@@ -439,8 +439,9 @@ class OperatorEvents(AttributeEvents):
         if type(key) is not int and type(key) is not bool:
             return None
         self.length(obj)
-        index = key + len(obj) if key < 0 else int(key)
-        if 0 <= index < len(obj):
+        length = c_length(obj)
+        index = key + length if key < 0 else int(key)
+        if 0 <= index < length:
             if isinstance(obj, tuple):
                 self.track(self.item_of(obj, index), source.child("tuple_item", index))
             else:
@@ -470,7 +471,7 @@ class OperatorEvents(AttributeEvents):
 
     def raw_setitem(self, obj: Any, key: Any, value: Any) -> Answer:
         """dict.__setitem__ or list.__setitem__ on a known container."""
-        if not is_constant(key) or type(key) is slice:
+        if not is_constant(key) or type(key) is slice or has_nan(key):
             raise Void("container_write", "a store under a key that is no constant")
         source = self.source_of(obj)
         assert source is not None
@@ -480,10 +481,11 @@ class OperatorEvents(AttributeEvents):
             self.check_replaced(dict.get(obj, key))
         else:
             self.length_before(obj, source)
-            if not -len(obj) <= key < len(obj):
+            length = c_length(obj)
+            if type(key) not in (int, bool) or not -length <= key < length:
                 return None  # it raises
-            key = key + len(obj) if key < 0 else int(key)
-            self.check_replaced(list.__getitem__(obj, key))
+            key = key + length if key < 0 else int(key)
+            self.check_replaced_item(obj, key, source)
         self.effect("setitem", obj, key, value)
         if id(obj) in self.origins:
             self.origins[id(obj)][key] = ~id(value)
@@ -663,11 +665,15 @@ class OperatorEvents(AttributeEvents):
             return None
         assert found[1].base is not None
         with contextlib.suppress(ValueError):  # it is empty
-            self.check_replaced(cell.cell_contents)
+            self.check_replaced(cell.cell_contents, None if self.is_stored(cell) else found[1])
         self.known[id(cell)] = (cell, found[1].base)
         self.effect("setattr", cell, "cell_contents", value)
         self.written[id(cell), "cell_contents"] = id(value)
         return None
+
+    def is_stored(self, cell: Any) -> bool:
+        """Whether the trace itself has put into the cell what lies there."""
+        return (id(cell), "cell_contents") in self.written
 
     def store_global(self, value: Any, name: str) -> Answer:
         namespace = running_frame().f_globals
@@ -692,6 +698,15 @@ class OperatorEvents(AttributeEvents):
                     self.assume_static(found)
             return None
         raise Void("unknown_value", f"with a {kind.__name__}")
+
+    def caught(self, error: Any) -> Answer:
+        """An exception handler begins. Most exceptions follow from what is guarded.
+
+        Errors: Void for those of names and modules that were not there: nothing was read.
+        """
+        if type(error) is NameError or issubclass(type(error), ImportError):
+            raise Void("opaque_operation", f"a {type(error).__name__} that is caught")
+        return None
 
     def imported(self, value: Any, name: str) -> Answer:
         """`import` or `from ... import`, which cannot be told apart: a module is the one that
@@ -736,7 +751,7 @@ def _is_key(key: Any) -> bool:
     """True for what a guard may look up in a dict: constants, static objects, tuples of them."""
     if type(key) is tuple and not is_constant(key):
         return all(is_constant(part) or type(part) is type for part in key)
-    return (is_constant(key) or is_static(key)) and not holds_numpy(key)
+    return (is_constant(key) or is_static(key)) and not (holds_numpy(key) or has_nan(key))
 
 
 def is_python_len(kind: type) -> bool:

@@ -346,7 +346,14 @@ class Recorder(LiftedEvents):
             assert contents.base is not None
             by_type.setdefault(types.CellType, []).append((id(cell), contents.base))
         pairs = 0
+        dicts = [source for value, source in self.known.values() if type(value) is dict]
         for identity, written in self.writes_seen.items():
+            if runtime.native.own_attribute(self.known[identity][0], "") is runtime.native.MISSING:
+                # Its attributes may have a name of their own: `vars(obj)`.
+                for source in dicts:
+                    if source is not written.child("dict"):
+                        self.guards.add(written.child("dict"), "NOT_SAME", source)
+                        pairs += 1
             for other, source in by_type.get(type(self.known[identity][0]), ()):
                 if other != identity:
                     self.guards.add(written, "NOT_SAME", source)

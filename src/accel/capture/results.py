@@ -177,7 +177,10 @@ class Describer:
         found = self.state.read_at.get(id(value))
         if found is None or (type(value) is int and value in SMALL_INTS):
             return ("const", value)
-        return self._load(next(iter(found[1].values())))
+        first, *others = found[1].values()
+        for other in others:  # where it was read, too; the next time that may be an equal one
+            self.state.guards.add(first, "SAME", other)
+        return self._load(first)
 
     def _method(self, value: Any, kind: type) -> Spec:
         """A bound method, of a Python function or of a builtin container."""

@@ -455,6 +455,13 @@ class RecorderState:
         elif ~origin != id(value):
             raise Void("foreign_frame", f"{source} was written by others")
 
+    def check_replaced_item(self, container: Any, index: int, source: Source) -> None:
+        """`check_replaced` for an item of a known list or deque."""
+        origins = self.origins.get(id(container))
+        origin = index if origins is None else origins[index]
+        path = source.child(_ITEM_LOADS[_base(container)], origin) if origin >= 0 else None
+        self.check_replaced(self.item_of(container, index), path)
+
     def keys_before(self, container: Any) -> tuple[Any, ...]:
         """The keys that a known dict had when the call began."""
         keys: tuple[Any, ...] = self.before.get(id(container), tuple(dict.keys(container)))
@@ -472,12 +479,14 @@ class RecorderState:
             raise Void("foreign_frame", f"{key!r} was written by others")
         return True
 
-    @staticmethod
-    def check_replaced(old: object) -> None:
-        """What a store is about to replace may die of it.
+    def check_replaced(self, old: object, source: Source | None = None) -> None:
+        """What a store is about to replace, at `source` unless it was tracked, may die of it.
 
         Errors: Void when code would run then: later, while a recording or a commit holds it.
         """
+        if source is not None:
+            self.guards.add(source, "TYPE_IS", type(old))
+            self.note_class(type(old))
         if has_finaliser(old) or any(r.__callback__ for r in weakref.getweakrefs(old)):
             raise Void("finaliser", "it is replaced by a store")
 

@@ -176,6 +176,7 @@ TRAMPOLINES = {
     "unpack": _checked("unpack", 2), "consume": _checked("consume", 1),
     "hashed": _checked("hashed", 1),
     "grown": _checked("grown", 3),
+    "caught": _checked("caught", 1),
     "imported": _checked("imported", 2), "match": _checked("match", 2),
     "ex": EX, "exkw": EXKW,
 }  # fmt: skip

@@ -92,7 +92,7 @@ def s_calls(_t="call"):
     ]  # fmt: skip
 
 
-def s_call_errors(_t="call"):
+def s_call_errors(_t="call", _u="caught"):
     def f(a):
         return a
 
