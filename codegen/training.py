@@ -86,10 +86,9 @@ def _kept(source: SegmentGraph, joint: Joint) -> list[int]:
     return [i for i, size in enumerate(sizes) if size <= _SMALL_BYTES]
 
 
-def _inputs_behind(whole: Joint, buffer: int) -> set[int]:
-    """The inputs whose values at the start have a part in `buffer`."""
+def _buffers_behind(whole: Joint, buffer: int) -> set[int]:
+    """The buffers that `buffer` is computed from, and itself."""
     makers = {result: node for node in whole.graph.nodes for result in node.results}
-    found: set[int] = set()
     seen: set[int] = set()
     todo = [buffer]
     while todo:
@@ -97,12 +96,9 @@ def _inputs_behind(whole: Joint, buffer: int) -> set[int]:
         if at in seen:
             continue
         seen.add(at)
-        position = whole.graph.buffers[at].input
-        if position is not None:
-            found.add(position)
-        elif at in makers:
+        if whole.graph.buffers[at].input is None and at in makers:
             todo += [view.buffer for view in makers[at].views()]
-    return found
+    return seen
 
 
 def _facts(source: SegmentGraph, whole: Joint) -> dict[str, Any]:
@@ -113,7 +109,10 @@ def _facts(source: SegmentGraph, whole: Joint) -> dict[str, Any]:
     commits = whole.graph.commits
     positions = (whole.graph.buffers[c.region.buffer].input for c in commits)
     written = sorted({position for position in positions if position is not None})
-    reached = [_inputs_behind(whole, whole.graph.outputs[k].buffer) for k in whole.node_outputs]
+    made = [whole.graph.outputs[k].buffer for k in whole.node_outputs]
+    behind = [_buffers_behind(whole, buffer) for buffer in made]
+    inputs_of = [{whole.graph.buffers[at].input for at in buffers} for buffers in behind]
+    reached = [inputs - {None} for inputs in inputs_of]
     return {
         "outputs": whole.output_count,
         "node_outputs": whole.node_outputs,
@@ -123,6 +122,11 @@ def _facts(source: SegmentGraph, whole: Joint) -> dict[str, Any]:
         "written": written,
         "stale": [i for i in written if any(i in inputs for inputs in reached)],
         "reach": [[k for k, inputs in enumerate(reached) if i in inputs] for i in whole.grads],
+        "inner": [
+            k
+            for k, buffer in enumerate(made)
+            if any(buffer in buffers and buffer != made[j] for j, buffers in enumerate(behind))
+        ],
         "kept": _kept(source, whole),
         "leaves": [names.index(name) for name in source.gradients.inputs],
     }

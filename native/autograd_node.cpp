@@ -19,14 +19,19 @@
 #include <c10/core/GradMode.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/graph_task.h>
+#include <torch/csrc/autograd/python_hook.h>
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/csrc/autograd/variable.h>
 
 #include <atomic>
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <type_traits>
+#include <typeinfo>
 
 namespace accel {
 
@@ -77,6 +82,7 @@ struct Description {
   size_t output_count = 0;
   std::vector<uint32_t> node_outputs;  // user outputs whose history is the node
   std::vector<uint32_t> tangents;      // positions in node_outputs: the plan's last inputs
+  std::vector<uint32_t> inner;         // positions in node_outputs that others depend on
   std::vector<uint32_t> detached;      // user outputs that are aliases without history
   std::vector<uint32_t> grads;         // inputs that get a gradient: the node's edges
   std::vector<int64_t> results;        // by edge: which output of the plan, or -1
@@ -434,6 +440,58 @@ variable_list PlanBackward::recompute(const variable_list& grads) {
   return result;
 }
 
+// Looks on when a gradient arrives at an output that another output was computed from. The node
+// passes gradients on to its inputs only: whoever asks for the gradient at this very output would
+// get what arrived directly, without what comes by way of the others.
+class InnerGradient : public torch::autograd::FunctionPreHook {
+ public:
+  // `node`, whose hook this is, owns it.
+  InnerGradient(std::shared_ptr<const Description> description, torch::autograd::Node* node,
+                uint32_t position)
+      : description_(std::move(description)), node_(node), position_(position) {}
+
+  variable_list operator()(const variable_list& grads) override {
+    if (is_asked_for()) refuse();
+    return grads;
+  }
+
+ private:
+  bool is_asked_for() const {
+    if (const auto* running = torch::autograd::get_current_graph_task_exec_info()) {
+      auto found = running->find(node_);
+      if (found != running->end() && found->second.captures_) {
+        for (const auto& capture : *found->second.captures_) {
+          if (static_cast<uint32_t>(capture.input_idx_) == position_) return true;
+        }
+      }
+    }
+    if (node_->retains_grad_hooks().count(position_)) return true;
+    for (const auto& hook : node_->tensor_pre_hooks()) {
+      using Hook = torch::autograd::PyFunctionTensorPreHook;  // its type info is not exported
+      const torch::autograd::FunctionPreHook& one = *hook;
+      if (!strstr(typeid(one).name(), "PyFunctionTensorPreHook")) continue;
+      if (static_cast<const Hook&>(one).value_idx == position_) return true;
+    }
+    return false;
+  }
+
+  [[noreturn]] void refuse() const {
+    const char* why =
+        "accel: this backward asks for the gradient at a result of a compiled call that another "
+        "of its results was computed from; call the function once more, it runs eagerly from now on";
+    pybind11::gil_scoped_acquire gil;
+    PyObject* answer = PyObject_CallFunction(description_->recompute, "OOsO", Py_None, Py_None, why,
+                                             Py_None);
+    if (!answer) throw_python_error();
+    Py_DECREF(answer);
+    TORCH_CHECK(false, why);
+  }
+
+  const std::shared_ptr<const Description> description_;
+  torch::autograd::Node* const node_;
+  const uint32_t position_;
+};
+
 // An output whose history the node is must be no view of another tensor.
 at::Tensor own_tensor(const at::Tensor& output) {
   if (!output.is_view()) return output;
@@ -464,6 +522,12 @@ void connect_node(const std::shared_ptr<const Description>& description,
       torch::autograd::set_history(
           output, owning_pointer(std::make_unique<Relay>(d.names[k], node, position)));
     }
+  }
+  for (uint32_t k : d.inner) {
+    const at::Tensor& output = outputs[d.node_outputs[k]];
+    torch::autograd::Node* maker = output.grad_fn().get();
+    auto position = static_cast<uint32_t>(output.output_nr());
+    maker->add_tensor_pre_hook(std::make_unique<InnerGradient>(description, maker, position));
   }
   static_cast<PlanBackward*>(node.get())->save(inputs, count, outputs, random_state);
   outputs.resize(d.output_count);
@@ -510,6 +574,7 @@ void read_spec(const py::dict& spec, const Plan& forward, const Plan& backward, 
   d.output_count = static_cast<size_t>(count);
   d.node_outputs = numbers(spec, "node_outputs", d.output_count);
   d.tangents = numbers(spec, "tangents", d.node_outputs.size());
+  d.inner = numbers(spec, "inner", d.node_outputs.size());
   d.detached = numbers(spec, "detached", d.output_count);
   d.grads = numbers(spec, "grads", inputs);
   d.results = integers(spec, "results", "gradient");

@@ -292,14 +292,24 @@ def has_finaliser(value: Any, depth: int = 1) -> bool:
     return is_python_class(kind) and class_lookup(kind, "__del__") is not None
 
 
-# What a class has under a name along its MRO, without descriptors or metaclass:
-# class_lookup(cls, name, default=None). Nothing is recorded where there is no native module.
-class_lookup: Callable[..., Any] = getattr(runtime.native, "class_lookup", None)  # type: ignore[assignment]
-
 # The MRO, the flags and the own attributes of a class, whatever its metaclass says.
 mro_of: Callable[[type], tuple[type, ...]] = vars(type)["__mro__"].__get__
 flags_of: Callable[[type], int] = vars(type)["__flags__"].__get__
 own_of_class: Callable[[type], Any] = vars(type)["__dict__"].__get__
+
+
+def _class_lookup(cls: type, name: str, default: object = None) -> object:
+    """What `cls` has under `name` along its MRO, without descriptors or metaclass."""
+    for base in mro_of(cls):
+        found = own_of_class(base).get(name, _MISSING)
+        if found is not _MISSING:
+            return found
+    return default
+
+
+_MISSING = object()
+# The same in C, where there is a native module.
+class_lookup: Callable[..., Any] = getattr(runtime.native, "class_lookup", _class_lookup)
 
 
 def builtin_method(kind: type, name: str) -> Callable[..., Any]:

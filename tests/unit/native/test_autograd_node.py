@@ -53,6 +53,7 @@ class Doubler:
             "kept": [0],
             "stale": [],
             "reach": [[0, 1]],
+            "inner": [],
             **changes,
         }
         self.recomputed: list[Any] = []
