@@ -41,6 +41,8 @@ LISTS = {
     "insert before the start": lambda c, v: (c.insert(-99, v), c[0], c[1]),
     "clear": lambda c, v: c.clear(),
     "clear and fill": lambda c, v: (c.clear(), c.append(v), len(c), c[0]),
+    "pop and clear": lambda c, v: (c.pop(), c.clear(), len(c)),
+    "append and clear": lambda c, v: (c.append(v), c.clear(), len(c)),
     "reverse": lambda c, v: (c.reverse(), c[0]),
     "delete": lambda c, v: c.__delitem__(1),
     "store after pop": lambda c, v: (c.pop(0), c.__setitem__(0, v), c[0], c[1]),

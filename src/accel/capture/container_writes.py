@@ -151,7 +151,8 @@ def _pop(state: ContainerWrites, obj: Any, method: Any, index: Any = None) -> No
 def _clear_sequence(state: ContainerWrites, obj: Any, method: Any) -> None:
     source = state.source_of(obj)
     assert source is not None
-    for index in range(state.length_before(obj, source)):
+    state.length_before(obj, source)
+    for index in range(c_length(obj)):
         state.check_replaced_item(obj, index, source)
     state.change(obj, method)
     state.origins[id(obj)].clear()
