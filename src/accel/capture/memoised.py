@@ -2,7 +2,7 @@
 
 In: the wrapper of a memoised function, a call's arguments. Out: the cache's value for them; a deep
 guard. Invariant: the function that is memoised never runs here, and the cache's order and counts
-stay as they are: a commit asks the cache again, as the program does.
+stay as they are; a commit asks a bounded cache again, as the program does.
 """
 
 from __future__ import annotations

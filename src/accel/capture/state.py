@@ -343,19 +343,27 @@ class RecorderState:
         if is_made_anew(value):
             self.pin(value)
 
+    def _identified_by(self, value: Any) -> tuple[Any, ...] | None:
+        """The objects by which C code hashes and compares a tuple, frozenset or bound method; None
+        for what is compared as it is."""
+        kind = type(value)
+        if issubclass(kind, (tuple, frozenset)):
+            self.consume(value)
+            return tuple(kind.__iter__(value))
+        if kind is types.MethodType or (kind in BOUND_C_METHODS and has_receiver(value)):
+            self.read_method(value)
+            return (value.__self__,)
+        return None
+
     def tell_apart(self, value: Any) -> None:
         """C code hashes or compares `value` as the object that it is: whether it is one of those
         that were told apart already is a fact of the trace."""
         kind = type(value)
         if kind in CONSTANT_TYPES:
             return
-        if issubclass(kind, (tuple, frozenset)):
-            self.consume(value)
-            for part in kind.__iter__(value):
+        if (parts := self._identified_by(value)) is not None:
+            for part in parts:
                 self.tell_apart(part)
-        elif kind is types.MethodType or (kind in BOUND_C_METHODS and has_receiver(value)):
-            self.read_method(value)
-            self.tell_apart(value.__self__)
         elif is_static(value):
             self.pin_function(value)
         elif id(value) in self.known:
@@ -371,13 +379,9 @@ class RecorderState:
         kind = type(value)
         if kind in CONSTANT_TYPES:
             return
-        if issubclass(kind, (tuple, frozenset)):
-            self.consume(value)
-            for part in kind.__iter__(value):
+        if (parts := self._identified_by(value)) is not None:
+            for part in parts:
                 self.pin_address(part)
-        elif kind is types.MethodType or (kind in BOUND_C_METHODS and has_receiver(value)):
-            self.read_method(value)
-            self.pin_address(value.__self__)
         elif id(value) in self.known or is_static(value):
             self.tell_apart(value)
             if type(class_lookup(kind, "__hash__")) is not types.FunctionType:
