@@ -27,6 +27,7 @@
 #include <torch/csrc/autograd/variable.h>
 
 #include <atomic>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -400,20 +401,24 @@ PyObject* tensor_list(const std::vector<at::Tensor>& tensors) {
   throw error;
 }
 
+// A backward that nothing can serve; the callable hears of it too: the root is eager from now
+// on. Holds the GIL.
+[[noreturn]] void refuse(const Description& description, const std::string& why) {
+  PyObject* answer = PyObject_CallFunction(description.recompute, "OOsO", Py_None, Py_None,
+                                           why.c_str(), Py_None);
+  if (!answer) throw_python_error();
+  Py_DECREF(answer);
+  TORCH_CHECK(false, why);
+  std::abort();  // not reached
+}
+
 // recompute(inputs, gradients, create_graph, random state) -> gradients of the inputs.
 variable_list PlanBackward::recompute(const variable_list& grads) {
   std::string why;
   std::vector<at::Tensor> inputs = unchanged_inputs(arrived(grads), &why);
   description_->recomputed.fetch_add(1, std::memory_order_relaxed);
   pybind11::gil_scoped_acquire gil;
-  if (!why.empty()) {
-    // The callable hears of it too: the root is eager from now on.
-    PyObject* answer = PyObject_CallFunction(description_->recompute, "OOsO", Py_None, Py_None,
-                                             why.c_str(), Py_None);
-    if (!answer) throw_python_error();
-    Py_DECREF(answer);
-    TORCH_CHECK(false, why);
-  }
+  if (!why.empty()) refuse(*description_, why);
   PyObject* arguments[4] = {tensor_list(inputs), tensor_list(grads),
                             c10::GradMode::is_enabled() ? Py_True : Py_False,
                             random_state_.defined() ? wrap(random_state_) : Py_NewRef(Py_None)};
@@ -451,7 +456,13 @@ class InnerGradient : public torch::autograd::FunctionPreHook {
       : description_(std::move(description)), node_(node), position_(position) {}
 
   variable_list operator()(const variable_list& grads) override {
-    if (is_asked_for()) refuse();
+    if (is_asked_for()) {
+      pybind11::gil_scoped_acquire gil;
+      refuse(*description_,
+             "accel: this backward asks for the gradient at a result of a compiled call that another "
+             "of its results was computed from; call the function once more, it runs eagerly from "
+             "now on");
+    }
     return grads;
   }
 
@@ -473,18 +484,6 @@ class InnerGradient : public torch::autograd::FunctionPreHook {
       if (static_cast<const Hook&>(one).value_idx == position_) return true;
     }
     return false;
-  }
-
-  [[noreturn]] void refuse() const {
-    const char* why =
-        "accel: this backward asks for the gradient at a result of a compiled call that another "
-        "of its results was computed from; call the function once more, it runs eagerly from now on";
-    pybind11::gil_scoped_acquire gil;
-    PyObject* answer = PyObject_CallFunction(description_->recompute, "OOsO", Py_None, Py_None, why,
-                                             Py_None);
-    if (!answer) throw_python_error();
-    Py_DECREF(answer);
-    TORCH_CHECK(false, why);
   }
 
   const std::shared_ptr<const Description> description_;

@@ -345,7 +345,6 @@ bool same_classes(PyObject* a, PyObject* b) {
   return true;
 }
 
-
 // The version says at once that no lookup on the type can have changed; when it differs
 // (or ran out), the lookups are made again. `version` is a cache: it is the program's.
 bool check_class(const Instruction& i) {

@@ -40,10 +40,11 @@ enum Mode : long {
 
 // One row per handler the recorder must offer, in the order of its `handlers` tuple.
 #define ACCEL_HANDLERS(X)                                                              \
-  X(call) X(attr) X(glob) X(deref) X(store_deref) X(store_global)        \
+  X(call) X(attr) X(glob) X(deref) X(store_deref) X(store_global)                      \
   X(delete_global) X(delete_deref) X(binary) X(compare) X(contains) X(is_) X(subscr)   \
   X(setitem) X(delitem) X(setattr) X(delattr) X(unary) X(not_) X(test) X(get_iter)     \
-  X(unpack) X(consume) X(hashed) X(grown) X(caught) X(with_) X(imported) X(format_) X(match) X(redirect) X(fresh)   \
+  X(unpack) X(consume) X(hashed) X(grown) X(caught) X(with_) X(imported) X(format_)    \
+  X(match) X(redirect) X(fresh)                                                        \
   X(finish) X(void) X(checkpoint)
 
 enum Handler : int {
