@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from accel.codegen.options import CompileError
 from accel.codegen.tensor_graph import TensorGraph, contiguous_strides, span
 from accel.codegen.tracing import Tracer
+from accel.histories import inner_of
 from accel.trace import Gradients, SegmentGraph, TensorMeta
 
 
@@ -36,6 +37,7 @@ class Joint:
     output_count: int
     forward: set[int] = field(default_factory=set)  # id() of the forward's nodes
     node_outputs: list[int] = field(default_factory=list)  # outputs whose history is the node
+    inner: list[list[int]] = field(default_factory=list)  # by node output: those it depends on
     tangents: list[int] = field(default_factory=list)  # positions in node_outputs
     detached: list[int] = field(default_factory=list)  # aliases of inputs, without history
     grads: list[int] = field(default_factory=list)  # the inputs that get a gradient
@@ -108,6 +110,7 @@ class _JointTracer(Tracer):
 
     def _backward(self, values: dict[str, Any]) -> None:
         outputs = [self.source.outputs[i] for i in self.joint.node_outputs]
+        self.joint.inner = inner_of([values[name] for name in outputs])
         self.joint.tangents = [
             k for k, name in enumerate(outputs) if name in self.gradients.tangents
         ]

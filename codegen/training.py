@@ -18,6 +18,7 @@ from accel.codegen.options import CodegenOptions, CompileError
 from accel.codegen.partition import Halves, split, visible_reads
 from accel.codegen.simplify import eliminate_common, eliminate_dead
 from accel.codegen.tensor_graph import TensorGraph
+from accel.histories import tiers_of
 from accel.trace import SegmentGraph
 
 _SMALL_BYTES = 1 << 18
@@ -101,6 +102,17 @@ def _buffers_behind(whole: Joint, buffer: int) -> set[int]:
     return seen
 
 
+def _tiers(inner: list[list[int]]) -> list[dict[str, list[int]]]:
+    """The node outputs by tier, lowest first, and the lower ones that each tier's depend on."""
+    tiers = tiers_of(inner)
+    rows: list[dict[str, list[int]]] = []
+    for tier in range(max(tiers) + 1):
+        members = [k for k, at in enumerate(tiers) if at == tier]
+        depends = sorted({j for k in members for j in inner[k]})
+        rows.append({"outputs": members, "inner": depends})
+    return rows
+
+
 def _facts(source: SegmentGraph, whole: Joint) -> dict[str, Any]:
     """What autograd sees of the graph, wherever gradients arrive."""
     assert source.gradients is not None
@@ -122,11 +134,7 @@ def _facts(source: SegmentGraph, whole: Joint) -> dict[str, Any]:
         "written": written,
         "stale": [i for i in written if any(i in inputs for inputs in reached)],
         "reach": [[k for k, inputs in enumerate(reached) if i in inputs] for i in whole.grads],
-        "inner": [
-            k
-            for k, buffer in enumerate(made)
-            if any(buffer in buffers and buffer != made[j] for j, buffers in enumerate(behind))
-        ],
+        "tiers": _tiers(whole.inner),
         "kept": _kept(source, whole),
         "leaves": [names.index(name) for name in source.gradients.inputs],
     }

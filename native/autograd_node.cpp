@@ -5,6 +5,13 @@
 // gradients, a plan that fails) goes to `recompute`, which runs the recorded operations
 // eagerly on the same inputs and differentiates those.
 //
+// Outputs that other outputs are computed from (inner ones) are where eager's backward gathers
+// gradients, runs hooks and gives what it is asked for. So outputs lie in tiers: those of tier t
+// depend on inner ones of tier t-1 and lower, and each tier has a node with edges to these, so
+// that the engine runs what stands at them in eager's order. Where nobody asks for the gradient
+// at an inner output, a tier's node hands what arrived to the tier below ("carries" it), and one
+// plan serves the whole backward; else it runs the forward again, for its own part.
+//
 // Ownership: a Gradient and its nodes share one Description, which owns the executor's Python
 // object and `recompute`; whoever drops it last takes the GIL. A node owns what it saved
 // until release_variables. Visible tensors are SavedVariables, so that their versions are
@@ -26,6 +33,7 @@
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -83,7 +91,8 @@ struct Description {
   size_t output_count = 0;
   std::vector<uint32_t> node_outputs;  // user outputs whose history is the node
   std::vector<uint32_t> tangents;      // positions in node_outputs: the plan's last inputs
-  std::vector<uint32_t> inner;         // positions in node_outputs that others depend on
+  std::vector<std::vector<uint32_t>> tiers;  // positions in node_outputs, by tier
+  std::vector<std::vector<uint32_t>> inner;  // by tier: the positions that its outputs depend on
   std::vector<uint32_t> detached;      // user outputs that are aliases without history
   std::vector<uint32_t> grads;         // inputs that get a gradient: the node's edges
   std::vector<int64_t> results;        // by edge: which output of the plan, or -1
@@ -136,12 +145,61 @@ struct Remembered {
 PyObject* tensor_list(const std::vector<at::Tensor>& tensors);
 [[noreturn]] void throw_python_error();
 
-class PlanBackward : public torch::autograd::Node {
+// The node of one tier of outputs.
+class TierNode : public torch::autograd::Node {
+ public:
+  TierNode(std::shared_ptr<const Description> description, size_t tier)
+      : description_(std::move(description)), tier_(tier) {}
+
+  std::string name() const override { return description_->names[members()[0]]; }
+
+  // Takes gradients that arrived at outputs of higher tiers, for this run of the engine.
+  void carry(variable_list grads) {
+    std::lock_guard<std::mutex> lock(carried_mutex_);
+    carried_.emplace_back(torch::autograd::get_current_graph_task_id(), std::move(grads));
+  }
+
+ protected:
+  const std::vector<uint32_t>& members() const { return description_->tiers[tier_]; }
+
+  // By position in node_outputs: what arrived here and what was carried.
+  variable_list gathered(variable_list&& grads) {
+    if (description_->tiers.size() == 1) return std::move(grads);
+    variable_list all(description_->node_outputs.size());
+    {
+      std::lock_guard<std::mutex> lock(carried_mutex_);
+      auto now = torch::autograd::get_current_graph_task_id();
+      for (auto one = carried_.begin(); one != carried_.end(); ++one) {
+        if (one->first != now) continue;
+        all = std::move(one->second);
+        carried_.erase(one);
+        break;
+      }
+    }
+    for (size_t i = 0; i < grads.size(); ++i) all[members()[i]] = std::move(grads[i]);
+    return all;
+  }
+
+  static bool any_defined(const variable_list& grads) {
+    for (const at::Tensor& grad : grads) {
+      if (grad.defined()) return true;
+    }
+    return false;
+  }
+
+  const std::shared_ptr<const Description> description_;
+  const size_t tier_;
+
+ private:
+  std::mutex carried_mutex_;
+  std::vector<std::pair<int, variable_list>> carried_;  // by the engine's run
+};
+
+// The lowest tier's node.
+class PlanBackward : public TierNode {
  public:
   explicit PlanBackward(std::shared_ptr<const Description> description)
-      : description_(std::move(description)) {}
-
-  std::string name() const override { return description_->names[0]; }
+      : TierNode(std::move(description), 0) {}
 
   // Fills in what is saved; the outputs have their history already. No GIL needed.
   void save(c10::TensorImpl* const* inputs, size_t count, std::vector<at::Tensor>& outputs,
@@ -163,11 +221,10 @@ class PlanBackward : public torch::autograd::Node {
     }
   }
 
-  variable_list apply(variable_list&& grads) override {
+  variable_list apply(variable_list&& arriving) override {
     const Description& d = *description_;
-    bool any = false;
-    for (const at::Tensor& grad : grads) any |= grad.defined();
-    if (!any) return variable_list(d.grads.size());
+    variable_list grads = gathered(std::move(arriving));
+    if (!any_defined(grads)) return variable_list(d.grads.size());
     if (c10::GradMode::is_enabled()) return recompute(grads);
     if (expected(grads)) return run_backward(grads, arrived(grads), false);
     variable_list whole = grads;
@@ -210,6 +267,10 @@ class PlanBackward : public torch::autograd::Node {
     }
     return result;
   }
+
+  // The forward once more, by `recompute`. With `cut`, positions in node_outputs, these are where
+  // the derivatives end: the answer has theirs first, then those of the inputs.
+  variable_list recompute(const variable_list& grads, const std::vector<uint32_t>* cut = nullptr);
 
   void release_variables() override {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -279,9 +340,9 @@ class PlanBackward : public torch::autograd::Node {
     }
     if (!expected(whole)) return false;
     pybind11::gil_scoped_acquire gil;
-    PyObject* arguments[4] = {Py_NewRef(Py_None), tensor_list(grads), Py_NewRef(Py_False),
-                              Py_NewRef(Py_None)};
-    PyObject* answer = arguments[1] ? PyObject_Vectorcall(d.recompute, arguments, 4, nullptr)
+    PyObject* arguments[5] = {Py_NewRef(Py_None), tensor_list(grads), Py_NewRef(Py_False),
+                              Py_NewRef(Py_None), Py_NewRef(Py_None)};
+    PyObject* answer = arguments[1] ? PyObject_Vectorcall(d.recompute, arguments, 5, nullptr)
                                     : nullptr;
     for (PyObject* argument : arguments) Py_XDECREF(argument);
     if (!answer) throw_python_error();
@@ -362,9 +423,6 @@ class PlanBackward : public torch::autograd::Node {
     return inputs;
   }
 
-  variable_list recompute(const variable_list& grads);
-
-  const std::shared_ptr<const Description> description_;
   std::vector<Saved> saved_, watched_;  // guarded by mutex_
   std::vector<Remembered> inputs_;      // guarded by mutex_
   bool released_ = false;               // guarded by mutex_
@@ -404,33 +462,44 @@ PyObject* tensor_list(const std::vector<at::Tensor>& tensors) {
 // A backward that nothing can serve; the callable hears of it too: the root is eager from now
 // on. Holds the GIL.
 [[noreturn]] void refuse(const Description& description, const std::string& why) {
-  PyObject* answer = PyObject_CallFunction(description.recompute, "OOsO", Py_None, Py_None,
-                                           why.c_str(), Py_None);
+  PyObject* answer = PyObject_CallFunction(description.recompute, "OOsOO", Py_None, Py_None,
+                                           why.c_str(), Py_None, Py_None);
   if (!answer) throw_python_error();
   Py_DECREF(answer);
   TORCH_CHECK(false, why);
   std::abort();  // not reached
 }
 
-// recompute(inputs, gradients, create_graph, random state) -> gradients of the inputs.
-variable_list PlanBackward::recompute(const variable_list& grads) {
+PyObject* number_list(const std::vector<uint32_t>* values) {
+  if (!values) return Py_NewRef(Py_None);
+  PyObject* list = PyList_New(static_cast<Py_ssize_t>(values->size()));
+  for (size_t i = 0; list && i < values->size(); ++i) {
+    PyObject* item = PyLong_FromUnsignedLong((*values)[i]);
+    if (item) PyList_SET_ITEM(list, static_cast<Py_ssize_t>(i), item);
+    else Py_CLEAR(list);
+  }
+  return list;
+}
+
+// recompute(inputs, gradients, create_graph, random state, cut) -> gradients.
+variable_list PlanBackward::recompute(const variable_list& grads,
+                                      const std::vector<uint32_t>* cut) {
   std::string why;
   std::vector<at::Tensor> inputs = unchanged_inputs(arrived(grads), &why);
   description_->recomputed.fetch_add(1, std::memory_order_relaxed);
   pybind11::gil_scoped_acquire gil;
   if (!why.empty()) refuse(*description_, why);
-  PyObject* arguments[4] = {tensor_list(inputs), tensor_list(grads),
-                            c10::GradMode::is_enabled() ? Py_True : Py_False,
-                            random_state_.defined() ? wrap(random_state_) : Py_NewRef(Py_None)};
+  PyObject* arguments[5] = {tensor_list(inputs), tensor_list(grads),
+                            Py_NewRef(c10::GradMode::is_enabled() ? Py_True : Py_False),
+                            random_state_.defined() ? wrap(random_state_) : Py_NewRef(Py_None),
+                            number_list(cut)};
   PyObject* answer = nullptr;
-  if (arguments[0] && arguments[1] && arguments[3]) {
-    answer = PyObject_Vectorcall(description_->recompute, arguments, 4, nullptr);
+  if (arguments[0] && arguments[1] && arguments[3] && arguments[4]) {
+    answer = PyObject_Vectorcall(description_->recompute, arguments, 5, nullptr);
   }
-  Py_XDECREF(arguments[0]);
-  Py_XDECREF(arguments[1]);
-  Py_XDECREF(arguments[3]);
+  for (PyObject* argument : arguments) Py_XDECREF(argument);
   inputs.clear();
-  size_t count = description_->grads.size();
+  size_t count = description_->grads.size() + (cut ? cut->size() : 0);
   if (answer && (!PyList_Check(answer) || PyList_GET_SIZE(answer) != Py_ssize_t(count))) {
     Py_DECREF(answer);
     answer = PyErr_Format(PyExc_SystemError, "recompute gave something else than gradients");
@@ -445,51 +514,55 @@ variable_list PlanBackward::recompute(const variable_list& grads) {
   return result;
 }
 
-// Looks on when a gradient arrives at an output that another output was computed from. The node
-// passes gradients on to its inputs only: whoever asks for the gradient at this very output would
-// get what arrived directly, without what comes by way of the others.
-class InnerGradient : public torch::autograd::FunctionPreHook {
+// The node of a tier above the lowest. Its edges: to the inner outputs that its own depend on, then
+// to the inputs.
+class UpperBackward : public TierNode {
  public:
-  // `node`, whose hook this is, owns it.
-  InnerGradient(std::shared_ptr<const Description> description, torch::autograd::Node* node,
-                uint32_t position)
-      : description_(std::move(description)), node_(node), position_(position) {}
+  // `below`: the node of the tier below; `lowest`: that of the lowest. Owned by way of the edges.
+  UpperBackward(std::shared_ptr<const Description> description, size_t tier, TierNode* below,
+                PlanBackward* lowest)
+      : TierNode(std::move(description), tier), below_(below), lowest_(lowest) {}
 
-  variable_list operator()(const variable_list& grads) override {
-    if (is_asked_for()) {
-      pybind11::gil_scoped_acquire gil;
-      refuse(*description_,
-             "accel: this backward asks for the gradient at a result of a compiled call that another "
-             "of its results was computed from; call the function once more, it runs eagerly from "
-             "now on");
+  variable_list apply(variable_list&& arriving) override {
+    const Description& d = *description_;
+    const std::vector<uint32_t>& inner = d.inner[tier_];
+    variable_list grads = gathered(std::move(arriving));
+    if (any_defined(grads)) {
+      for (size_t i = 0; i < inner.size(); ++i) {
+        if (is_asked_for(next_edge(i))) return lowest_->recompute(grads, &inner);
+      }
+      below_->carry(std::move(grads));
     }
-    return grads;
+    return variable_list(inner.size() + d.grads.size());
   }
 
  private:
+  // Whether this backward shows anybody the gradient at the tensor that `edge` leads to.
   // UBSan's check of a downcast needs the type info of the hook, which torch does not export.
-  __attribute__((no_sanitize("vptr"))) bool is_asked_for() const {
+  __attribute__((no_sanitize("vptr"))) static bool is_asked_for(
+      const torch::autograd::Edge& edge) {
+    torch::autograd::Node* node = edge.function.get();
     if (const auto* running = torch::autograd::get_current_graph_task_exec_info()) {
-      auto found = running->find(node_);
+      auto found = running->find(node);
       if (found != running->end() && found->second.captures_) {
         for (const auto& capture : *found->second.captures_) {
-          if (static_cast<uint32_t>(capture.input_idx_) == position_) return true;
+          if (static_cast<uint32_t>(capture.input_idx_) == edge.input_nr) return true;
         }
       }
     }
-    if (node_->retains_grad_hooks().count(position_)) return true;
-    for (const auto& hook : node_->tensor_pre_hooks()) {
+    if (!node->pre_hooks().empty() || !node->post_hooks().empty()) return true;
+    if (node->retains_grad_hooks().count(edge.input_nr)) return true;
+    for (const auto& hook : node->tensor_pre_hooks()) {
       using Hook = torch::autograd::PyFunctionTensorPreHook;
       const torch::autograd::FunctionPreHook& one = *hook;
-      if (!strstr(typeid(one).name(), "PyFunctionTensorPreHook")) continue;
-      if (static_cast<const Hook&>(one).value_idx == position_) return true;
+      if (!strstr(typeid(one).name(), "PyFunctionTensorPreHook")) return true;
+      if (static_cast<uint32_t>(static_cast<const Hook&>(one).value_idx) == edge.input_nr) return true;
     }
     return false;
   }
 
-  const std::shared_ptr<const Description> description_;
-  torch::autograd::Node* const node_;
-  const uint32_t position_;
+  TierNode* const below_;
+  PlanBackward* const lowest_;
 };
 
 // An output whose history the node is must be no view of another tensor.
@@ -505,31 +578,37 @@ void connect_node(const std::shared_ptr<const Description>& description,
                   const at::Tensor& random_state) {
   const Description& d = *description;
   for (uint32_t k : d.detached) outputs[k] = outputs[k].detach();
-  NodePointer node = owning_pointer(std::make_unique<PlanBackward>(description));
-  edge_list edges;
-  edges.reserve(d.grads.size());
-  for (uint32_t i : d.grads) {
-    edges.push_back(torch::autograd::impl::gradient_edge(hold(inputs[i])));
-  }
-  node->set_next_edges(std::move(edges));
-  for (uint32_t k = 0; k < d.node_outputs.size(); ++k) {
-    at::Tensor& output = outputs[d.node_outputs[k]];
-    output = own_tensor(output);
-    if (d.names[k] == d.names[0]) {
-      torch::autograd::set_history(output, node);
-    } else {
-      uint32_t position = node->add_input_metadata(output);
-      torch::autograd::set_history(
-          output, owning_pointer(std::make_unique<Relay>(d.names[k], node, position)));
+  auto leads_to = [](const at::Tensor& tensor) {
+    return torch::autograd::impl::gradient_edge(tensor);
+  };
+  auto owned = std::make_unique<PlanBackward>(description);
+  PlanBackward* const lowest = owned.get();
+  TierNode* below = lowest;
+  NodePointer node = owning_pointer(std::move(owned));
+  for (size_t tier = 0; tier < d.tiers.size(); ++tier) {
+    if (tier > 0) {
+      auto upper = std::make_unique<UpperBackward>(description, tier, below, lowest);
+      below = upper.get();
+      node = owning_pointer(std::move(upper));
+    }
+    edge_list edges;
+    edges.reserve(d.inner[tier].size() + d.grads.size());
+    for (uint32_t k : d.inner[tier]) edges.push_back(leads_to(outputs[d.node_outputs[k]]));
+    for (uint32_t i : d.grads) edges.push_back(leads_to(hold(inputs[i])));
+    node->set_next_edges(std::move(edges));
+    for (uint32_t k : d.tiers[tier]) {
+      at::Tensor& output = outputs[d.node_outputs[k]];
+      output = own_tensor(output);
+      if (d.names[k] == node->name()) {
+        torch::autograd::set_history(output, node);
+      } else {
+        uint32_t position = node->add_input_metadata(output);
+        torch::autograd::set_history(
+            output, owning_pointer(std::make_unique<Relay>(d.names[k], node, position)));
+      }
     }
   }
-  for (uint32_t k : d.inner) {
-    const at::Tensor& output = outputs[d.node_outputs[k]];
-    torch::autograd::Node* maker = output.grad_fn().get();
-    auto position = static_cast<uint32_t>(output.output_nr());
-    maker->add_tensor_pre_hook(std::make_unique<InnerGradient>(description, maker, position));
-  }
-  static_cast<PlanBackward*>(node.get())->save(inputs, count, outputs, random_state);
+  lowest->save(inputs, count, outputs, random_state);
   outputs.resize(d.output_count);
 }
 
@@ -567,6 +646,29 @@ Place place(const py::list& item, size_t length, size_t inputs, size_t outputs) 
   return {output, static_cast<uint32_t>(index)};
 }
 
+// [{"outputs": [position, ...], "inner": [position, ...]}, ...], lowest first.
+void read_tiers(const py::list& rows, Description& d) {
+  std::vector<bool> known(d.node_outputs.size(), false);
+  size_t count = 0;
+  for (const auto& item : rows) {
+    py::dict row = as_dict(item, "tiers");
+    d.inner.push_back(numbers(row, "inner", known.size()));
+    for (uint32_t k : d.inner.back()) {
+      if (!known[k]) fail("gradient", "tiers: an output depends on one of its own tier");
+    }
+    d.tiers.push_back(numbers(row, "outputs", known.size()));
+    if (d.tiers.back().empty()) fail("gradient", "tiers: one is empty");
+    if (d.inner.back().empty() != (d.tiers.size() == 1)) {
+      fail("gradient", "tiers: only the lowest depends on none");
+    }
+    for (uint32_t k : d.tiers.back()) known[k] = true;
+    count += d.tiers.back().size();
+  }
+  if (count != known.size() || std::count(known.begin(), known.end(), false)) {
+    fail("gradient", "tiers: one for each of node_outputs");
+  }
+}
+
 void read_spec(const py::dict& spec, const Plan& forward, const Plan& backward, Description& d) {
   size_t inputs = forward.inputs.size(), outputs = forward.outputs.size();
   auto count = integer(spec, "outputs", "gradient");
@@ -574,7 +676,6 @@ void read_spec(const py::dict& spec, const Plan& forward, const Plan& backward, 
   d.output_count = static_cast<size_t>(count);
   d.node_outputs = numbers(spec, "node_outputs", d.output_count);
   d.tangents = numbers(spec, "tangents", d.node_outputs.size());
-  d.inner = numbers(spec, "inner", d.node_outputs.size());
   d.detached = numbers(spec, "detached", d.output_count);
   d.grads = numbers(spec, "grads", inputs);
   d.results = integers(spec, "results", "gradient");
@@ -582,6 +683,7 @@ void read_spec(const py::dict& spec, const Plan& forward, const Plan& backward, 
   if (d.names.empty() || d.names.size() != d.node_outputs.size() || d.names.size() > 64) {
     fail("gradient", "names: one for each of node_outputs");
   }
+  read_tiers(as_list(member(spec, "tiers", "gradient"), "tiers"), d);
   for (const auto& item : as_list(member(spec, "saved", "gradient"), "saved")) {
     d.saved.push_back(place(as_list(item, "saved"), 2, inputs, outputs));
   }

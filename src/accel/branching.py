@@ -125,12 +125,17 @@ def leave_operation(root: Root, recording: Recording, error: str) -> bool:
     # The error may be that of an equal graph from another place.
     target, location = found
     places = {(o.target, o.location) for o in recording.graph.operations if o.target == target}
-    places = places & {(target, location)} or places
-    if not places - branches.untraceable:
+    return leave_operations(root, places & {(target, location)} or places, error)
+
+
+def leave_operations(root: Root, places: set[tuple[str, str]], why: str) -> bool:
+    """Operations, by target and location, that are Python's from now on: `root` is recorded anew.
+    False when that has been tried, or `root` cannot be split."""
+    if not _may_be_split(root) or not places - branches.untraceable:
         return False
     branches.untraceable |= places
-    root.history.append(error.splitlines()[0])
-    log.artifact("driver", "%s: %s", root.name, error)
+    root.history.append(why.splitlines()[0])
+    log.artifact("driver", "%s: %s", root.name, why)
     _begin_again(root)
     return True
 

@@ -194,16 +194,22 @@ class Installer:
         backward = runtime.native.Executor(spec["plan"], segment.library_path)
         reference = weakref.ref(root)
 
-        def on_recompute(why: str, tangents: tuple[str, ...]) -> None:
+        def on_recompute(use: gradients.Use) -> None:
             self.counters.add("backwards_recomputed")
             root = reference()
             if root is None or root.state == "blacklisted" or root.pending:
                 return
-            if tangents and root.backward_patterns < self.limits.max_backward_patterns:
-                self._compile_backward(root, prepared, tangents)
+            if not any(v.program is prepared.program for v in root.variants):
+                return  # what is asked of that variant is known already
+            if use.ends:
+                places = {(o.target, o.location) for o in graph.operations if o.name in use.ends}
+                if branching.leave_operations(root, places, use.why):
+                    return
+            if use.tangents and root.backward_patterns < self.limits.max_backward_patterns:
+                self._compile_backward(root, prepared, use.tangents)
                 return
             root.retire(root.variants)
-            root.give_up("derivatives", why, root.location)
+            root.give_up("derivatives", use.why, root.location)
 
         return runtime.native.Gradient(
             spec, executor, backward, gradients.recomputation(graph, spec, on_recompute)

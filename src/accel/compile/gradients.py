@@ -1,6 +1,6 @@
 """Backwards that no plan serves: the recorded operations run again, eagerly.
 
-In: a differentiable graph and what its compiler says about its autograd node. Out: the
+In: a differentiable graph and what its compiler says about its autograd nodes. Out: the
 `recompute` callable of `_native.Gradient`. Invariant: its gradients are those of the
 forward's own inputs and outputs, differentiable again if asked for.
 """
@@ -8,73 +8,185 @@ forward's own inputs and outputs, differentiable again if asked for.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import fx
 
+from accel.histories import History, histories_behind, history
 from accel.trace import SegmentGraph
 
 Tensors = list[Any]  # of torch.Tensor or None
 
 
+@dataclass(frozen=True)
+class Use:
+    """Why a backward runs the recorded operations again."""
+
+    why: str
+    tangents: tuple[str, ...] = ()  # the outputs at which gradients arrived, others than expected
+    ends: tuple[str, ...] = ()  # the operations that made inner outputs whose gradient is asked for
+
+
+@dataclass(frozen=True)
+class _End:
+    """An output at which derivatives end: the operation that gave it its history, and the tensor
+    that stands for it in what follows."""
+
+    maker: str
+    tensor: torch.Tensor
+
+
 def recomputation(
-    graph: SegmentGraph, spec: dict[str, Any], on_use: Callable[[str, tuple[str, ...]], None]
-) -> Callable[[Tensors | None, Tensors | None, bool | str, Any], Tensors | None]:
-    """`recompute(inputs, gradients, create_graph, random_state) -> gradients`; `on_use(why, names)` is told first;
-    `names` are the outputs at which gradients arrived, if others than expected.
+    graph: SegmentGraph, spec: dict[str, Any], on_use: Callable[[Use], None]
+) -> Callable[..., Tensors | None]:
+    """`recompute(inputs, gradients, create_graph, random_state, cut) -> gradients`; `on_use` is
+    told of each use first."""
+    return _Recomputation(graph, spec, on_use).gradients
 
-    Inputs that are gone or changed are None, and there is no answer; without gradients too, the
-    third argument says why nothing serves this backward.
-    """
-    leaves, written = frozenset(spec["leaves"]), frozenset(spec["written"])
-    programs: list[Any] = []
 
-    def recompute(
+class _Recomputation:
+    def __init__(
+        self, graph: SegmentGraph, spec: dict[str, Any], on_use: Callable[[Use], None]
+    ) -> None:
+        self.graph, self.on_use = graph, on_use
+        self.node_outputs = [graph.outputs[k] for k in spec["node_outputs"]]
+        self.grads: list[int] = spec["grads"]
+        self.leaves, self.written = frozenset(spec["leaves"]), frozenset(spec["written"])
+        self.program: fx.GraphModule | None = None
+
+    def gradients(
+        self,
         inputs: Tensors | None,
         gradients: Tensors | None,
         create_graph: bool | str,
         random_state: torch.Tensor | None,
+        cut: list[int] | None,
     ) -> Tensors | None:
+        """Those of the node's inputs; before them, with `cut`, those of the node outputs at these
+        positions, where the derivatives end.
+
+        Inputs that are gone or changed are None, and there is no answer; without gradients too, the
+        third argument says why nothing serves this backward.
+        """
         if gradients is None:
-            on_use(str(create_graph), ())
+            self.on_use(Use(str(create_graph)))
             return None
-        if create_graph:
-            on_use("second derivatives", ())
-        else:
-            arrived = zip(spec["node_outputs"], gradients, strict=True)
-            names = tuple(graph.outputs[k] for k, gradient in arrived if gradient is not None)
-            on_use(f"gradients of {', '.join(names)}", names)
+        differentiable = bool(create_graph)
+        pairs = zip(self.node_outputs, gradients, strict=True)
+        arrived = {name: gradient for name, gradient in pairs if gradient is not None}
+        if cut is None:
+            self.on_use(_use(tuple(arrived), differentiable))
         if inputs is None:  # the compiled backward does it once more, with zeros
             return None
-        if not programs:
-            programs.append(graph.to_fx())
+        ends: dict[str, _End] = {}
         with torch.enable_grad():
-            # Aliases: gradients must not flow from one input on to another.
-            aliases = [
-                (t.view_as(t) if create_graph else t.detach().requires_grad_())
-                if i in leaves
-                else (t.clone() if i in written else t)
-                for i, t in enumerate(inputs)
-            ]
-            with _drawing_from(random_state), graph.autocasting():
-                outputs = programs[0].forward(*aliases)
-            pairs = [
-                (outputs[k], gradient)
-                for k, gradient in zip(spec["node_outputs"], gradients, strict=True)
-                if gradient is not None
-            ]
+            run = self._run(inputs, differentiable, random_state, ends)
+            if cut is not None:
+                ends = run.ends([self.node_outputs[k] for k in cut], differentiable)
+                makers = tuple(end.maker for end in ends.values())
+                self.on_use(
+                    Use("the gradient at a result that others are computed from", (), makers)
+                )
+                run = self._run(inputs, differentiable, random_state, ends)
+            outputs = [run.values[name] for name in arrived]
+            run.check(outputs)
+            wanted = [*(end.tensor for end in ends.values()), *(run.aliases[i] for i in self.grads)]
             return list(
                 torch.autograd.grad(
-                    [output for output, _ in pairs],
-                    [aliases[i] for i in spec["grads"]],
-                    [gradient for _, gradient in pairs],
-                    create_graph=bool(create_graph),
+                    outputs,
+                    wanted,
+                    list(arrived.values()),
+                    create_graph=differentiable,
                     allow_unused=True,
                 )
             )
 
-    return recompute
+    def _run(
+        self,
+        inputs: Tensors,
+        differentiable: bool,
+        random_state: torch.Tensor | None,
+        ends: Mapping[str, _End],
+    ) -> _Run:
+        if self.program is None:
+            self.program = self.graph.to_fx()
+        # Aliases: gradients must not flow from one input on to another.
+        aliases = [
+            (t.view_as(t) if differentiable else t.detach().requires_grad_())
+            if i in self.leaves
+            else (t.clone() if i in self.written else t)
+            for i, t in enumerate(inputs)
+        ]
+        run = _Run(self.program, self.graph.outputs, aliases, ends)
+        with _drawing_from(random_state), self.graph.autocasting():
+            run.run(*aliases)
+        return run
+
+
+def _use(tangents: tuple[str, ...], differentiable: bool) -> Use:
+    if differentiable:
+        return Use("second derivatives")
+    return Use(f"gradients of {', '.join(tangents)}", tangents)
+
+
+class _Run(fx.Interpreter):  # type: ignore[misc]
+    """The operations once more: `values` of the outputs by name, and who gave them their history.
+    From the maker of an end on, its tensor stands for the output."""
+
+    def __init__(
+        self,
+        program: fx.GraphModule,
+        outputs: Sequence[str],
+        aliases: Tensors,
+        ends: Mapping[str, _End],
+    ) -> None:
+        super().__init__(program)
+        self.extra_traceback = False  # an error is the program's own
+        self.aliases, self.outputs, self.given = aliases, frozenset(outputs), ends
+        self.values: dict[str, Any] = {}
+        self.makers: dict[str, tuple[History, str]] = {}
+        self.left: set[History] = set()  # where the outputs came from that an end stands for
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.name in self.outputs:
+            self.values[n.name] = result
+        for name, value in self.values.items():
+            place = history(value)
+            if name not in self.makers or self.makers[name][0] != place:
+                self.makers[name] = place, n.name
+        for name, end in self.given.items():
+            if end.maker == n.name:
+                result = self._end(self.values[name], end.tensor, result)
+        return result
+
+    def _end(self, value: Any, end: torch.Tensor, result: Any) -> Any:
+        self.left.add(history(value))
+        for held in (self.env, self.values):
+            held.update({key: end for key, other in held.items() if other is value})
+        return end if result is value else result
+
+    def ends(self, names: Sequence[str], differentiable: bool) -> dict[str, _End]:
+        """For another run."""
+        found: dict[str, _End] = {}
+        for name in names:
+            value = self.values[name]
+            tensor = value.view_as(value) if differentiable else value.detach().requires_grad_()
+            found[name] = _End(self.makers[name][1], tensor)
+        return found
+
+    def check(self, outputs: Sequence[torch.Tensor]) -> None:
+        """Errors: RuntimeError when derivatives of `outputs` go past an end, by way of a view."""
+        for output in outputs if self.left else ():
+            if not self.left.isdisjoint({history(output), *histories_behind(output)}):
+                raise RuntimeError(
+                    "accel: this backward asks for the gradient at a result of a compiled call that "
+                    "others share memory with; call the function once more, it runs eagerly or in "
+                    "parts from now on"
+                )
 
 
 @contextlib.contextmanager

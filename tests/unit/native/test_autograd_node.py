@@ -53,7 +53,7 @@ class Doubler:
             "kept": [0],
             "stale": [],
             "reach": [[0, 1]],
-            "inner": [],
+            "tiers": [{"outputs": [0, 1], "inner": []}],
             **changes,
         }
         self.recomputed: list[Any] = []
@@ -73,7 +73,7 @@ class Doubler:
             gradient,
         )
 
-    def recompute(self, inputs: Any, grads: Any, create_graph: Any, random_state: Any) -> Any:
+    def recompute(self, inputs: Any, grads: Any, create_graph: Any, *_: Any) -> Any:
         self.recomputed.append((inputs, grads, create_graph))
         if inputs is None:
             return None
