@@ -479,10 +479,12 @@ PyType_Spec EXECUTOR_SPEC = {"accel._native.Executor", sizeof(ExecutorObject), 0
 
 PyObject* py_pool_facts(PyObject*, PyObject*) {
   PoolFacts facts = pool_facts();
-  return Py_BuildValue("{s:n,s:n,s:n,s:n}", "free_bytes", static_cast<Py_ssize_t>(facts.free_bytes),
+  return Py_BuildValue("{s:n,s:n,s:n,s:n,s:n}", "free_bytes",
+                       static_cast<Py_ssize_t>(facts.free_bytes),
                        "free_blocks", static_cast<Py_ssize_t>(facts.free_blocks), "reused",
                        static_cast<Py_ssize_t>(facts.reused), "allocated",
-                       static_cast<Py_ssize_t>(facts.allocated));
+                       static_cast<Py_ssize_t>(facts.allocated), "small_bytes",
+                       static_cast<Py_ssize_t>(facts.small_bytes));
 }
 
 PyObject* py_trim_pool(PyObject*, PyObject*) {

@@ -75,10 +75,9 @@ at::Tensor allocate_output(const Layout& layout, c10::Device device) {
   }
   c10::Allocator* allocator = c10::GetCPUAllocator();
   size_t bytes = layout.storage_bytes;
-  c10::DataPtr data =
-      bytes >= POOL_MIN_BYTES ? allocate_pooled(bytes) : allocator->allocate(bytes);
   auto storage = c10::make_intrusive<c10::StorageImpl>(
-      c10::StorageImpl::use_byte_size_t(), bytes, std::move(data), allocator, /*resizable=*/true);
+      c10::StorageImpl::use_byte_size_t(), bytes, allocate_pooled(bytes), allocator,
+      /*resizable=*/true);
   auto tensor = at::detail::make_tensor<c10::TensorImpl>(
       c10::Storage(std::move(storage)), CPU_KEYS, c10::scalarTypeToTypeMeta(layout.dtype));
   auto* impl = tensor.unsafeGetTensorImpl();

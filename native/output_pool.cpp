@@ -1,14 +1,20 @@
 // The pool of freed output blocks: size classes of an eighth of a power of two.
+//
+// Large blocks lie in one list, oldest first, so that the oldest go when there are too many;
+// small ones in a list for each class, linked through a header before their memory.
 #include "output_pool.h"
 
+#include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/alloc_cpu.h>
 
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <bit>
 #include <memory>
+#include <utility>
 #include <vector>
 
 namespace accel {
@@ -19,6 +25,21 @@ struct Block {
   size_t capacity;
 };
 
+struct alignas(64) Small {
+  Small* next;  // while it is free
+  uint32_t size_class;
+
+  size_t capacity() const;
+  void* memory() { return this + 1; }
+};
+
+struct Smalls {
+  Small* first = nullptr;
+  size_t count = 0;
+};
+
+constexpr size_t SMALL_CLASSES = 8 * std::bit_width(POOL_MIN_BYTES);
+
 struct Pool {
   std::atomic_flag busy = ATOMIC_FLAG_INIT;
   std::vector<Block*> free_blocks;  // oldest first
@@ -26,6 +47,8 @@ struct Pool {
   size_t limit = POOL_FREE_BYTES;
   size_t reused = 0;
   size_t allocated = 0;
+  std::array<Smalls, SMALL_CLASSES> smalls;
+  size_t small_bytes = 0;  // free ones
 };
 
 // Never destroyed: storages may be freed after static destructors have run.
@@ -109,9 +132,66 @@ Block* make(size_t capacity) {
   return block.release();
 }
 
+// The classes of small blocks: eight for each power of two, the first for up to 64 bytes.
+uint32_t small_class(size_t bytes) {
+  if (bytes <= 64) return 0;
+  size_t power = static_cast<size_t>(std::bit_width(bytes - 1)) - 1;  // 2^power < bytes
+  return static_cast<uint32_t>(8 * (power - 6) + ((bytes - 1) >> (power - 3)) % 8 + 1);
+}
+
+size_t Small::capacity() const {
+  if (size_class == 0) return 64;
+  size_t power = 6 + (size_class - 1) / 8;
+  return (size_t{8} + (size_class - 1) % 8 + 1) << (power - 3);
+}
+
+void give_back_small(void* context) {
+  auto* block = static_cast<Small*>(context);
+  {
+    PoolLock lock;
+    Pool& p = pool();
+    Smalls& list = p.smalls[block->size_class];
+    size_t bytes = block->capacity();
+    if (lock && list.count < SMALL_FREE_OF_A_SIZE && p.small_bytes + bytes <= SMALL_FREE_BYTES) {
+      block->next = list.first;
+      list.first = block;
+      ++list.count;
+      p.small_bytes += bytes;
+      return;
+    }
+  }
+  c10::free_cpu(block);
+}
+
+c10::DataPtr allocate_small(size_t bytes) {
+  uint32_t size_class = small_class(bytes);
+  Small* block = nullptr;
+  {
+    PoolLock lock;
+    Smalls& list = pool().smalls[size_class];
+    if (lock && list.first) {
+      block = list.first;
+      list.first = block->next;
+      --list.count;
+      pool().small_bytes -= block->capacity();
+    }
+  }
+  if (!block) {
+    Small wanted{nullptr, size_class};
+    block = new (c10::alloc_cpu(sizeof(Small) + wanted.capacity())) Small(wanted);
+  }
+  return {block->memory(), block, give_back_small, c10::Device(c10::kCPU)};
+}
+
 }  // namespace
 
 c10::DataPtr allocate_pooled(size_t bytes) {
+#ifdef __SANITIZE_ADDRESS__
+  // Blocks that come back would hide a use of what was freed.
+  if (bytes < POOL_MIN_BYTES) return c10::GetCPUAllocator()->allocate(bytes);
+#endif
+  if (bytes == 0) return c10::GetCPUAllocator()->allocate(0);
+  if (bytes < POOL_MIN_BYTES) return allocate_small(bytes);
   size_t capacity = capacity_for(bytes);
   Block* block = take(capacity);
   if (!block) block = make(capacity);
@@ -130,20 +210,26 @@ void raise_pool_limit(size_t bytes) {
 
 PoolFacts pool_facts() {
   PoolLock lock;
-  if (!lock) return {0, 0, 0, 0};
+  if (!lock) return {};
   Pool& p = pool();
-  return {p.free_bytes, p.free_blocks.size(), p.reused, p.allocated};
+  return {p.free_bytes, p.free_blocks.size(), p.reused, p.allocated, p.small_bytes};
 }
 
 void trim_pool() {
   std::vector<Block*> blocks;
+  std::array<Smalls, SMALL_CLASSES> smalls;
   {
     PoolLock lock;
     if (!lock) return;
     blocks.swap(pool().free_blocks);
     pool().free_bytes = 0;
+    smalls.swap(pool().smalls);
+    pool().small_bytes = 0;
   }
   for (Block* block : blocks) destroy(block);
+  for (const Smalls& list : smalls) {
+    for (Small* block = list.first; block;) c10::free_cpu(std::exchange(block, block->next));
+  }
 }
 
 }  // namespace accel

@@ -1,9 +1,10 @@
-// Memory for large outputs: blocks that the program has freed, used again.
+// Memory for outputs: blocks that the program has freed, used again.
 //
-// Fresh pages cost more than the kernel that fills them, so storages of at least
-// POOL_MIN_BYTES get their memory here and give it back when torch frees them. A block
-// is handed out only while nobody holds it. Thread-safe, needs no GIL, and never waits:
-// when the pool is busy (or was, in the parent of a fork) plain allocation is used.
+// Fresh pages cost more than the kernel that fills them, and an aligned allocation and its
+// release cost a tenth of a small call, so outputs get their memory here and give it back
+// when torch frees them. A block is handed out only while nobody holds it. Thread-safe, needs
+// no GIL, and never waits: when the pool is busy (or was, in the parent of a fork) plain
+// allocation is used.
 #pragma once
 
 #include <c10/core/Allocator.h>
@@ -17,14 +18,19 @@ constexpr size_t POOL_MIN_BYTES = size_t{1} << 20;
 // kept free; never more than an eighth of the machine's memory beyond the constant.
 constexpr size_t POOL_FREE_BYTES = size_t{512} << 20;
 
-// Memory for a CPU storage of `bytes` >= POOL_MIN_BYTES, 64-byte aligned, not zeroed.
+// Of smaller blocks, this much in all and of each size is kept free.
+constexpr size_t SMALL_FREE_BYTES = size_t{8} << 20;
+constexpr size_t SMALL_FREE_OF_A_SIZE = 16;
+
+// Memory for a CPU storage of `bytes`, 64-byte aligned, not zeroed.
 c10::DataPtr allocate_pooled(size_t bytes);
 
 // Lets the pool keep the outputs of a plan that makes `bytes` of large ones.
 void raise_pool_limit(size_t bytes);
 
+// Of large blocks; `small_bytes`: of small ones that are free.
 struct PoolFacts {
-  size_t free_bytes, free_blocks, reused, allocated;
+  size_t free_bytes, free_blocks, reused, allocated, small_bytes;
 };
 PoolFacts pool_facts();
 // Gives every free block back to the system.

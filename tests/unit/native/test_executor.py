@@ -887,6 +887,34 @@ class TestMemory:
         _native.trim_output_pool()
         assert _native.output_pool()["free_bytes"] == 0
 
+    def test_small_blocks_come_back(self) -> None:
+        _native.trim_output_pool()
+        assert _native.output_pool()["small_bytes"] == 0
+        sizes = [1, 63, 64, 65, 72, 73, 128, 129, 1000, 4096, 4097, 100_000, (1 << 20) - 1]
+        for size in sizes:
+            b = Builder()
+            executor = _native.Executor(b.plan(b.output(torch.empty(size, dtype=torch.uint8))))
+            (first,) = executor.run([])
+            address = first.data_ptr()
+            first.fill_(1)  # all of it is its own
+            (second,) = executor.run([])
+            assert second.data_ptr() != address and address % 64 == 0
+            storage = first.untyped_storage()
+            del first
+            (third,) = executor.run([])
+            assert third.data_ptr() != address  # its storage is still held
+            del storage
+            (fourth,) = executor.run([])
+            assert fourth.data_ptr() == address and int(second.fill_(2).min()) == 2
+            assert int(fourth.fill_(3).sum(dtype=torch.int64)) == 3 * size
+            fourth.resize_(size * 2)
+            assert int(fourth[:size].sum(dtype=torch.int64)) == 3 * size
+        kept = [executor.run([]) for _ in range(200)]
+        del kept, second, third, fourth
+        assert 0 < _native.output_pool()["small_bytes"] <= 8 << 20
+        _native.trim_output_pool()
+        assert _native.output_pool()["small_bytes"] == 0
+
     def test_pool_is_bounded(self) -> None:
         _native.trim_output_pool()
         b = Builder()
