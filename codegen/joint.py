@@ -20,27 +20,37 @@ from torch._subclasses.fake_tensor import FakeTensor
 from accel.codegen.options import CompileError
 from accel.codegen.tensor_graph import TensorGraph, contiguous_strides, span
 from accel.codegen.tracing import Tracer
-from accel.histories import inner_of
+from accel.histories import components_of, freed_with, inner_of
 from accel.trace import Gradients, SegmentGraph, TensorMeta
+
+
+@dataclass
+class Component:
+    """Node outputs whose backwards have nodes in common. Its backward is one plan; what it saves
+    is freed together."""
+
+    outputs: list[int]  # positions in the joint's node_outputs
+    inner: list[list[int]]  # by output: positions in `outputs` of those it was computed from
+    freed_with: list[list[int]]  # by output: those whose backward frees what its own needs
+    tangents: list[int] = field(default_factory=list)  # positions in `outputs`
+    grads: list[int] = field(default_factory=list)  # the inputs that get a gradient
 
 
 @dataclass
 class Joint:
     """Both halves in one graph.
 
-    The graph's inputs are the segment's, then one gradient for each of `tangents`; its
-    outputs are the segment's, then one gradient for each of `grads`.
+    The graph's inputs are the segment's, then for each component one gradient for each of its
+    `tangents`; its outputs are the segment's, then one gradient for each of their `grads`.
     """
 
     graph: TensorGraph
     input_count: int
     output_count: int
     forward: set[int] = field(default_factory=set)  # id() of the forward's nodes
-    node_outputs: list[int] = field(default_factory=list)  # outputs whose history is the node
-    inner: list[list[int]] = field(default_factory=list)  # by node output: those it depends on
-    tangents: list[int] = field(default_factory=list)  # positions in node_outputs
+    node_outputs: list[int] = field(default_factory=list)  # outputs whose history is a node
     detached: list[int] = field(default_factory=list)  # aliases of inputs, without history
-    grads: list[int] = field(default_factory=list)  # the inputs that get a gradient
+    components: list[Component] = field(default_factory=list)
 
 
 def trace_joint(graph: SegmentGraph) -> Joint:
@@ -109,13 +119,23 @@ class _JointTracer(Tracer):
                     raise CompileError(f"aliasing: outputs {names} share memory and require grad")
 
     def _backward(self, values: dict[str, Any]) -> None:
-        outputs = [self.source.outputs[i] for i in self.joint.node_outputs]
-        self.joint.inner = inner_of([values[name] for name in outputs])
-        self.joint.tangents = [
-            k for k, name in enumerate(outputs) if name in self.gradients.tangents
-        ]
-        tangents = [self._tangent(values[outputs[k]]) for k in self.joint.tangents]
+        tensors = [values[self.source.outputs[i]] for i in self.joint.node_outputs]
         buffers = {k: s.buffer for k, s in self.storages.items() if s.input is not None}
+        for outputs in components_of(tensors):
+            members = [tensors[k] for k in outputs]
+            component = Component(outputs, inner_of(members), freed_with(members))
+            self._differentiate(component, members, values)
+            self.joint.components.append(component)
+        if any(self.storages[k].buffer != buffer for k, buffer in buffers.items()):
+            raise CompileError("the backward writes an input")
+
+    def _differentiate(
+        self, component: Component, members: list[Any], values: dict[str, Any]
+    ) -> None:
+        names = [self.source.outputs[self.joint.node_outputs[k]] for k in component.outputs]
+        expected = [k for k, name in enumerate(names) if name in self.gradients.tangents]
+        component.tangents = expected or list(range(len(names)))
+        tangents = [self._tangent(members[k]) for k in component.tangents]
         inputs = [
             (i, name)
             for i, (name, _) in enumerate(self.source.inputs)
@@ -125,7 +145,7 @@ class _JointTracer(Tracer):
         with self.fake_mode, self:
             try:
                 grads = torch.autograd.grad(
-                    [values[outputs[k]] for k in self.joint.tangents],
+                    [members[k] for k in component.tangents],
                     [values[name] for _, name in inputs],
                     tangents,
                     allow_unused=True,
@@ -135,10 +155,8 @@ class _JointTracer(Tracer):
                 raise CompileError(f"autograd refuses the backward: {text}") from error
         for (index, name), grad in zip(inputs, grads, strict=True):
             if grad is not None:
-                self.joint.grads.append(index)
+                component.grads.append(index)
                 self._add_gradient(name, grad)
-        if any(self.storages[k].buffer != buffer for k, buffer in buffers.items()):
-            raise CompileError("the backward writes an input")
 
     def _tangent(self, output: Any) -> FakeTensor:
         sizes, strides = tuple(output.shape), tuple(output.stride())

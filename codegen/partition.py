@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from accel.codegen.joint import Joint
+from accel.codegen.joint import Component, Joint
 from accel.codegen.lowerings_pointwise import COMPARISONS, FORMULAS, LOGICAL
 from accel.codegen.lowerings_shapes import FILL_ARGUMENT, FILL_VALUES
 from accel.codegen.max_flow import INFINITE, Network
@@ -48,16 +48,23 @@ Place = tuple[str, int]
 
 
 @dataclass
-class Halves:
-    """The two graphs. The forward returns `output_count` tensors of the program's, then what
-    only the backward reads; the backward's inputs are `saved`, then the gradients.
+class Backward:
+    """One component's backward: its inputs are `saved`, then the gradients that arrive.
 
     `saved` holds places: ("input", i) or ("output", k) of the forward.
     """
 
+    graph: TensorGraph
+    saved: list[Place]
+
+
+@dataclass
+class Halves:
+    """The forward returns `output_count` tensors of the program's, then what only backwards read;
+    these are in the order of the joint's components."""
+
     forward: TensorGraph
-    backward: TensorGraph
-    saved: list[Place] = field(default_factory=list)
+    backwards: list[Backward] = field(default_factory=list)
 
 
 def split(joint: Joint) -> Halves:
@@ -70,6 +77,39 @@ def visible_reads(joint: Joint) -> list[tuple[Place, int]]:
     """The program's tensors that eager's backward reads, and for which gradients: bit k stands
     for the one that arrives at `node_outputs[k]`."""
     return _Splitter(joint).visible_reads()
+
+
+def of_component(reads: list[tuple[Place, int]], component: Component) -> list[tuple[Place, int]]:
+    """Those that its backward reads; bit k stands for the gradient at `component.outputs[k]`."""
+    local = [
+        (place, sum(1 << k for k, at in enumerate(component.outputs) if bits >> at & 1))
+        for place, bits in reads
+    ]
+    return [(place, bits) for place, bits in local if bits]
+
+
+def needed_for(backward: Backward, tangents: list[int]) -> list[list[int]]:
+    """By saved tensor: at which of `tangents` gradients have to arrive for its value to count."""
+    graph = backward.graph
+    saved, arriving = graph.inputs[: len(backward.saved)], graph.inputs[len(backward.saved) :]
+    arrived = {b: {k} for b, k in zip(arriving, tangents, strict=True)}
+    made_of = {b: {b} for b in saved}  # what is computed before a gradient is met
+    found: dict[int, set[int]] = {b: set() for b in saved}
+    for node in graph.nodes:
+        read = [view.buffer for view in node.views()]
+        gradients = set().union(*(arrived.get(b, ()) for b in read))
+        sources = set().union(*(made_of.get(b, ()) for b in read))
+        results = [r for r in node.results if r is not None]
+        if not gradients:
+            made_of.update((r, sources) for r in results)
+            continue
+        arrived.update((r, gradients) for r in results)
+        for b in sources:
+            found[b] |= gradients
+    for view in graph.outputs:
+        for b in made_of.get(view.buffer, ()):
+            found[b] |= set(tangents)
+    return [sorted(found[b]) for b in saved]
 
 
 class _Splitter:
@@ -98,26 +138,51 @@ class _Splitter:
         direct = self._directly_read(needed)
         saved = self._choose(needed, direct)
         forward_nodes = required | self._closure(saved, set()) | set(map(id, self._checks()))
-        again = self._closure({v.buffer for v in self.gradients}, saved)
-        backward = self._half(again, sorted(saved) + self.tangents)
         forward = self._half(forward_nodes, self.primals)
-        halves = Halves(forward, backward)
+        halves = Halves(forward)
         forward.outputs = list(self.user_outputs)
         forward.output_identity = self.graph.output_identity[: self.joint.output_count]
         forward.output_detached = self.graph.output_detached[: self.joint.output_count]
         forward.commits = self.graph.commits
         forward.speculations = self.graph.speculations
-        for buffer in sorted(saved):
-            halves.saved.append(self._place_of(buffer, forward))
-        backward.outputs = list(self.gradients)
-        backward.output_identity = self.graph.output_identity[self.joint.output_count :]
-        backward.output_detached = self.graph.output_detached[self.joint.output_count :]
+        places: dict[int, Place] = {}
+        tangent, gradient = 0, self.joint.output_count
+        for component in self.joint.components:
+            tangents = self.tangents[tangent : tangent + len(component.tangents)]
+            grads = slice(gradient, gradient + len(component.grads))
+            tangent, gradient = tangent + len(tangents), grads.stop
+            halves.backwards.append(self._backward(saved, tangents, grads, forward, places))
         return halves
+
+    def _backward(
+        self,
+        saved: set[int],
+        tangents: list[int],
+        grads: slice,
+        forward: TensorGraph,
+        places: dict[int, Place],
+    ) -> Backward:
+        outputs = self.graph.outputs[grads]
+        nodes = self._closure({v.buffer for v in outputs}, saved)
+        read = {v.buffer for v in outputs}
+        for node in self.graph.nodes:
+            if id(node) in nodes:
+                read |= {v.buffer for v in node.views()}
+        own = sorted(saved & read)
+        backward = self._half(nodes, own + tangents)
+        for buffer in own:
+            if buffer not in places:
+                places[buffer] = self._place_of(buffer, forward)
+        backward.outputs = list(outputs)
+        backward.output_identity = self.graph.output_identity[grads]
+        backward.output_detached = self.graph.output_detached[grads]
+        return Backward(backward, [places[buffer] for buffer in own])
 
     def visible_reads(self) -> list[tuple[Place, int]]:
         needed = self._closure({v.buffer for v in self.gradients}, set())
         # By buffer: the set of gradients that it depends on, as bits.
-        arrives = {b: 1 << k for b, k in zip(self.tangents, self.joint.tangents, strict=True)}
+        positions = [c.outputs[k] for c in self.joint.components for k in c.tangents]
+        arrives = {b: 1 << k for b, k in zip(self.tangents, positions, strict=True)}
         read: dict[int, int] = {}
         for node in self.graph.nodes:
             if id(node) not in needed or id(node) not in self.dependent:

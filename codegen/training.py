@@ -1,7 +1,7 @@
-"""Differentiable graphs: two plans, for forward and backward, over one library.
+"""Differentiable graphs: plans for forward and backwards, over one library.
 
-In: a `SegmentGraph` with `gradients`. Out: the forward's plan, with the backward's and what
-an autograd node has to know under "gradient" (docs/architecture.md). Invariant: as for
+In: a `SegmentGraph` with `gradients`. Out: the forward's plan, with those of backwards and what
+autograd nodes have to know under "gradients" (docs/architecture.md). Invariant: as for
 `pipeline.compile_graph`.
 """
 
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from accel.codegen import pipeline
-from accel.codegen.joint import Joint, trace_joint
+from accel.codegen.joint import Component, Joint, trace_joint
 from accel.codegen.options import CodegenOptions, CompileError
-from accel.codegen.partition import Halves, split, visible_reads
+from accel.codegen.partition import Backward, Place, needed_for, of_component, split, visible_reads
 from accel.codegen.simplify import eliminate_common, eliminate_dead
 from accel.codegen.tensor_graph import TensorGraph
 from accel.histories import tiers_of
@@ -34,22 +34,31 @@ def compile_training(
     whole = joint = _joint(replace(source, gradients=everywhere))
     if not whole.node_outputs:
         raise CompileError("all outputs that carry gradients are views of inputs")
-    if len(whole.node_outputs) > _MAX_NODE_OUTPUTS:
-        raise CompileError(f"{len(whole.node_outputs)} outputs carry gradients")
+    most = max(len(component.outputs) for component in whole.components)
+    if most > _MAX_NODE_OUTPUTS:
+        raise CompileError(f"{most} outputs carry gradients")
     if source.gradients != everywhere:
         joint = _joint(source)
     halves = split(joint)
-    forward = _half("forward", source, halves.forward, out_dir, options)
-    backward = _half("backward", source, halves.backward, out_dir, options, forward.texts)
-    if backward.texts:
-        built = backward.target.build(backward.texts, out_dir, options)
-        forward.plan |= built
-        backward.plan |= built
-    forward.plan["gradient"] = {
-        "plan": backward.plan,
-        **_facts(source, whole),
-        **_saving(whole, joint, halves),
-    }
+    texts: dict[str, str] = {}
+    forward = _half("forward", source, halves.forward, out_dir, options, texts)
+    reads = visible_reads(whole)
+    plans, gradients = [forward.plan], []
+    for c, backward in enumerate(halves.backwards):
+        half = _half(f"backward{c or ''}", source, backward.graph, out_dir, options, texts)
+        plans.append(half.plan)
+        gradients.append(
+            {
+                "plan": half.plan,
+                **_facts(source, whole, c),
+                **_saving(whole.components[c], joint.components[c], backward, reads),
+            }
+        )
+    if texts:
+        built = forward.target.build(texts, out_dir, options)
+        for plan in plans:
+            plan |= built
+    forward.plan["gradients"] = gradients
     return forward.plan
 
 
@@ -66,23 +75,23 @@ def _half(
     graph: TensorGraph,
     out_dir: Path,
     options: CodegenOptions,
-    texts: dict[str, str] | None = None,
+    texts: dict[str, str],
 ) -> pipeline.Compilation:
     if options.dump_dir is not None:
         options = replace(options, dump_dir=options.dump_dir / name)
-    c = pipeline.Compilation(source, options, out_dir, graph, texts={} if texts is None else texts)
+    c = pipeline.Compilation(source, options, out_dir, graph, texts=texts)
     pipeline.run(c, [p for p in pipeline.PASSES if p[0] not in ("trace", "build")])
     return c
 
 
-def _kept(source: SegmentGraph, joint: Joint) -> list[int]:
+def _kept(source: SegmentGraph, component: Component) -> list[int]:
     """The inputs that a node holds so that its forward can be run again.
 
     With one output, only second derivatives ask for that, and whoever wants them holds the
     inputs; so big ones are held only where gradients may arrive at some outputs only.
     """
-    if len(joint.node_outputs) > 1:
-        return list(range(joint.input_count))
+    if len(component.outputs) > 1:
+        return list(range(len(source.inputs)))
     sizes = [math.prod(meta.sizes) * meta.torch_dtype.itemsize for _, meta in source.inputs]
     return [i for i, size in enumerate(sizes) if size <= _SMALL_BYTES]
 
@@ -113,39 +122,46 @@ def _tiers(inner: list[list[int]]) -> list[dict[str, list[int]]]:
     return rows
 
 
-def _facts(source: SegmentGraph, whole: Joint) -> dict[str, Any]:
-    """What autograd sees of the graph, wherever gradients arrive."""
+def _facts(source: SegmentGraph, whole: Joint, number: int) -> dict[str, Any]:
+    """What autograd sees of a component, wherever gradients arrive."""
     assert source.gradients is not None
+    component = whole.components[number]
+    node_outputs = [whole.node_outputs[k] for k in component.outputs]
     names = [name for name, _ in source.inputs]
     nodes = dict(zip(source.gradients.outputs, source.gradients.nodes, strict=True))
     commits = whole.graph.commits
     positions = (whole.graph.buffers[c.region.buffer].input for c in commits)
     written = sorted({position for position in positions if position is not None})
-    made = [whole.graph.outputs[k].buffer for k in whole.node_outputs]
-    behind = [_buffers_behind(whole, buffer) for buffer in made]
+    behind = [_buffers_behind(whole, whole.graph.outputs[k].buffer) for k in node_outputs]
     inputs_of = [{whole.graph.buffers[at].input for at in buffers} for buffers in behind]
     reached = [inputs - {None} for inputs in inputs_of]
     return {
         "outputs": whole.output_count,
-        "node_outputs": whole.node_outputs,
-        "names": [nodes[source.outputs[k]] for k in whole.node_outputs],
-        "detached": whole.detached,
-        "grads": whole.grads,
+        "node_outputs": node_outputs,
+        "names": [nodes[source.outputs[k]] for k in node_outputs],
+        "detached": whole.detached if number == 0 else [],
+        "grads": component.grads,
         "written": written,
         "stale": [i for i in written if any(i in inputs for inputs in reached)],
-        "reach": [[k for k, inputs in enumerate(reached) if i in inputs] for i in whole.grads],
-        "tiers": _tiers(whole.inner),
-        "kept": _kept(source, whole),
+        "reach": [[k for k, inputs in enumerate(reached) if i in inputs] for i in component.grads],
+        "tiers": _tiers(component.inner),
+        "freed_with": component.freed_with,
+        "kept": _kept(source, component),
         "leaves": [names.index(name) for name in source.gradients.inputs],
     }
 
 
-def _saving(whole: Joint, joint: Joint, halves: Halves) -> dict[str, Any]:
+def _saving(
+    whole: Component, joint: Component, backward: Backward, reads: list[tuple[Place, int]]
+) -> dict[str, Any]:
     """What this backward takes and gives, and whose versions any backward checks."""
-    places = {place: k for k, place in enumerate(halves.saved)}
+    places = {place: k for k, place in enumerate(backward.saved)}
     return {
         "tangents": joint.tangents,
         "results": [joint.grads.index(i) if i in joint.grads else -1 for i in whole.grads],
-        "saved": [list(place) for place in halves.saved],
-        "watched": [[*place, bits, places.get(place, -1)] for place, bits in visible_reads(whole)],
+        "saved": [list(place) for place in backward.saved],
+        "needed_for": needed_for(backward, joint.tangents),
+        "watched": [
+            [*place, bits, places.get(place, -1)] for place, bits in of_component(reads, whole)
+        ],
     }

@@ -5,6 +5,9 @@
 // gradients, a plan that fails) goes to `recompute`, which runs the recorded operations
 // eagerly on the same inputs and differentiates those.
 //
+// Outputs whose backwards have nothing in common in eager have nothing in common here: each such
+// component has its own node (or nodes), plan and saved tensors, and is freed by itself.
+//
 // Outputs that other outputs are computed from (inner ones) are where eager's backward gathers
 // gradients, runs hooks and gives what it is asked for. So outputs lie in tiers: those of tier t
 // depend on inner ones of tier t-1 and lower, and each tier has a node with edges to these, so
@@ -102,6 +105,8 @@ struct Description {
   std::vector<bool> kept;              // by input: recomputing needs it held
   std::vector<bool> stale;             // by input: written, and what it held before is needed
   std::vector<uint64_t> reach;         // by edge: which of node_outputs depend on the input
+  std::vector<uint64_t> freed_with;    // by node output: whose backward frees what its own needs
+  std::vector<uint64_t> needed_for;    // by saved tensor: the gradients that its value counts for
   mutable std::atomic<long> runs{0}, recomputed{0};
 
   ~Description() {
@@ -224,6 +229,10 @@ class PlanBackward : public TierNode {
   variable_list apply(variable_list&& arriving) override {
     const Description& d = *description_;
     variable_list grads = gathered(std::move(arriving));
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      running_ = arrived(grads);
+    }
     if (!any_defined(grads)) return variable_list(d.grads.size());
     if (c10::GradMode::is_enabled()) return recompute(grads);
     if (expected(grads)) return run_backward(grads, arrived(grads), false);
@@ -272,12 +281,17 @@ class PlanBackward : public TierNode {
   // the derivatives end: the answer has theirs first, then those of the inputs.
   variable_list recompute(const variable_list& grads, const std::vector<uint32_t>* cut = nullptr);
 
+  // What is needed for outputs whose backward did not run, and which shares nothing that eager
+  // would free with those that did, stays.
   void release_variables() override {
     std::lock_guard<std::mutex> lock(mutex_);
+    freed_ |= running_;
+    for (size_t k = 0; k < description_->freed_with.size(); ++k) {
+      if (!is_freed(k)) return;
+    }
     for (Saved& saved : saved_) saved.reset();
     for (Saved& saved : watched_) saved.reset();
     inputs_.clear();
-    released_ = true;
   }
 
  private:
@@ -370,9 +384,14 @@ class PlanBackward : public TierNode {
     return bits;
   }
 
+  // Whether eager would have freed what the backward of node output `k` needs.
+  bool is_freed(size_t k) const { return description_->freed_with[k] & freed_; }
+
   // Throws what eager's backward throws when a tensor it saved has been written since.
   void check_versions(uint64_t bits, bool saved_too) {
-    TORCH_CHECK(!released_, torch::autograd::ERR_BACKWARD_TWICE);
+    for (size_t k = 0; k < description_->freed_with.size(); ++k) {
+      TORCH_CHECK(!(bits >> k & 1) || !is_freed(k), torch::autograd::ERR_BACKWARD_TWICE);
+    }
     for (size_t i = 0; i < watched_.size(); ++i) {
       const Watched& watched = description_->watched[i];
       if (!(watched.bits & bits)) continue;
@@ -389,8 +408,17 @@ class PlanBackward : public TierNode {
     check_versions(bits, false);
     std::vector<at::Tensor> held;
     held.reserve(saved_.size() + description_->tangents.size());
-    for (const Saved& saved : saved_) {
-      held.push_back(saved.visible ? saved.variable.unpack(self()) : saved.plain);
+    for (size_t i = 0; i < saved_.size(); ++i) {
+      const Saved& saved = saved_[i];
+      const Place& place = description_->saved[i];
+      if (!saved.visible) {
+        held.push_back(saved.plain);
+      } else if (at::Tensor input; !place.output && !(description_->needed_for[i] & bits) &&
+                 (input = inputs_[place.index].get()).defined()) {
+        held.push_back(std::move(input));  // whoever wrote to it since may: zeros meet it
+      } else {
+        held.push_back(saved.variable.unpack(self()));
+      }
     }
     return held;
   }
@@ -425,7 +453,7 @@ class PlanBackward : public TierNode {
 
   std::vector<Saved> saved_, watched_;  // guarded by mutex_
   std::vector<Remembered> inputs_;      // guarded by mutex_
-  bool released_ = false;               // guarded by mutex_
+  uint64_t running_ = 0, freed_ = 0;    // node outputs, as bits; guarded by mutex_
   at::Tensor random_state_;
 };
 
@@ -573,9 +601,11 @@ at::Tensor own_tensor(const at::Tensor& output) {
   return at::Tensor(std::move(impl));
 }
 
-void connect_node(const std::shared_ptr<const Description>& description,
-                  c10::TensorImpl* const* inputs, size_t count, std::vector<at::Tensor>& outputs,
-                  const at::Tensor& random_state) {
+// Gives a component's outputs their history. Returns the node that is to save tensors; its
+// outputs own it.
+PlanBackward* connect_component(const std::shared_ptr<const Description>& description,
+                                c10::TensorImpl* const* inputs,
+                                std::vector<at::Tensor>& outputs) {
   const Description& d = *description;
   for (uint32_t k : d.detached) outputs[k] = outputs[k].detach();
   auto leads_to = [](const at::Tensor& tensor) {
@@ -608,8 +638,7 @@ void connect_node(const std::shared_ptr<const Description>& description,
       }
     }
   }
-  lowest->save(inputs, count, outputs, random_state);
-  outputs.resize(d.output_count);
+  return lowest;
 }
 
 // ---- the Python type -----------------------------------------------------------------
@@ -631,6 +660,23 @@ std::vector<uint32_t> numbers(const py::dict& spec, const char* name, size_t lim
     }
     found.push_back(static_cast<uint32_t>(number));
   }
+  return found;
+}
+
+// [[number, ...], ...]: `count` sets of numbers below `limit`.
+std::vector<uint64_t> rows_of_bits(const py::dict& spec, const char* name, size_t count,
+                                   size_t limit) {
+  std::vector<uint64_t> found;
+  for (const auto& row : as_list(member(spec, name, "gradient"), name)) {
+    uint64_t bits = 0;
+    for (const auto& item : as_list(row, name)) {
+      auto number = take<uint32_t>(item, name, "a number");
+      if (number >= limit) fail("gradient", std::string(name) + ": a number is too large");
+      bits |= uint64_t{1} << number;
+    }
+    found.push_back(bits);
+  }
+  if (found.size() != count) fail("gradient", std::string(name) + ": wrong number of rows");
   return found;
 }
 
@@ -711,16 +757,9 @@ void read_spec(const py::dict& spec, const Plan& forward, const Plan& backward, 
   for (uint32_t i : numbers(spec, "kept", inputs)) d.kept[i] = true;
   d.stale.assign(inputs, false);
   for (uint32_t i : numbers(spec, "stale", inputs)) d.stale[i] = true;
-  d.reach.assign(d.grads.size(), 0);
-  size_t edge = 0;
-  for (const auto& row : as_list(member(spec, "reach", "gradient"), "gradient.reach")) {
-    if (edge >= d.reach.size()) fail("gradient", "reach: one row for each of grads");
-    for (const auto& item : as_list(row, "gradient.reach")) {
-      d.reach[edge] |= uint64_t{1} << take<uint32_t>(item, "gradient.reach", "a number");
-    }
-    ++edge;
-  }
-  if (edge != d.reach.size()) fail("gradient", "reach: one row for each of grads");
+  d.reach = rows_of_bits(spec, "reach", d.grads.size(), d.node_outputs.size());
+  d.freed_with = rows_of_bits(spec, "freed_with", d.node_outputs.size(), d.node_outputs.size());
+  d.needed_for = rows_of_bits(spec, "needed_for", d.saved.size(), d.node_outputs.size());
   // A saved variable holds its tensor anyway.
   auto held = [&](const Place& place) {
     if (!place.output) d.kept[place.index] = false;
@@ -795,12 +834,28 @@ PyType_Spec SPEC = {"accel._native.Gradient", sizeof(GradientObject), 0, Py_TPFL
 
 }  // namespace
 
-bool is_gradient(PyObject* object) { return Py_TYPE(object) == gradient_type; }
+bool are_gradients(PyObject* object) {
+  if (!PyTuple_CheckExact(object) || PyTuple_GET_SIZE(object) == 0) return false;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(object); ++i) {
+    if (Py_TYPE(PyTuple_GET_ITEM(object, i)) != gradient_type) return false;
+  }
+  return true;
+}
 
-bool connect(PyObject* gradient, c10::TensorImpl* const* inputs, size_t count,
+bool connect(PyObject* gradients, c10::TensorImpl* const* inputs, size_t count,
              std::vector<at::Tensor>& outputs, const at::Tensor& random_state) {
   try {
-    connect_node(object_of(gradient)->description, inputs, count, outputs, random_state);
+    auto components = static_cast<size_t>(PyTuple_GET_SIZE(gradients));
+    std::vector<PlanBackward*> nodes(components);
+    const Description* last = nullptr;
+    for (size_t i = 0; i < components; ++i) {
+      PyObject* gradient = PyTuple_GET_ITEM(gradients, static_cast<Py_ssize_t>(i));
+      nodes[i] = connect_component(object_of(gradient)->description, inputs, outputs);
+      last = object_of(gradient)->description.get();
+    }
+    // With all histories in place: what is saved of another component's output has none.
+    for (PlanBackward* node : nodes) node->save(inputs, count, outputs, random_state);
+    outputs.resize(last->output_count);
     return true;
   } catch (python_error& error) {
     error.restore();

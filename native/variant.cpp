@@ -37,7 +37,7 @@ struct Variant {
   PyObject* ambient;
   PyObject* executor;  // an accel._native.Executor, or any callable
   PyObject* payload;   // the constant, the callable of a call, or the parts; else NULL
-  PyObject* gradient;  // an accel._native.Gradient; NULL: nothing requires grad
+  PyObject* gradients;  // a tuple of accel._native.Gradient; NULL: nothing requires grad
   Lifted* lifted;      // numbers that differ between calls; NULL: none
   const AmbientState* state;  // inside ambient
   const Executor* native;     // inside executor; NULL for a callable
@@ -156,11 +156,11 @@ Outcome run_plan(Variant* v, HeldInputs& inputs, Outputs& outputs, std::string& 
       return Outcome::failed;
     }
   }
-  at::Tensor drawn_from = v->gradient ? random_state(*v->native) : at::Tensor();
+  at::Tensor drawn_from = v->gradients ? random_state(*v->native) : at::Tensor();
   switch (run(*v->native, tensors.data(), inputs.size(), outputs.tensors, &why)) {
     case RunStatus::ok:
-      if (!v->gradient) return Outcome::served;
-      return connect(v->gradient, tensors.data(), inputs.size(), outputs.tensors, drawn_from)
+      if (!v->gradients) return Outcome::served;
+      return connect(v->gradients, tensors.data(), inputs.size(), outputs.tensors, drawn_from)
                  ? Outcome::served
                  : Outcome::raised;
     case RunStatus::misspeculated: return Outcome::misspeculated;
@@ -422,11 +422,11 @@ bool take_result(Variant* v, PyObject* result, size_t slots) {
 
 PyObject* variant_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
   static const char* names[] = {"guards", "ambient", "executor", "inputs",
-                                "result", "gradient", "numbers", nullptr};
+                                "result", "gradients", "numbers", nullptr};
   PyObject *guards, *ambient, *executor, *inputs, *result;
-  PyObject *gradient = Py_None, *numbers = Py_None;
+  PyObject *gradients = Py_None, *numbers = Py_None;
   if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOO|OO:Variant", const_cast<char**>(names),
-                                   &guards, &ambient, &executor, &inputs, &result, &gradient,
+                                   &guards, &ambient, &executor, &inputs, &result, &gradients,
                                    &numbers)) {
     return nullptr;
   }
@@ -439,8 +439,8 @@ PyObject* variant_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
   if (!native && !PyCallable_Check(executor)) {
     return PyErr_Format(PyExc_TypeError, "executor must be an Executor or a callable");
   }
-  if (gradient != Py_None && !(native && is_gradient(gradient))) {
-    return PyErr_Format(PyExc_TypeError, "gradient must be a Gradient beside an Executor");
+  if (gradients != Py_None && !(native && are_gradients(gradients))) {
+    return PyErr_Format(PyExc_TypeError, "gradients must be Gradients beside an Executor");
   }
   auto* v = reinterpret_cast<Variant*>(type->tp_alloc(type, 0));
   if (!v) return nullptr;
@@ -449,7 +449,7 @@ PyObject* variant_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
   v->state = reinterpret_cast<AmbientObject*>(ambient)->state;
   v->executor = Py_NewRef(executor);
   v->native = native;
-  v->gradient = gradient == Py_None ? nullptr : Py_NewRef(gradient);
+  v->gradients = gradients == Py_None ? nullptr : Py_NewRef(gradients);
   v->inputs = new std::vector<int32_t>();
   v->parts = new std::vector<Part>();
   size_t slots = slot_count(*program);
@@ -472,7 +472,7 @@ int variant_traverse(PyObject* self, visitproc visit, void* arg) {
   Py_VISIT(v->ambient);
   Py_VISIT(v->executor);
   Py_VISIT(v->payload);
-  Py_VISIT(v->gradient);
+  Py_VISIT(v->gradients);
   Py_VISIT(v->landing);
   if (v->lifted) Py_VISIT(v->lifted->program);
   return 0;
@@ -488,7 +488,7 @@ void variant_dealloc(PyObject* self) {
   Py_XDECREF(v->ambient);
   Py_XDECREF(v->executor);
   Py_XDECREF(v->payload);
-  Py_XDECREF(v->gradient);
+  Py_XDECREF(v->gradients);
   Py_XDECREF(v->landing);
   delete v->lifted;
   delete v->inputs;
@@ -503,7 +503,7 @@ PyMemberDef MEMBERS[] = {
     {"guards", T_OBJECT, offsetof(Variant, guards), READONLY, nullptr},
     {"ambient", T_OBJECT, offsetof(Variant, ambient), READONLY, nullptr},
     {"executor", T_OBJECT, offsetof(Variant, executor), READONLY, nullptr},
-    {"gradient", T_OBJECT, offsetof(Variant, gradient), READONLY, "None: nothing requires grad"},
+    {"gradients", T_OBJECT, offsetof(Variant, gradients), READONLY, "None: nothing requires grad"},
     {"hits", T_LONG, offsetof(Variant, hits), READONLY, "calls served"},
     {"guard_failures", T_LONG, offsetof(Variant, guard_failures), READONLY, nullptr},
     {"ambient_failures", T_LONG, offsetof(Variant, ambient_failures), READONLY, nullptr},
@@ -538,7 +538,7 @@ PyType_Slot SLOTS[] = {
     {Py_tp_members, MEMBERS},
     {Py_tp_getset, GETSETS},
     {Py_tp_methods, METHODS},
-    {Py_tp_doc, const_cast<char*>("Variant(guards, ambient, executor, inputs, result, gradient=None, numbers=None)")},
+    {Py_tp_doc, const_cast<char*>("Variant(guards, ambient, executor, inputs, result, gradients=None, numbers=None)")},
     {0, nullptr},
 };
 

@@ -84,7 +84,7 @@ class Totals:
         hits = root.hits
         nodes = root.split.nodes if root.split is not None else ()
         variants = [*root.variants, *(v for node in nodes for v in node.variants)]
-        runs = (v.native.gradient.runs for v in variants if v.native.gradient)
+        runs = (g.runs for v in variants for g in v.native.gradients or ())
         totals = {
             "calls_compiled": hits,
             "backwards_compiled": sum(runs),

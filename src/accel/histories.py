@@ -1,10 +1,12 @@
-"""Autograd's graph behind tensors: which were computed from which.
+"""Autograd's graph behind tensors: which were computed from which, and what a backward frees.
 
-In: tensors. Out: histories, the places in autograd's graph where gradients at tensors arrive.
+In: tensors. Out: histories, the places in autograd's graph where gradients at tensors arrive,
+and relations between tensors, as positions.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -12,6 +14,7 @@ import torch
 
 # A node and which of its outputs. Nodes are equal only to themselves, and a set keeps them alive.
 History: TypeAlias = tuple[Any, int]
+_DERIVED = re.compile(r"Backward\d+$")  # nodes whose saved tensors Python can see
 
 
 def history(tensor: torch.Tensor) -> History:
@@ -21,27 +24,25 @@ def history(tensor: torch.Tensor) -> History:
 
 def histories_behind(tensor: torch.Tensor) -> set[History]:
     """The histories of all that `tensor` was differentiably computed from, without its own."""
-    seen: set[History] = set()
-    nodes: set[Any] = {tensor.grad_fn}
+    return {following for node in nodes_behind(tensor) for following in node.next_functions}
+
+
+def nodes_behind(tensor: torch.Tensor) -> set[Any]:
+    """The nodes that a backward from `tensor` runs."""
+    found: set[Any] = set()
     todo = [tensor.grad_fn]
     while todo:
         node = todo.pop()
-        if node is None:
-            continue
-        for following in node.next_functions:
-            seen.add(following)
-            if following[0] not in nodes:
-                nodes.add(following[0])
-                todo.append(following[0])
-    return seen
+        if node is not None and node not in found:
+            found.add(node)
+            todo += [following for following, _ in node.next_functions]
+    return found
 
 
 def inner_of(tensors: Sequence[torch.Tensor]) -> list[list[int]]:
     """By tensor: the positions of the others that it was differentiably computed from."""
-    if len(tensors) < 2:
-        return [[] for _ in tensors]
     own = [history(tensor) for tensor in tensors]
-    behind = [histories_behind(tensor) for tensor in tensors]
+    behind = [histories_behind(tensor) for tensor in tensors] if len(own) > 1 else [set()]
     return [
         [j for j, place in enumerate(own) if j != k and place in seen]
         for k, seen in enumerate(behind)
@@ -55,3 +56,51 @@ def tiers_of(inner: Sequence[Sequence[int]]) -> list[int]:
     for k in sorted(range(len(inner)), key=lambda k: len(inner[k])):  # a tensor's own come first
         tiers[k] = 1 + max((tiers[j] for j in inner[k]), default=-1)
     return [tiers[k] for k in range(len(inner))]
+
+
+def components_of(tensors: Sequence[torch.Tensor]) -> list[list[int]]:
+    """The positions of tensors whose backwards run nodes in common, leaves aside. The others'
+    backwards know nothing of each other."""
+    found: list[tuple[list[int], set[Any]]] = []
+    for k, tensor in enumerate(tensors):
+        members, nodes = [k], {node for node in nodes_behind(tensor) if not _is_leaf(node)}
+        apart = []
+        for others, theirs in found:
+            if nodes.isdisjoint(theirs):
+                apart.append((others, theirs))
+            else:
+                members, nodes = others + members, nodes | theirs
+        found = [*apart, (sorted(members), nodes)]
+    return sorted(members for members, _ in found)
+
+
+def freed_with(tensors: Sequence[torch.Tensor]) -> list[list[int]]:
+    """By tensor: the positions of those (itself among them) whose backward frees what its own
+    needs."""
+    needs = [{node for node in nodes_behind(tensor) if _saves(node)} for tensor in tensors]
+    return [[j for j, theirs in enumerate(needs) if not own.isdisjoint(theirs)] for own in needs]
+
+
+def _is_leaf(node: Any) -> bool:
+    return not node.next_functions and hasattr(node, "variable")
+
+
+def _saves(node: Any) -> bool:
+    """Whether the node holds tensors that it frees; True where that cannot be seen."""
+    if _is_leaf(node):
+        return False
+    if _DERIVED.search(node.name()) is None:
+        return True
+    for name in dir(node):
+        if name.startswith("_saved_"):
+            try:
+                value = getattr(node, name)
+            except RuntimeError:  # written since
+                return True
+            if any(isinstance(v, torch.Tensor) for v in _flat(value)):
+                return True
+    return False
+
+
+def _flat(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (tuple, list)) else (value,)

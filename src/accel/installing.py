@@ -153,7 +153,7 @@ class Installer:
 
     def _variant(self, root: Root, prepared: Prepared, segment: CompiledSegment) -> Any:
         recording, graph = prepared.recording, prepared.recording.graph
-        gradient = None
+        connected: tuple[Any, ...] | None = None
         executor: Any = segment.callable
         if segment.kind == "plan":
             assert segment.plan is not None and graph is not None
@@ -162,14 +162,14 @@ class Installer:
             else:
                 executor = runtime.native.Executor(segment.plan, segment.library_path)
                 if graph.gradients is not None:
-                    gradient = self._gradient(root, prepared, segment, executor)
+                    connected = self._gradients(root, prepared, segment, executor)
         return runtime.native.Variant(
             prepared.program,
             recording.ambient,
             executor,
             prepared.inputs,
             prepared.result,
-            gradient,
+            connected,
             _numbers(recording),
         )
 
@@ -184,14 +184,12 @@ class Installer:
             root.eager_ns.clear()
             root.entry.on_event = functools.partial(self._tell, weakref.ref(root))
 
-    def _gradient(
+    def _gradients(
         self, root: Root, prepared: Prepared, segment: CompiledSegment, executor: Any
-    ) -> Any:
-        """What makes the autograd nodes of a differentiable variant."""
+    ) -> tuple[Any, ...]:
+        """What makes the autograd nodes of a differentiable variant, by component."""
         graph = prepared.recording.graph
         assert segment.plan is not None and graph is not None
-        spec = segment.plan["gradient"]
-        backward = runtime.native.Executor(spec["plan"], segment.library_path)
         reference = weakref.ref(root)
 
         def on_recompute(use: gradients.Use) -> None:
@@ -211,9 +209,12 @@ class Installer:
             root.retire(root.variants)
             root.give_up("derivatives", use.why, root.location)
 
-        return runtime.native.Gradient(
-            spec, executor, backward, gradients.recomputation(graph, spec, on_recompute)
-        )
+        found = []
+        for spec in segment.plan["gradients"]:
+            backward = runtime.native.Executor(spec["plan"], segment.library_path)
+            recompute = gradients.recomputation(graph, spec, on_recompute)
+            found.append(runtime.native.Gradient(spec, executor, backward, recompute))
+        return tuple(found)
 
     def _compile_backward(self, root: Root, prepared: Prepared, tangents: tuple[str, ...]) -> None:
         """Gradients arrive at other outputs than the variant was compiled for: a new one."""

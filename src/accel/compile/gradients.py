@@ -8,7 +8,7 @@ forward's own inputs and outputs, differentiable again if asked for.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ class Use:
     """Why a backward runs the recorded operations again."""
 
     why: str
-    tangents: tuple[str, ...] = ()  # the outputs at which gradients arrived, others than expected
+    tangents: tuple[str, ...] = ()  # the outputs at which gradients arrive, others than expected
     ends: tuple[str, ...] = ()  # the operations that made inner outputs whose gradient is asked for
 
 
@@ -78,7 +78,7 @@ class _Recomputation:
         pairs = zip(self.node_outputs, gradients, strict=True)
         arrived = {name: gradient for name, gradient in pairs if gradient is not None}
         if cut is None:
-            self.on_use(_use(tuple(arrived), differentiable))
+            self.on_use(self._use(arrived, differentiable))
         if inputs is None:  # the compiled backward does it once more, with zeros
             return None
         ends: dict[str, _End] = {}
@@ -104,6 +104,14 @@ class _Recomputation:
                 )
             )
 
+    def _use(self, arrived: Collection[str], differentiable: bool) -> Use:
+        if differentiable:
+            return Use("second derivatives")
+        assert self.graph.gradients is not None
+        others = set(self.graph.gradients.tangents).difference(self.node_outputs)
+        tangents = (name for name in self.graph.outputs if name in arrived or name in others)
+        return Use(f"gradients of {', '.join(arrived)}", tuple(tangents))
+
     def _run(
         self,
         inputs: Tensors,
@@ -124,12 +132,6 @@ class _Recomputation:
         with _drawing_from(random_state), self.graph.autocasting():
             run.run(*aliases)
         return run
-
-
-def _use(tangents: tuple[str, ...], differentiable: bool) -> Use:
-    if differentiable:
-        return Use("second derivatives")
-    return Use(f"gradients of {', '.join(tangents)}", tangents)
 
 
 class _Run(fx.Interpreter):  # type: ignore[misc]

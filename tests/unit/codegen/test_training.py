@@ -34,31 +34,40 @@ def differentiable(
     return SegmentGraph.from_json(graph.to_json()), outs
 
 
-def check(
+def check_each(
     function: Callable[..., Any], *inputs: torch.Tensor, tangents: list[int] | None = None
-) -> dict[str, Any]:
+) -> list[dict[str, Any]]:
+    """What each component's nodes have to know; forward and backwards give what eager gives."""
     graph, outs = differentiable(function, list(inputs), tangents)
     plan = compile_graph(graph, out_dir=_OUT_DIR, options=CodegenOptions(verify=True))
     library = _OUT_DIR / plan["library"] if plan["library"] else None
-    gradient = plan["gradient"]
     mine = [t.detach().clone() for t in inputs]
     results = run_plan(plan, library, mine)
     assert results is not None
     for got, want in zip(results, outs):
         torch.testing.assert_close(got, want.detach(), equal_nan=True)
-    carrying = [outs[k] for k in gradient["node_outputs"]]
-    given = [carrying[k] for k in gradient["tangents"]]
-    grads = [torch.randn_like(t) for t in given]
-    leaves = [inputs[i] for i in gradient["grads"]]
-    expected = torch.autograd.grad(given, leaves, grads, allow_unused=True)
-    saved = [mine[i] if kind == "input" else results[i] for kind, i in gradient["saved"]]
-    found = run_plan(gradient["plan"], library, saved + grads)
-    assert found is not None
-    for want, position in zip(expected, gradient["results"]):
-        assert (want is None) == (position < 0)
-        if want is not None:
-            torch.testing.assert_close(found[position], want, rtol=1e-4, atol=1e-5)
-            assert found[position].stride() == want.stride()
+    for gradient in plan["gradients"]:
+        carrying = [outs[k] for k in gradient["node_outputs"]]
+        given = [carrying[k] for k in gradient["tangents"]]
+        grads = [torch.randn_like(t) for t in given]
+        leaves = [inputs[i] for i in gradient["grads"]]
+        expected = torch.autograd.grad(given, leaves, grads, allow_unused=True, retain_graph=True)
+        saved = [mine[i] if kind == "input" else results[i] for kind, i in gradient["saved"]]
+        found = run_plan(gradient["plan"], library, saved + grads)
+        assert found is not None
+        for want, position in zip(expected, gradient["results"]):
+            assert (want is None) == (position < 0)
+            if want is not None:
+                torch.testing.assert_close(found[position], want, rtol=1e-4, atol=1e-5)
+                assert found[position].stride() == want.stride()
+    return list(plan["gradients"])
+
+
+def check(
+    function: Callable[..., Any], *inputs: torch.Tensor, tangents: list[int] | None = None
+) -> dict[str, Any]:
+    """The same for a function with one component."""
+    (gradient,) = check_each(function, *inputs, tangents=tangents)
     return gradient
 
 
@@ -81,16 +90,40 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_both_plans_give_what_eager_gives(name: str, dtype: torch.dtype) -> None:
-    check(FUNCTIONS[name], leaf(4, 6, dtype=dtype), leaf(6, 6, dtype=dtype), leaf(6, dtype=dtype))
+    check_each(
+        FUNCTIONS[name], leaf(4, 6, dtype=dtype), leaf(6, 6, dtype=dtype), leaf(6, dtype=dtype)
+    )
 
 
 @pytest.mark.parametrize("pattern", [[0], [1], [2], [0, 2], [1, 2]])
 def test_gradients_at_some_outputs(pattern: list[int]) -> None:
-    gradient = check(
-        FUNCTIONS["several outputs"], leaf(4, 6), leaf(6, 6), leaf(6), tangents=pattern
-    )
+    def function(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> Any:
+        h = x @ w
+        return h.exp(), (h * b).sum(0), h @ w
+
+    gradient = check(function, leaf(4, 6), leaf(6, 6), leaf(6), tangents=pattern)
     assert gradient["tangents"] == pattern
     assert gradient["grads"] == [0, 1, 2]  # wherever gradients arrive
+
+
+def test_outputs_that_have_nothing_in_common_have_plans_of_their_own() -> None:
+    def function(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> Any:
+        h = x + 1  # holds nothing, so that nothing is freed with it
+        return h * w, b.exp(), h * b, w.sum(), (b.detach() * w).sin()
+
+    found = check_each(function, leaf(4, 6), leaf(6), leaf(6))
+    assert [g["node_outputs"] for g in found] == [[0, 2], [1], [3], [4]]
+    assert [g["freed_with"] for g in found] == [[[0], [1]], [[0]], [[]], [[0]]]
+    assert [g["grads"] for g in found] == [[0, 1, 2], [2], [1], [1]]
+
+
+def test_a_trunk_that_holds_something_is_freed_with_each_head() -> None:
+    def heads(x: torch.Tensor, w: torch.Tensor) -> Any:
+        h = x @ w
+        return h.sum(), h * 3
+
+    gradient = check(heads, leaf(4, 6), leaf(6, 6))
+    assert gradient["freed_with"] == [[0, 1], [0, 1]]
 
 
 def test_cheap_chains_are_computed_again() -> None:
@@ -105,10 +138,10 @@ def test_products_are_saved() -> None:
 
 def test_a_visible_tensor_that_eager_does_not_save_is_not_saved() -> None:
     """Whoever overwrites it before backward must not get an error."""
-    gradient = check(lambda x, w: ((x * 2).sin() * w, x @ w.T), torch.randn(6, 6), leaf(6, 6))
-    places = [place[:2] for place in gradient["watched"]]
+    found = check_each(lambda x, w: ((x * 2).sin() * w, x @ w.T), torch.randn(6, 6), leaf(6, 6))
+    places = [place[:2] for gradient in found for place in gradient["watched"]]
     assert ["output", 0] not in places and ["output", 1] not in places
-    assert ["input", 1] not in gradient["saved"]
+    assert all(["input", 1] not in gradient["saved"] for gradient in found)
 
 
 def test_batch_norm_saves_no_statistics_that_it_writes() -> None:

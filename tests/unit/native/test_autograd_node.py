@@ -53,6 +53,8 @@ class Doubler:
             "kept": [0],
             "stale": [],
             "reach": [[0, 1]],
+            "freed_with": [[0, 1], [0, 1]],
+            "needed_for": [[0, 1]],
             "tiers": [{"outputs": [0, 1], "inner": []}],
             **changes,
         }
@@ -70,7 +72,7 @@ class Doubler:
             self.forward,
             [0],
             ("parts", [("output", 0), ("output", 1)]),
-            gradient,
+            (gradient,),
         )
 
     def recompute(self, inputs: Any, grads: Any, create_graph: Any, *_: Any) -> Any:
@@ -154,6 +156,19 @@ def test_graph_is_freed_and_says_so(doubler: Doubler) -> None:
     assert torch.equal(x.grad, torch.full((8,), 6.0))
     with pytest.raises(RuntimeError, match="second time"):
         loss.backward()
+
+
+def test_what_shares_nothing_is_not_freed(library: str) -> None:
+    """As where eager's nodes on the way of one output hold nothing that the other needs."""
+    doubler = Doubler(library, freed_with=[[0], []])
+    x = leaf()
+    y, z = doubler(x)
+    y.sum().backward()
+    z.sum().backward()
+    z.sum().backward()
+    assert torch.equal(x.grad, torch.full((8,), 4.0))
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        y.sum().backward()
 
 
 def test_only_some_inputs_are_asked_for(doubler: Doubler) -> None:
@@ -321,6 +336,14 @@ def test_a_node_keeps_what_it_needs_and_no_longer(library: str) -> None:
         {"watched": [["output", 0, 1, 4]]},
         {"tangents": [2, 0]},
         {"detached": [7]},
+        {"freed_with": [[0]]},
+        {"freed_with": [[0], [2]]},
+        {"needed_for": []},
+        {"tiers": []},
+        {"tiers": [{"outputs": [0], "inner": []}]},
+        {"tiers": [{"outputs": [0, 1], "inner": [0]}]},
+        {"tiers": [{"outputs": [0], "inner": []}, {"outputs": [1], "inner": []}]},
+        {"tiers": [{"outputs": [0], "inner": []}, {"outputs": [0, 1], "inner": [0]}]},
     ],
 )
 def test_a_wrong_description_is_refused(library: str, changes: dict[str, Any]) -> None:

@@ -1,0 +1,185 @@
+"""Several results of one call, and what becomes of each one's backward: who frees what, who may
+run again, whose versions count."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from harness import ANY, Program, Session, program
+from torch import nn
+
+PROGRAMS: list[Program] = []
+
+
+def leaf(*sizes: int) -> torch.Tensor:
+    return torch.randn(*sizes, requires_grad=True)
+
+
+@program(PROGRAMS, "two losses of one call, each with its backward")
+def _(s: Session) -> None:
+    def f(x, w, v):
+        return x * w, x * v
+
+    f = s.root(f)
+    for _ in range(5):
+        w, v = leaf(3), leaf(3)
+
+        def both(w=w, v=v):
+            a, b = f(torch.randn(3), w, v)
+            a.sum().backward()
+            b.sum().backward()
+            return w.grad, v.grad
+
+        s.call(both)
+
+
+@program(PROGRAMS, "two networks trained in one step")
+def _(s: Session) -> None:
+    first, second = s.watch(nn.Linear(4, 1)), s.watch(nn.Linear(4, 1))
+    optimizers = [torch.optim.SGD(m.parameters(), 0.1) for m in (first, second)]
+
+    def step(x, y):
+        losses = F.mse_loss(first(x), y), F.mse_loss(second(x), y)
+        for loss, optimizer in zip(losses, optimizers):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return losses[0].item(), losses[1].item()
+
+    step = s.root(step)
+    for _ in range(6):
+        s.call(step, torch.randn(3, 4), torch.randn(3, 1))
+
+
+@program(PROGRAMS, "an ensemble, member by member")
+def _(s: Session) -> None:
+    members = s.watch(nn.ModuleList([nn.Linear(4, 4) for _ in range(3)]))
+
+    def ensemble(x):
+        return [m(x).tanh() for m in members]
+
+    f = s.root(ensemble)
+    for order in ((0, 1, 2), (2, 0), (1,), (0, 2, 1), (2, 1, 0)):
+
+        def backwards(order=order):
+            members.zero_grad()
+            results = f(torch.randn(2, 4))
+            for k in order:
+                results[k].sum().backward()
+            return [p.grad for p in members.parameters()]
+
+        s.call(backwards)
+
+
+@program(PROGRAMS, "a head on a detached trunk")
+def _(s: Session) -> None:
+    trunk, policy, value = nn.Linear(4, 4), nn.Linear(4, 2), nn.Linear(4, 1)
+    parameters = s.watch([p for m in (trunk, policy, value) for p in m.parameters()])
+
+    def f(x):
+        h = trunk(x).relu()
+        return policy(h).log_softmax(-1), value(h.detach()), h
+
+    f = s.root(f)
+    for turn in range(6):
+
+        def losses(turn=turn):
+            for p in parameters:
+                p.grad = None
+            logits, estimate, h = f(torch.randn(3, 4))
+            if turn % 2:
+                estimate.pow(2).sum().backward()
+                (logits.sum() + h.sum()).backward()
+            else:
+                logits[:, 0].sum().backward()
+                estimate.pow(2).sum().backward()
+            return [p.grad for p in parameters]
+
+        s.call(losses)
+
+
+@program(PROGRAMS, "a backward that nothing frees, twice")
+def _(s: Session) -> None:
+    p = s.watch(leaf(4))
+
+    def position(x):
+        return x + p
+
+    f = s.root(position)
+    heads = s.watch([nn.Linear(4, 1), nn.Linear(4, 1)])
+    for _ in range(5):
+
+        def both():
+            h = f(torch.randn(3, 4))
+            for head in heads:
+                head(h).sum().backward()
+            return p.grad
+
+        s.call(both)
+
+
+@program(PROGRAMS, "a backward that frees, twice: the error", expect=ANY)
+def _(s: Session) -> None:
+    w = s.watch(leaf(4, 4))
+
+    def heads(x):
+        h = x @ w
+        return h.sum(), h * 3
+
+    f = s.root(heads)
+    for turn in range(6):
+
+        def both(turn=turn):
+            w.grad = None
+            a, b = f(torch.randn(3, 4))
+            first, then = (a, b.sum()) if turn % 2 else (b.sum(), a)
+            first.backward(retain_graph=turn == 4)
+            try:
+                then.backward()
+            except RuntimeError as error:
+                return str(error)[:60], w.grad
+            return w.grad
+
+        s.call(both)
+
+
+@program(PROGRAMS, "gradients of one loss and then of another")
+def _(s: Session) -> None:
+    w, v = s.watch(leaf(4)), s.watch(leaf(4))
+
+    def losses(x):
+        return (x * w).sum(), (x * v).exp().sum()
+
+    f = s.root(losses)
+    for _ in range(5):
+
+        def grads():
+            a, b = f(torch.randn(4))
+            (first,) = torch.autograd.grad(a, w)
+            (second,) = torch.autograd.grad(b, v)
+            return first, second
+
+        s.call(grads)
+
+
+@program(PROGRAMS, "what only an unused result's backward reads is written")
+def _(s: Session) -> None:
+    def f(x, w):
+        return x + w, x * w
+
+    def shared(x, w):
+        h = w.exp()
+        return x + h, x * h
+
+    for function in (f, shared):
+        g = s.root(function)
+        for _ in range(5):
+
+            def first(g=g):
+                w, x = leaf(3), torch.rand(3)
+                a, _b = g(x, w)
+                x.add_(1)
+                a.sum().backward()
+                return w.grad
+
+            s.call(first)
