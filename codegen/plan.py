@@ -20,6 +20,11 @@ from accel.codegen.program import ExternNode, Program, TemplateNode, reads, writ
 from accel.codegen.symbols import Dim, is_same, is_symbolic, node
 from accel.codegen.tensor_graph import View, nested_views
 
+# Their kernels copy the whole storage of what they are given, offset and all.
+_COPIES_STORAGE = frozenset(
+    f"aten::{name}_scatter" for name in ("select", "slice", "diagonal", "as_strided")
+)
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -56,6 +61,11 @@ class Planner:
         self.dynamic = {
             r for s in steps if isinstance(s, ExternNode) for r in s.results if r is not None
         }
+        # Storages of their own, as eager's have.
+        self.apart = {v.buffer for v in self.graph.outputs}
+        for s in steps:
+            if isinstance(s, ExternNode) and s.target in _COPIES_STORAGE:
+                self.apart |= {v.buffer for v in s.views()}
         self.outputs = {v.buffer for v in self.graph.outputs}
         self.needed = self._needed()
         self.symbol_values = -1  # the buffer of the symbols' values
@@ -149,7 +159,7 @@ class Planner:
         lives = []
         for b, at in first.items():
             buffer = self.graph.buffers[b]
-            if buffer.input is not None or b in self.dynamic or b in self.outputs:
+            if buffer.input is not None or b in self.dynamic or b in self.apart:
                 continue
             size = buffer.numel * getattr(torch, buffer.dtype).itemsize
             lives.append(Life(b, size, at, last[b]))

@@ -36,7 +36,10 @@ std::vector<Entry*>* entries = nullptr;  // index -> entry, NULL when it is gone
 long pauses = 0;
 thread_local long own_pauses = 0;
 
-inline bool paused() { return __builtin_expect(pauses != 0, 0) && own_pauses != 0; }
+inline bool paused() {
+  if (__builtin_expect(pauses != 0, 0) && own_pauses != 0) return true;
+  return __builtin_expect(frames_are_anothers(), 0);
+}
 
 Entry* self_of(PyObject* self) { return reinterpret_cast<Entry*>(self); }
 

@@ -749,18 +749,38 @@ PyObject* shim(PyThreadState* ts, _PyInterpreterFrame* frame, int throwing) {
   return result;
 }
 
-void install_shim() {
-  if (session_count++ > 0) return;
+// Whether somebody put an evaluator above the shim and took it for the one before: it cannot be
+// taken out from below, and putting it in once more above would be a circle.
+bool left_behind = false;
+
+}  // namespace
+
+bool frames_are_anothers() {
+  _PyFrameEvalFunction current = _PyInterpreterState_GetEvalFrameFunc(PyInterpreterState_Get());
+  return current != _PyEval_EvalFrameDefault && current != shim;
+}
+
+namespace {
+
+// False where frames cannot be seen.
+bool install_shim() {
+  if (session_count++ > 0) return true;
   PyInterpreterState* interpreter = PyInterpreterState_Get();
   _PyFrameEvalFunction current = _PyInterpreterState_GetEvalFrameFunc(interpreter);
+  if (current == shim) return true;
+  if (current == _PyEval_EvalFrameDefault) left_behind = false;
+  if (left_behind) return false;
   previous_eval = current == _PyEval_EvalFrameDefault ? nullptr : current;
   _PyInterpreterState_SetEvalFrameFunc(interpreter, shim);
+  return true;
 }
 
 void remove_shim() {
   if (--session_count > 0) return;
   PyInterpreterState* interpreter = PyInterpreterState_Get();
-  if (_PyInterpreterState_GetEvalFrameFunc(interpreter) == shim) {
+  _PyFrameEvalFunction current = _PyInterpreterState_GetEvalFrameFunc(interpreter);
+  left_behind = current != shim && current != _PyEval_EvalFrameDefault && current != previous_eval;
+  if (current == shim) {
     _PyInterpreterState_SetEvalFrameFunc(
         interpreter, previous_eval ? previous_eval : _PyEval_EvalFrameDefault);
   }
@@ -838,7 +858,7 @@ PyObject* run_recorded(PyObject* recorder, PyObject* callable, PyObject* args, P
   DispatchPause pause;  // prologues answer "run the body" while we record
   session = &own;
   op_watch_start();
-  install_shim();
+  if (!install_shim()) void_recording("interrupted", nullptr);
   PyObject* result = PyObject_Call(callable, args, kwargs);
   remove_shim();
   std::pair<long, std::string> watched = op_watch_stop();

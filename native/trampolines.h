@@ -17,4 +17,8 @@ PyObject* run_recorded(PyObject* recorder, PyObject* callable, PyObject* args, P
 // True while this thread records (also when the recording has been voided).
 bool is_recording();
 
+// True while the interpreter's frames are evaluated by neither CPython nor us: Dynamo is at work,
+// or a debugger. Cheap; needs the GIL.
+bool frames_are_anothers();
+
 }  // namespace accel

@@ -58,7 +58,8 @@ from accel.splitting import Splitter
 TRANSIENT = frozenset({"foreign_frame", "interrupted", "escaped_operation"})
 # Voids that hang on how the root was called: it is tried again, ever more rarely.
 PASSING = frozenset(
-    {"requires_grad", "ambient_changed", "raised", "tensor_kind", "first_use", "interrupted"}
+    """requires_grad ambient_changed raised tensor_kind first_use interrupted
+    no_operations""".split()  # on the way that this call took
 )
 
 
@@ -352,7 +353,7 @@ class Driver:
         if recording.is_plain and not root.forced and void.kind != "raised":
             self._ran_plain(root)
             return None
-        if root.fullgraph and void.kind != "raised":
+        if root.fullgraph and void.kind not in ("raised", "no_operations"):
             self.counters.add("graph_breaks")
             return errors.graph_break(recording.location, void.kind, void.detail)
         if void.kind in PASSING:

@@ -84,6 +84,11 @@ def is_disabled_here() -> bool:
     return False
 
 
+def is_wrapper(cls: type) -> bool:
+    """Whether instances are Dynamo's own modules around those of the program."""
+    return cls.__module__.startswith(_DYNAMO)
+
+
 def install() -> None:
     """Tells Dynamo now if it is there, else as soon as it is imported."""
     if _DYNAMO in sys.modules:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from accel import arming, runtime
+from accel import arming, other_tracers, runtime
 from accel.capture.twins import CodeKey, code_key
 from accel.capture.values import class_lookup
 from accel.rewriter import prologue
@@ -102,7 +102,7 @@ class RootTable:
                 location = f"{forward.__code__.co_filename}:{forward.__code__.co_firstlineno}"
             root = Root(cls.__qualname__, "module", location, entry, module=weakref.ref(module))
             entry.threshold = self._threshold
-            if self._selection.denies(cls.__module__):
+            if self._selection.denies(cls.__module__) or other_tracers.is_wrapper(cls):
                 root.turn_off()
             if len(self) >= self._next_burial:
                 self._forget_the_dead()

@@ -32,6 +32,7 @@ from accel.trial import Trial
 MAX_PLANS = 12  # times a root's exits are found anew
 MAX_RUNS = 24  # recorded runs of one root
 MAX_FAILURES = 4  # stretches from one node that could not be used
+EMPTY_PAUSE = 16  # visits, and this many times as many after each, of a node that did nothing
 MAX_IN_VAIN = 2  # recorded runs in a row that do not pass the node for whose sake they are made
 MAX_VISITS = 2  # recorded stretches from one node in one run
 MAX_SEGMENTS = 48  # of one run
@@ -324,17 +325,20 @@ class Splitter:
         if found and split.plans < MAX_PLANS and self._replanned(root, split, found):
             return
         split.settled = not run.failed
+        empty = False
         for segment in run.voided:
             void = segment.recording.void
             assert void is not None
             if void.kind == "dynamic" and split.nodes[segment.node].fix_sizes(void.detail):
                 split.wanted, root.entry.threshold = True, 1
                 continue
-            split.failures[segment.node] += 2 if void.kind == "no_operations" else 1
+            split.failures[segment.node] += 1
+            entry = split.nodes[segment.node].entry
             if split.failures[segment.node] >= MAX_FAILURES:
-                entry = split.nodes[segment.node].entry
                 entry.state = "armed" if split.nodes[segment.node].variants else "off"
                 entry.threshold = 0  # never asks again
+            elif void.kind == "no_operations":  # on this way, that is
+                entry.threshold, empty = EMPTY_PAUSE ** split.failures[segment.node], True
             log.artifact(
                 "exits", "%s: %s %s", split.nodes[segment.node].name, void.kind, void.detail
             )
@@ -354,6 +358,9 @@ class Splitter:
         elif run.failed and split.runs < MAX_RUNS:
             # An error of the program's came first: this run has shown nothing.
             split.wanted, root.entry.threshold = True, 1
+        elif empty and split.runs < MAX_RUNS and not any(n.variants for n in split.nodes):
+            # Nothing asks at the nodes while nothing serves there.
+            split.wanted, root.entry.threshold = True, EMPTY_PAUSE ** min(split.runs, 3)
         # A node that misses need not lie on the way of the very next call.
         split.in_vain = split.in_vain + 1 if split.asked else 0
         if 0 < split.in_vain < MAX_IN_VAIN:

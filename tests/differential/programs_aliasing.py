@@ -428,3 +428,25 @@ def _(s: Session) -> None:
     f = s.root(f)
     for size in (4, 4, 4, 2, 4, 2, 2, 4):
         s.call(f, torch.tensor(2.0), s.watch(torch.ones(size)))
+
+
+@program(PROGRAMS, "the storage of what is scattered into an intermediate")
+def _(s: Session) -> None:
+    def f(x, n):
+        big = torch.sin(x.repeat(4, 1))
+        rows = x * 2
+        return (
+            torch.select_scatter(rows, big.sum(0), 0, 1),
+            torch.slice_scatter(rows, big[:n], 0, 0, n),
+            torch.diagonal_scatter(rows, big[0]),
+            big.mean(),
+        )
+
+    f = s.root(f)
+
+    def facts(x):
+        results = f(x, 2)
+        return results, [(t.storage_offset(), t.untyped_storage().nbytes()) for t in results]
+
+    for size in (20, 20, 30, 30, 50, 20):
+        s.call(facts, torch.randn(size, 3))

@@ -1,6 +1,11 @@
-"""A process in which torch.compile has run before: its patches of torch change nothing here."""
+"""torch.compile in the same process: its patches of torch change nothing here, nor we its work."""
 
 from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import children
 
@@ -36,3 +41,60 @@ def test_modules_made_in_a_forward() -> None:
     assert done.code == 0, done.stderr
     assert done.facts["breaks"] == 0
     assert done.facts["served"] >= 3
+
+
+SCRIPT = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, 8)
+
+    def forward(self, x):
+        return self.a(x).relu()
+
+def broken(x):
+    x = x * 2
+    torch._dynamo.graph_break()
+    return plain(x).relu()
+
+def plain(x):
+    return (x * 2).exp()
+
+def main():
+    torch.manual_seed(0)
+    net, function = torch.compile(Net(), backend="eager"), torch.compile(broken, backend="eager")
+    x = torch.ones(2, 4)
+    for _ in range(8):
+        print(net(x).sum().item(), function(x).sum().item(), plain(x).sum().item())
+    print(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+main()
+"""
+
+
+def test_torch_compile_in_a_program_that_accel_runs(tmp_path: Path) -> None:
+    """Where Dynamo evaluates frames it does so alone: it traces none of ours, and no recording
+    begins there."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    environment = {**os.environ, "ACCEL_SYNC": "1", "OMP_NUM_THREADS": "1"}
+
+    def output(*command: str) -> tuple[str, str]:
+        done = subprocess.run(
+            [sys.executable, *command, str(script)],
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout, done.stderr
+
+    want, _ = output()
+    got, errors = output("-m", "accel", "run")
+    assert got == want
+    assert "internal error" not in errors and "Dynamo does not know" not in errors
+    assert " ran compiled" in errors  # `plain`, where main calls it
