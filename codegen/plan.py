@@ -295,8 +295,8 @@ class Planner:
         raise CompileError(f"a list argument {values!r} in an ATen call")
 
     def _mark_writes(self, commit: list[dict[str, Any]]) -> None:
-        """Says which inputs a commit kernel writes, and which writes no version counts."""
-        silent = {c.region.buffer for c in self.graph.commits if not c.versioned}
+        """Says which inputs a commit kernel writes, and how often their versions count that."""
+        versions = {c.region.buffer: c.versions for c in self.graph.commits}
         for step, row in zip(self.commit, commit, strict=True):
             if isinstance(step, Group):
                 written = step.writes()
@@ -304,8 +304,11 @@ class Planner:
             else:
                 assert isinstance(step, ExternNode)  # a copy to a region
                 written = {step.args[0].buffer}
-            if silent & written:
-                row["unversioned"] = sorted(self.ids[b] for b in silent & written)
+            # Written by several steps, an input gets its versions with the first.
+            counts = {b: versions.get(b, 1) for b in written}
+            versions.update(dict.fromkeys(written, 0))
+            if any(count != 1 for count in counts.values()):
+                row["versions"] = sorted([self.ids[b], n] for b, n in counts.items() if n != 1)
 
     def _with_frees(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Adds the steps that drop dynamic buffers after their last use."""

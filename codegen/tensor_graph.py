@@ -88,12 +88,12 @@ class Node:
 class Commit:
     """A write to an input: `region` of it becomes `value`, both as views.
 
-    `versioned` is False for one that eager does not count in the tensor's version.
+    `versions`: how often eager counts it in the tensor's version; 0 where its kernels write unseen.
     """
 
     region: View
     value: View
-    versioned: bool = True
+    versions: int = 1
 
 
 @dataclass

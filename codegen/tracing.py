@@ -103,6 +103,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         # Of inputs, the tensors that stand for them, and their versions at first.
         self.fakes: dict[int, tuple[torch.Tensor, int]] = {}
         self.unversioned = False  # writes that no schema mentions are going on
+        self.unseen: dict[int, int] = {}  # versions of `fakes` that such writes were
         # Torch's shape environment is only imported for graphs that need it.
         self.shapes: ShapeSpace | None = None
         if graph.sizes is not None:
@@ -320,13 +321,14 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         original = self.graph.buffers[state.original]
         assert state.input is not None
         fake, version = self.fakes[state.input]
-        versioned = state.versioned and fake._version != version  # not by way of `.data`
+        counted = fake._version - version - self.unseen.get(state.input, 0)  # not by way of `.data`
+        versions = counted if state.versioned else 0
         if state.writes == 1 and state.last_write is not None:
             region, value = state.last_write
             return Commit(
                 View(original.id, region.sizes, region.strides, region.offset, region.dtype),
                 value,
-                versioned,
+                versions,
             )
         now = self.graph.buffers[state.buffer]
         if original.numel != _dense_numel(original.sizes):
@@ -334,7 +336,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
                 "an input with gaps or overlap between its elements is written twice"
             )
         flat = View(original.id, (original.numel,), (1,), 0, original.dtype)
-        return Commit(flat, View(now.id, (original.numel,), (1,), 0, now.dtype), versioned)
+        return Commit(flat, View(now.id, (original.numel,), (1,), 0, now.dtype), versions)
 
     # ------------------------------------------------------------ operations
 
@@ -363,11 +365,15 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
     def _decomposed(self, decomposition: Any, args: Any, kwargs: Any) -> Any:
         """What it writes in place, eager's kernel writes behind autograd's back."""
         outside, self.unversioned = self.unversioned, True
+        before = {index: fake._version for index, (fake, _) in self.fakes.items()}
         try:
             with self:
                 return decomposition(*args, **kwargs)
         finally:
             self.unversioned = outside
+            for index, version in () if outside else before.items():
+                written = self.fakes[index][0]._version - version
+                self.unseen[index] = self.unseen.get(index, 0) + written
 
     def _record(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         self.alive.append(out)

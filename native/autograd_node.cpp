@@ -72,6 +72,9 @@ NodePointer owning_pointer(std::unique_ptr<Node> node) {
   }
 }
 
+// Inputs that are written are copied before for the sake of derivatives that may never be asked for.
+constexpr int64_t COPIED_BYTES = int64_t{1} << 20;
+
 // Where a saved tensor is found: an input, or an output of the forward plan.
 struct Place {
   bool output;
@@ -104,6 +107,7 @@ struct Description {
   std::vector<bool> written;           // by input: the forward writes it
   std::vector<bool> kept;              // by input: recomputing needs it held
   std::vector<bool> stale;             // by input: written, and what it held before is needed
+  bool any_stale = false;
   std::vector<uint64_t> reach;         // by edge: which of node_outputs depend on the input
   std::vector<uint64_t> freed_with;    // by node output: whose backward frees what its own needs
   std::vector<uint64_t> needed_for;    // by saved tensor: the gradients that its value counts for
@@ -131,6 +135,12 @@ struct Remembered {
   c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl> weak;
   uint32_t version = 0;
   bool has_version = false;
+  bool is_copy = false;
+
+  // What the input held before the run has written it, which nobody else can change.
+  explicit Remembered(at::Tensor copy)
+      : strong(std::move(copy)), weak(c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>()),
+        is_copy(true) {}
 
   Remembered(const at::Tensor& tensor, bool keep)
       : weak(c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>()) {
@@ -208,7 +218,7 @@ class PlanBackward : public TierNode {
 
   // Fills in what is saved; the outputs have their history already. No GIL needed.
   void save(c10::TensorImpl* const* inputs, size_t count, std::vector<at::Tensor>& outputs,
-            const at::Tensor& random_state) {
+            const at::Tensor& random_state, const std::vector<at::Tensor>& before) {
     random_state_ = random_state;
     const Description& d = *description_;
     saved_.reserve(d.saved.size());
@@ -219,6 +229,10 @@ class PlanBackward : public TierNode {
     }
     inputs_.reserve(count);
     for (size_t i = 0; i < count; ++i) {
+      if (d.stale[i] && i < before.size() && before[i].defined()) {
+        inputs_.emplace_back(before[i]);
+        continue;
+      }
       at::Tensor input = hold(inputs[i]);
       // Autograd holds a leaf anyway.
       bool keep = d.kept[i] && !(input.requires_grad() && !input.grad_fn());
@@ -434,7 +448,7 @@ class PlanBackward : public TierNode {
     for (size_t i = 0; i < inputs_.size(); ++i) {
       at::Tensor input = inputs_[i].get();
       bool changed =
-          input.defined() &&
+          input.defined() && !inputs_[i].is_copy &&
           (description_->stale[i] ||
            (inputs_[i].has_version && !description_->written[i] &&
             input.unsafeGetTensorImpl()->version_counter().current_version() !=
@@ -756,7 +770,7 @@ void read_spec(const py::dict& spec, const Plan& forward, const Plan& backward, 
   d.kept.assign(inputs, false);
   for (uint32_t i : numbers(spec, "kept", inputs)) d.kept[i] = true;
   d.stale.assign(inputs, false);
-  for (uint32_t i : numbers(spec, "stale", inputs)) d.stale[i] = true;
+  for (uint32_t i : numbers(spec, "stale", inputs)) d.any_stale = d.stale[i] = true;
   d.reach = rows_of_bits(spec, "reach", d.grads.size(), d.node_outputs.size());
   d.freed_with = rows_of_bits(spec, "freed_with", d.node_outputs.size(), d.node_outputs.size());
   d.needed_for = rows_of_bits(spec, "needed_for", d.saved.size(), d.node_outputs.size());
@@ -842,8 +856,25 @@ bool are_gradients(PyObject* object) {
   return true;
 }
 
+std::vector<at::Tensor> values_before(PyObject* gradients, c10::TensorImpl* const* inputs,
+                                      size_t count) {
+  std::vector<at::Tensor> copies;
+  for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(gradients); ++k) {
+    const Description& d = *object_of(PyTuple_GET_ITEM(gradients, k))->description;
+    for (size_t i = 0; d.any_stale && i < count; ++i) {
+      if (!d.stale[i] || (i < copies.size() && copies[i].defined())) continue;
+      if (inputs[i]->numel() * static_cast<int64_t>(inputs[i]->itemsize()) > COPIED_BYTES) continue;
+      copies.resize(count);
+      c10::NoGradGuard no_grad;
+      copies[i] = hold(inputs[i]).detach().clone();
+    }
+  }
+  return copies;
+}
+
 bool connect(PyObject* gradients, c10::TensorImpl* const* inputs, size_t count,
-             std::vector<at::Tensor>& outputs, const at::Tensor& random_state) {
+             std::vector<at::Tensor>& outputs, const at::Tensor& random_state,
+             const std::vector<at::Tensor>& before) {
   try {
     auto components = static_cast<size_t>(PyTuple_GET_SIZE(gradients));
     std::vector<PlanBackward*> nodes(components);
@@ -854,7 +885,7 @@ bool connect(PyObject* gradients, c10::TensorImpl* const* inputs, size_t count,
       last = object_of(gradient)->description.get();
     }
     // With all histories in place: what is saved of another component's output has none.
-    for (PlanBackward* node : nodes) node->save(inputs, count, outputs, random_state);
+    for (PlanBackward* node : nodes) node->save(inputs, count, outputs, random_state, before);
     outputs.resize(last->output_count);
     return true;
   } catch (python_error& error) {

@@ -291,16 +291,23 @@ class PlanParser {
         note_write(buffer_id(item, where + ".writes"), writes);
       }
     }
-    drop_unversioned(dict, where, writes);
+    count_versions(dict, where, writes);
     return writes;
   }
 
-  // Writes that eager does not count in the tensor's version.
-  void drop_unversioned(const py::dict& dict, const std::string& where,
-                        std::vector<uint32_t>& writes) {
-    if (!dict.contains("unversioned")) return;
-    for (const auto& item : as_list(dict["unversioned"], where + ".unversioned")) {
-      std::erase(writes, plan_.buffers[buffer_id(item, where + ".unversioned")].root);
+  // Writes that eager counts more or less often than once in the tensor's version: an id stands as
+  // often in `writes`.
+  void count_versions(const py::dict& dict, const std::string& where,
+                      std::vector<uint32_t>& writes) {
+    if (!dict.contains("versions")) return;
+    for (const auto& item : as_list(dict["versions"], where + ".versions")) {
+      py::list row = as_list(item, where + ".versions");
+      if (row.size() != 2) fail(where, "versions: pairs of a buffer and a number");
+      uint32_t root = plan_.buffers[buffer_id(row[0], where + ".versions")].root;
+      auto count = take<int64_t>(row[1], where + ".versions", "a number");
+      if (std::erase(writes, root) == 0) fail(where, "versions: of what is not written");
+      if (count < 0 || count > 1'000'000) fail(where, "versions: not a number of writes");
+      writes.insert(writes.end(), static_cast<size_t>(count), root);
     }
   }
 
@@ -335,7 +342,7 @@ class PlanParser {
     plan_.random |= handle->hasTag(at::Tag::nondeterministic_seeded);
     parse_arguments(dict, where, step);
     std::vector<uint32_t> writes = extern_writes(step, where, commit);
-    drop_unversioned(dict, where, writes);
+    count_versions(dict, where, writes);
     bool binds_alias = parse_results(dict, where, step);
     if (!binds_alias && step.results.size() <= 3) {
       step.direct = find_direct_call(overload.empty() ? name : name + "." + overload);

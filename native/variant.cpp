@@ -157,10 +157,13 @@ Outcome run_plan(Variant* v, HeldInputs& inputs, Outputs& outputs, std::string& 
     }
   }
   at::Tensor drawn_from = v->gradients ? random_state(*v->native) : at::Tensor();
+  std::vector<at::Tensor> before;
+  if (v->gradients) before = values_before(v->gradients, tensors.data(), inputs.size());
   switch (run(*v->native, tensors.data(), inputs.size(), outputs.tensors, &why)) {
     case RunStatus::ok:
       if (!v->gradients) return Outcome::served;
-      return connect(v->gradients, tensors.data(), inputs.size(), outputs.tensors, drawn_from)
+      return connect(v->gradients, tensors.data(), inputs.size(), outputs.tensors, drawn_from,
+                     before)
                  ? Outcome::served
                  : Outcome::raised;
     case RunStatus::misspeculated: return Outcome::misspeculated;
