@@ -285,7 +285,7 @@ class Session:
             "arguments": [_references(a) for a in (*args, *kwargs.values())],
             "result": _references(result),
         }
-        outcome["written"] = [t._version != version for t, version in versions]
+        outcome["written"] = [t._version - version for t, version in versions]
         del versions
         outcome["grad_mode"] = [torch.is_grad_enabled(), torch.is_inference_mode_enabled()]
         describer = Describer()
