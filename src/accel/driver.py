@@ -209,7 +209,7 @@ class Driver:
         if sampled is not None:
             for installed in root.variants:
                 if installed.native is sampled:
-                    return installed.trial.eager_ns
+                    return installed.trial.burst
             return []  # replaced meanwhile; the call must run all the same
         if root.pending and not root.variants and len(root.eager_ns) < self.limits.max_eager_times:
             return root.eager_ns
@@ -220,6 +220,9 @@ class Driver:
         if self.stance != "default":
             return False
         if self._closed or root.state in SETTLED:
+            if root.variants and root.serves_nothing():
+                root.retire(root.variants)
+                self._disarm(root)
             entry.state = "off" if not root.variants else "armed"
             entry.threshold = self.limits.max_backoff_calls
             return False
@@ -299,7 +302,11 @@ class Driver:
         if root.variation is None:
             dynamic = self.config.dynamic if root.dynamic is None else root.dynamic
             root.variation = Variation(dynamic)
-        return root.variation
+        variation = root.variation
+        many = len(root.variants) >= self.limits.max_fixed_variants and root.serves_few
+        if many and variation.has_fixed and variation.leaves_numbers is False:
+            variation.leaves_numbers = root.kind == "function" and not root.fullgraph
+        return variation
 
     def _recorded(
         self, root: Root, named: list[Any], recording: Recording
@@ -364,6 +371,9 @@ class Driver:
         if root.serves_few and self.splitter.offer(root, function, recording):
             branching.drop_variants(root)
             root.state, root.entry.threshold = "split", 1
+            return None
+        if void.kind == "changes" and root.variation is not None:
+            root.variation.leaves_numbers, root.entry.threshold = None, 1
             return None
         if void.kind == "branch" and deferral.own_forward(root) is None:
             root.assumes_all, root.entry.threshold = True, 1

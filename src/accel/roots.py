@@ -38,6 +38,7 @@ STATES = {
 
 
 # Those in which no call is recorded.
+IDLE = 100  # variants that serve fewer than one in so many calls only cost time
 SETTLED = frozenset({"blacklisted", "plain", "losing", "disabled", "full"})
 
 
@@ -52,6 +53,7 @@ class Limits:
     max_plain_runs: int = 2  # recordings without torch operations before a root is let alone
     plain_pause_calls: int = 16  # calls between them
     max_backoff_calls: int = 4096  # most calls between two tries
+    max_fixed_variants: int = 6  # that hold for one number each, before it is left to Python
     max_backward_patterns: int = 4  # sets of outputs at which gradients arrive, besides all
 
 
@@ -101,6 +103,7 @@ class Root:
     # Held while one of its calls is recorded, in whatever thread, and what it gave is submitted.
     turn: threading.Lock = field(default_factory=threading.Lock)
     eager_ns: list[int] = field(default_factory=list)  # calls measured while it compiles
+    looked_at: tuple[int, int] = (0, 0)  # calls and hits when `serves_nothing` looked
     ops_per_call: int = 0
     history: list[str] = field(default_factory=list)
     owner: weakref.ref[Root] | None = None  # of a node: the split root
@@ -190,6 +193,13 @@ class Root:
     def serves_few(self) -> bool:
         """Whether its variants, if any, serve less than half of its calls."""
         return not self.variants or 2 * self.hits < int(self.entry.calls)
+
+    def serves_nothing(self) -> bool:
+        """Whether its variants have served next to none of the many calls since the last look."""
+        calls, hits = self.looked_at
+        self.looked_at = int(self.entry.calls), self.hits
+        calls, hits = self.looked_at[0] - calls, self.looked_at[1] - hits
+        return calls >= Limits.max_backoff_calls and IDLE * hits < calls
 
 
 class Owners:

@@ -167,6 +167,10 @@ class Splitter:
                     owner.split.asked.add(number)
                     owner.entry.threshold = 1
                 entry.threshold = min(2 * max(entry.threshold, 1), 4096)
+                node = owner.split.nodes[number]
+                if node.entry is entry and node.state in SETTLED and node.serves_nothing():
+                    node.retire(node.variants)
+                    entry.state = "off"
 
         entry = runtime.native.Entry(f"{root.name}:{node.line}", on_call)
         entry.stack_depth = node.depth

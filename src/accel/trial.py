@@ -20,6 +20,10 @@ WARM_UP = 2  # first hits, which allocate
 PROBE_EVERY = 32  # hits, once the first review is over
 _MAX_EAGER = 7  # latest eager times that count
 _ASKING_NS = 30_000  # what arranging an eager run costs
+# Shorter calls are measured in a row: between compiled ones, Python's and torch's code for the
+# eager call is cold, and the first of them takes up to thirty times as long as those that follow.
+SHORT_NS = 100_000
+BURST = 8
 _LONGEST = 1 << 20  # hits between two reviews
 
 
@@ -37,38 +41,43 @@ class Ruling:
 class Trial:
     """What is known of one variant. Times are nanoseconds of whole calls."""
 
-    eager_ns: list[int] = field(default_factory=list)
+    eager_ns: list[int] = field(default_factory=list)  # of warm calls
+    burst: list[int] = field(default_factory=list)  # eager runs since the last review, in a row
     strikes: int = 0
     reviews: int = 0
 
     def review(self, compiled_ns: list[int]) -> Ruling:
         """`compiled_ns` are the times measured since the last strike."""
         self.reviews += 1
+        if self.burst:
+            self.eager_ns.append(int(statistics.median(self.burst[len(self.burst) // 2 :])))
+            self.burst.clear()
         del self.eager_ns[:-_MAX_EAGER]
         if self.reviews == 1:
             compiled_ns = compiled_ns[WARM_UP:]
         if len(compiled_ns) < MIN_COMPILED:
             return Ruling(probe_every=1, review_in=FIRST_REVIEW)
         compiled = statistics.median(compiled_ns)
-        earned = int(self.reviews > 1)  # nothing has been saved up at the first one
+        runs = BURST if compiled < SHORT_NS else 1
+        earned = runs if self.reviews > 1 else 0  # nothing has been saved up at the first one
         if len(self.eager_ns) < MIN_EAGER:
             guess = statistics.median(self.eager_ns) if self.eager_ns else 2 * compiled
-            return Ruling(eager_runs=earned, review_in=self._affordable(guess, compiled))
+            return Ruling(eager_runs=earned, review_in=self._affordable(runs * guess, compiled))
         eager = statistics.median(self.eager_ns)
         if compiled > MARGIN * eager and min(compiled_ns) > min(self.eager_ns):
             self.strikes += 1
             if self.strikes >= STRIKES:
                 return Ruling(losing=True)
-            return Ruling(eager_runs=1, probe_every=1, review_in=FIRST_REVIEW)
+            return Ruling(eager_runs=runs, probe_every=1, review_in=FIRST_REVIEW)
         self.strikes = 0
         # The clearer the gain, the rarer the look.
         patience = 4 if compiled > 0.9 * eager else 64
-        pause = self._affordable(eager, compiled) * patience * min(self.reviews, 16)
+        pause = self._affordable(runs * eager, compiled) * patience * min(self.reviews, 16)
         return Ruling(eager_runs=earned, review_in=min(pause, _LONGEST))
 
     @staticmethod
     def _affordable(eager: float, compiled: float) -> int:
-        """Hits after which one more eager run is within the budget."""
+        """Hits after which eager runs that take so long are within the budget."""
         return max(FIRST_REVIEW, int((eager + _ASKING_NS) / (BUDGET * compiled)))
 
     def text(self, compiled_ns: list[int]) -> str:

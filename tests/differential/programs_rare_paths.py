@@ -42,3 +42,37 @@ def _(s: Session) -> None:
         s.call(f, x, torch.randn(4, 4))
     s.call(f, x, x)
     s.split(f, x, torch.randn(4, 4), segments=1)
+
+
+@program(PROGRAMS, "numbers that differ between calls as keys of a dict")
+def _(s: Session) -> None:
+    seen = s.watch({})
+
+    def outer(x, k):
+        seen[k] = seen.get(k, 0) + 1
+        return (x * 2).relu() + k
+
+    def inner(x, k):
+        parts = {k: x * 2, k + 1: x * 3}
+        return parts[k].exp() + parts[k + 1]
+
+    for function in (outer, inner):
+        f = s.root(function)
+        for k in range(10, 26):
+            s.call(f, torch.randn(4), k)
+        s.call(f, torch.randn(4), 10)
+        s.split(f, torch.randn(4), 99, segments=1)
+
+
+@program(PROGRAMS, "five values of a number, over and over")
+def _(s: Session) -> None:
+    table = {k: 0.5 * k for k in range(6)}
+
+    def f(x, k):
+        return x * table[k] + 1
+
+    f = s.root(f)
+    for _ in range(6):
+        for k in range(5):
+            s.call(f, torch.randn(4), k)
+    s.hit(f, torch.randn(4), 3)

@@ -377,6 +377,8 @@ class LiftedEvents(NumberEvents):
         """The number is what it is in every call that this recording serves."""
         number = self.lifted[id(value)]
         source = self.leaf_of.get(number)
+        if self.variation is not None and self.variation.leaves_numbers:
+            raise Void("changes", str(source or "a number"))
         if source is not None and self.variation is not None:
             self.variation.fix_number(source)
         plain = runtime.native.own_number(value)  # int(value) would be the very object

@@ -51,6 +51,9 @@ class Variation:
         self._lengths: dict[str, list[int]] = {}  # the same, of containers; in order
         self._lifted: set[str] = set()
         self._fixed: set[str] = set()  # lifting them has served nothing
+        # Whether what looks at a number that differs between calls is left to Python, rather than
+        # recorded for one value; None: it cannot be.
+        self.leaves_numbers: bool | None = False
 
     @property
     def is_enabled(self) -> bool:
@@ -92,7 +95,7 @@ class Variation:
         if type(value) is float and math.isnan(value):
             return False
         name = str(source)
-        if name in self._fixed:
+        if name in self._fixed and not self.leaves_numbers:
             return False
         if name not in self._lifted:
             seen = self._numbers.get(name, ())
@@ -106,6 +109,11 @@ class Variation:
         one more variant would serve one call."""
         seen = [*self._lengths.get(str(source), ())[-_GROWTH:], length]
         return len(seen) > _GROWTH and all(a < b for a, b in itertools.pairwise(seen))
+
+    @property
+    def has_fixed(self) -> bool:
+        """Whether recordings hold for one value of a number that differs between calls."""
+        return bool(self._fixed)
 
     def fix_number(self, source: Source) -> None:
         """A recording had to fix the number there after all."""
