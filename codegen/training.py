@@ -142,6 +142,7 @@ def _facts(source: SegmentGraph, whole: Joint, number: int) -> dict[str, Any]:
         "detached": whole.detached if number == 0 else [],
         "grads": component.grads,
         "written": written,
+        "needs": sorted(set[Any]().union(*reached)),
         "stale": [i for i in written if any(i in inputs for inputs in reached)],
         "reach": [[k for k, inputs in enumerate(reached) if i in inputs] for i in component.grads],
         "tiers": _tiers(component.inner),

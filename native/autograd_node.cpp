@@ -105,6 +105,7 @@ struct Description {
   std::vector<Place> saved;            // the plan's first inputs
   std::vector<Watched> watched;
   std::vector<bool> written;           // by input: the forward writes it
+  std::vector<bool> needs;             // by input: the outputs depend on it
   std::vector<bool> kept;              // by input: recomputing needs it held
   std::vector<bool> stale;             // by input: written, and what it held before is needed
   bool any_stale = false;
@@ -249,10 +250,14 @@ class PlanBackward : public TierNode {
     }
     if (!any_defined(grads)) return variable_list(d.grads.size());
     if (c10::GradMode::is_enabled()) return recompute(grads);
-    if (expected(grads)) return run_backward(grads, arrived(grads), false);
+    variable_list result;
+    if (expected(grads)) {
+      return run_backward(grads, arrived(grads), false, result) ? result : recompute(grads);
+    }
     variable_list whole = grads;
-    if (!complete(whole)) return recompute(grads);
-    variable_list result = run_backward(whole, arrived(grads), true);
+    if (!complete(whole) || !run_backward(whole, arrived(grads), true, result)) {
+      return recompute(grads);
+    }
     for (size_t i = 0; i < result.size(); ++i) {
       if (!(d.reach[i] & arrived(grads))) result[i] = at::Tensor();
     }
@@ -260,8 +265,10 @@ class PlanBackward : public TierNode {
   }
 
   // The compiled backward. With `filled` gradients it answers only if all it gives is finite:
-  // a zero times an infinity would not be what eager, which leaves the product out, gives.
-  variable_list run_backward(const variable_list& grads, uint64_t bits, bool filled) {
+  // a zero times an infinity would not be what eager, which leaves the product out, gives. False
+  // where it gives no answer.
+  bool run_backward(const variable_list& grads, uint64_t bits, bool filled,
+                    variable_list& result) {
     const Description& d = *description_;
     std::vector<at::Tensor> held = unpack_saved(bits);
     const Plan& plan = plan_of(*d.executor);
@@ -282,13 +289,13 @@ class PlanBackward : public TierNode {
         if (!at::isfinite(output).all().item<bool>()) status = RunStatus::misspeculated;
       }
     }
-    if (status != RunStatus::ok) return recompute(grads);  // it gives eager's own error
+    if (status != RunStatus::ok) return false;
     d.runs.fetch_add(1, std::memory_order_relaxed);
-    variable_list result(d.grads.size());
+    result.resize(d.grads.size());
     for (size_t i = 0; i < result.size(); ++i) {
       if (d.results[i] >= 0) result[i] = outputs[static_cast<size_t>(d.results[i])];
     }
-    return result;
+    return true;
   }
 
   // The forward once more, by `recompute`. With `cut`, positions in node_outputs, these are where
@@ -447,6 +454,10 @@ class PlanBackward : public TierNode {
     std::vector<at::Tensor> inputs;
     for (size_t i = 0; i < inputs_.size(); ++i) {
       at::Tensor input = inputs_[i].get();
+      if (input.defined() && !description_->needs[i]) {
+        inputs.push_back(std::move(input));  // whatever it holds
+        continue;
+      }
       bool changed =
           input.defined() && !inputs_[i].is_copy &&
           (description_->stale[i] ||
@@ -767,6 +778,8 @@ void read_spec(const py::dict& spec, const Plan& forward, const Plan& backward, 
   if (!backward.commit.empty()) fail("gradient", "the backward plan writes its inputs");
   d.written.assign(inputs, false);
   for (uint32_t i : numbers(spec, "written", inputs)) d.written[i] = true;
+  d.needs.assign(inputs, false);
+  for (uint32_t i : numbers(spec, "needs", inputs)) d.needs[i] = true;
   d.kept.assign(inputs, false);
   for (uint32_t i : numbers(spec, "kept", inputs)) d.kept[i] = true;
   d.stale.assign(inputs, false);

@@ -50,6 +50,7 @@ class Doubler:
             "saved": [["output", 2]],
             "watched": [],
             "written": [],
+            "needs": [0],
             "kept": [0],
             "stale": [],
             "reach": [[0, 1]],
