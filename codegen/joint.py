@@ -9,6 +9,7 @@ is what it would be without gradients.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -33,7 +34,8 @@ class Component:
     inner: list[list[int]]  # by output: positions in `outputs` of those it was computed from
     freed_with: list[list[int]]  # by output: those whose backward frees what its own needs
     tangents: list[int] = field(default_factory=list)  # positions in `outputs`
-    grads: list[int] = field(default_factory=list)  # the inputs that get a gradient
+    # The inputs that get a gradient, in the order in which eager's backward comes to them.
+    grads: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -142,6 +144,10 @@ class _JointTracer(Tracer):
             if name in self.gradients.inputs
         ]
         self.location, self.origin = "backward", ""
+        visited: list[int] = []
+        handles = [
+            values[name].register_hook(functools.partial(_visit, visited, i)) for i, name in inputs
+        ]
         with self.fake_mode, self:
             try:
                 grads = torch.autograd.grad(
@@ -153,7 +159,12 @@ class _JointTracer(Tracer):
             except RuntimeError as error:
                 text = (str(error).splitlines() or [""])[0]
                 raise CompileError(f"autograd refuses the backward: {text}") from error
-        for (index, name), grad in zip(inputs, grads, strict=True):
+        for handle in handles:
+            handle.remove()
+        found = dict(zip(inputs, grads, strict=True))
+        for (index, name), grad in sorted(
+            found.items(), key=lambda item: _rank(visited, item[0][0])
+        ):
             if grad is not None:
                 component.grads.append(index)
                 self._add_gradient(name, grad)
@@ -175,6 +186,15 @@ class _JointTracer(Tracer):
         self.graph.output_identity.append(id(grad))
         self.graph.output_detached.append(False)
         self.alive.append(grad)
+
+
+def _visit(visited: list[int], index: int, _gradient: Any) -> None:
+    visited.append(index)
+
+
+def _rank(visited: list[int], index: int) -> int:
+    """When the backward came to this input."""
+    return visited.index(index) if index in visited else len(visited)
 
 
 @contextlib.contextmanager

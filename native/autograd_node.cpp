@@ -21,6 +21,7 @@
 // checked; values that only the plans know are plain tensors.
 #include "autograd_node.h"
 
+#include "engine_order.h"
 #include "executor.h"
 #include "plan.h"
 #include "plan_reader.h"
@@ -100,7 +101,7 @@ struct Description {
   std::vector<std::vector<uint32_t>> tiers;  // positions in node_outputs, by tier
   std::vector<std::vector<uint32_t>> inner;  // by tier: the positions that its outputs depend on
   std::vector<uint32_t> detached;      // user outputs that are aliases without history
-  std::vector<uint32_t> grads;         // inputs that get a gradient: the node's edges
+  std::vector<uint32_t> grads;         // inputs that get a gradient, in the order of eager's visits
   std::vector<int64_t> results;        // by edge: which output of the plan, or -1
   std::vector<Place> saved;            // the plan's first inputs
   std::vector<Watched> watched;
@@ -113,6 +114,9 @@ struct Description {
   std::vector<uint64_t> freed_with;    // by node output: whose backward frees what its own needs
   std::vector<uint64_t> needed_for;    // by saved tensor: the gradients that its value counts for
   mutable std::atomic<long> runs{0}, recomputed{0};
+  // Of the last call: which of `grads` were leaves, and the edges that lead to them. Under the GIL.
+  mutable std::vector<bool> leaves;
+  mutable std::shared_ptr<const std::vector<uint32_t>> edge_of;
 
   ~Description() {
     if (!owner && !recompute) return;
@@ -242,6 +246,34 @@ class PlanBackward : public TierNode {
   }
 
   variable_list apply(variable_list&& arriving) override {
+    variable_list found = gradients(std::move(arriving));
+    variable_list result(found.size());
+    for (size_t i = 0; i < found.size(); ++i) result[(*edge_of_)[i]] = std::move(found[i]);
+    return result;
+  }
+
+  // The edges to `inputs`, placed so that the engine comes to leaves as in eager. Needs the GIL.
+  edge_list place_edges(c10::TensorImpl* const* inputs) {
+    const Description& d = *description_;
+    std::vector<bool> leaves;
+    std::vector<torch::autograd::Edge> edges;
+    for (uint32_t i : d.grads) {
+      at::Tensor input = hold(inputs[i]);
+      edges.push_back(torch::autograd::impl::gradient_edge(input));
+      leaves.push_back(!input.grad_fn());
+    }
+    if (!d.edge_of || d.leaves != leaves) {
+      d.edge_of = std::make_shared<const std::vector<uint32_t>>(edge_places(leaves));
+      d.leaves = std::move(leaves);
+    }
+    edge_of_ = d.edge_of;
+    edge_list placed(edges.size());
+    for (size_t i = 0; i < edges.size(); ++i) placed[(*edge_of_)[i]] = std::move(edges[i]);
+    return placed;
+  }
+
+  // By input of `grads`.
+  variable_list gradients(variable_list&& arriving) {
     const Description& d = *description_;
     variable_list grads = gathered(std::move(arriving));
     {
@@ -476,6 +508,7 @@ class PlanBackward : public TierNode {
     return inputs;
   }
 
+  std::shared_ptr<const std::vector<uint32_t>> edge_of_;  // by input of `grads`
   std::vector<Saved> saved_, watched_;  // guarded by mutex_
   std::vector<Remembered> inputs_;      // guarded by mutex_
   uint64_t running_ = 0, freed_ = 0;    // node outputs, as bits; guarded by mutex_
@@ -647,9 +680,13 @@ PlanBackward* connect_component(const std::shared_ptr<const Description>& descri
       node = owning_pointer(std::move(upper));
     }
     edge_list edges;
-    edges.reserve(d.inner[tier].size() + d.grads.size());
-    for (uint32_t k : d.inner[tier]) edges.push_back(leads_to(outputs[d.node_outputs[k]]));
-    for (uint32_t i : d.grads) edges.push_back(leads_to(hold(inputs[i])));
+    if (tier == 0) {
+      edges = lowest->place_edges(inputs);
+    } else {
+      edges.reserve(d.inner[tier].size() + d.grads.size());
+      for (uint32_t k : d.inner[tier]) edges.push_back(leads_to(outputs[d.node_outputs[k]]));
+      for (uint32_t i : d.grads) edges.push_back(leads_to(hold(inputs[i])));
+    }
     node->set_next_edges(std::move(edges));
     for (uint32_t k : d.tiers[tier]) {
       at::Tensor& output = outputs[d.node_outputs[k]];

@@ -103,7 +103,7 @@ def test_gradients_at_some_outputs(pattern: list[int]) -> None:
 
     gradient = check(function, leaf(4, 6), leaf(6, 6), leaf(6), tangents=pattern)
     assert gradient["tangents"] == pattern
-    assert gradient["grads"] == [0, 1, 2]  # wherever gradients arrive
+    assert sorted(gradient["grads"]) == [0, 1, 2]  # wherever gradients arrive
 
 
 def test_outputs_that_have_nothing_in_common_have_plans_of_their_own() -> None:
@@ -114,7 +114,7 @@ def test_outputs_that_have_nothing_in_common_have_plans_of_their_own() -> None:
     found = check_each(function, leaf(4, 6), leaf(6), leaf(6))
     assert [g["node_outputs"] for g in found] == [[0, 2], [1], [3], [4]]
     assert [g["freed_with"] for g in found] == [[[0], [1]], [[0]], [[]], [[0]]]
-    assert [g["grads"] for g in found] == [[0, 1, 2], [2], [1], [1]]
+    assert [sorted(g["grads"]) for g in found] == [[0, 1, 2], [2], [1], [1]]
 
 
 def test_a_trunk_that_holds_something_is_freed_with_each_head() -> None:
