@@ -1,4 +1,4 @@
-// Autograd nodes over backward plans, and the Python type that describes them.
+// Autograd nodes over backward plans.
 //
 // A node serves what its plan was compiled for: first derivatives, with gradients arriving at
 // the outputs that were expected to get one. Anything else (create_graph, another set of
@@ -15,16 +15,13 @@
 // at an inner output, a tier's node hands what arrived to the tier below ("carries" it), and one
 // plan serves the whole backward; else it runs the forward again, for its own part.
 //
-// Ownership: a Gradient and its nodes share one Description, which owns the executor's Python
-// object and `recompute`; whoever drops it last takes the GIL. A node owns what it saved
-// until release_variables. Visible tensors are SavedVariables, so that their versions are
-// checked; values that only the plans know are plain tensors.
+// Ownership: a node owns what it saved until release_variables. Visible tensors are SavedVariables,
+// so that their versions are checked; values that only the plans know are plain tensors.
 #include "autograd_node.h"
 
 #include "engine_order.h"
 #include "executor.h"
 #include "plan.h"
-#include "plan_reader.h"
 #include "tensors.h"
 
 #include <c10/core/GradMode.h>
@@ -48,6 +45,11 @@
 
 namespace accel {
 
+at::Tensor hold(c10::TensorImpl* impl) {
+  return at::Tensor(
+      c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>::unsafe_reclaim_from_nonowning(
+          impl));
+}
 
 namespace {
 
@@ -71,67 +73,6 @@ NodePointer owning_pointer(std::unique_ptr<Node> node) {
   } else {
     return NodePointer(node.release(), [](auto* last) { deleteNode(last); });
   }
-}
-
-// Inputs that are written are copied before for the sake of derivatives that may never be asked for.
-constexpr int64_t COPIED_BYTES = int64_t{1} << 20;
-
-// Where a saved tensor is found: an input, or an output of the forward plan.
-struct Place {
-  bool output;
-  uint32_t index;
-};
-
-// A visible tensor whose version eager's backward checks when a gradient arrives at one of
-// the node outputs in `bits`. `position`: where it is among the saved ones, or -1.
-struct Watched {
-  Place place;
-  uint64_t bits;
-  int64_t position;
-};
-
-struct Description {
-  PyObject* owner = nullptr;      // the backward's Executor object, owned
-  PyObject* recompute = nullptr;  // owned
-  const Executor* executor = nullptr;  // inside owner
-  std::vector<std::string> names;  // of node_outputs: eager's names of what made them
-  size_t output_count = 0;
-  std::vector<uint32_t> node_outputs;  // user outputs whose history is the node
-  std::vector<uint32_t> tangents;      // positions in node_outputs: the plan's last inputs
-  std::vector<std::vector<uint32_t>> tiers;  // positions in node_outputs, by tier
-  std::vector<std::vector<uint32_t>> inner;  // by tier: the positions that its outputs depend on
-  std::vector<uint32_t> detached;      // user outputs that are aliases without history
-  std::vector<uint32_t> grads;         // inputs that get a gradient, in the order of eager's visits
-  std::vector<int64_t> results;        // by edge: which output of the plan, or -1
-  std::vector<Place> saved;            // the plan's first inputs
-  std::vector<Watched> watched;
-  std::vector<bool> written;           // by input: the forward writes it
-  std::vector<bool> needs;             // by input: the outputs depend on it
-  std::vector<bool> kept;              // by input: recomputing needs it held
-  std::vector<bool> stale;             // by input: written, and what it held before is needed
-  bool any_stale = false;
-  std::vector<uint64_t> reach;         // by edge: which of node_outputs depend on the input
-  std::vector<uint64_t> freed_with;    // by node output: whose backward frees what its own needs
-  std::vector<uint64_t> needed_for;    // by saved tensor: the gradients that its value counts for
-  mutable std::atomic<long> runs{0}, recomputed{0};
-  // Of the last call: which of `grads` were leaves, and the edges that lead to them. Under the GIL.
-  mutable std::vector<bool> leaves;
-  mutable std::shared_ptr<const std::vector<uint32_t>> edge_of;
-
-  ~Description() {
-    if (!owner && !recompute) return;
-    if (!Py_IsInitialized()) return;  // the interpreter has gone: nothing can be dropped
-    PyGILState_STATE state = PyGILState_Ensure();
-    Py_XDECREF(owner);
-    Py_XDECREF(recompute);
-    PyGILState_Release(state);
-  }
-};
-
-at::Tensor hold(c10::TensorImpl* impl) {
-  return at::Tensor(
-      c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>::unsafe_reclaim_from_nonowning(
-          impl));
 }
 
 // An input as `recompute` wants it: the tensor itself, or weakly what eager would not hold.
@@ -703,255 +644,18 @@ PlanBackward* connect_component(const std::shared_ptr<const Description>& descri
   return lowest;
 }
 
-// ---- the Python type -----------------------------------------------------------------
-
-struct GradientObject {
-  PyObject_HEAD
-  std::shared_ptr<Description> description;
-};
-
-PyTypeObject* gradient_type = nullptr;
-
-GradientObject* object_of(PyObject* self) { return reinterpret_cast<GradientObject*>(self); }
-
-std::vector<uint32_t> numbers(const py::dict& spec, const char* name, size_t limit) {
-  std::vector<uint32_t> found;
-  for (int64_t number : integers(spec, name, "gradient")) {
-    if (number < 0 || static_cast<size_t>(number) >= limit) {
-      fail("gradient", std::string(name) + ": there is no " + std::to_string(number));
-    }
-    found.push_back(static_cast<uint32_t>(number));
-  }
-  return found;
-}
-
-// [[number, ...], ...]: `count` sets of numbers below `limit`.
-std::vector<uint64_t> rows_of_bits(const py::dict& spec, const char* name, size_t count,
-                                   size_t limit) {
-  std::vector<uint64_t> found;
-  for (const auto& row : as_list(member(spec, name, "gradient"), name)) {
-    uint64_t bits = 0;
-    for (const auto& item : as_list(row, name)) {
-      auto number = take<uint32_t>(item, name, "a number");
-      if (number >= limit) fail("gradient", std::string(name) + ": a number is too large");
-      bits |= uint64_t{1} << number;
-    }
-    found.push_back(bits);
-  }
-  if (found.size() != count) fail("gradient", std::string(name) + ": wrong number of rows");
-  return found;
-}
-
-// ["input" | "output", index, ...] with at least `length` items.
-Place place(const py::list& item, size_t length, size_t inputs, size_t outputs) {
-  if (item.size() < length) fail("gradient", "a place has too few items");
-  auto kind = take<std::string>(item[0], "gradient", "a string");
-  auto index = take<int64_t>(item[1], "gradient", "an integer");
-  bool output = kind == "output";
-  if (index < 0 || static_cast<size_t>(index) >= (output ? outputs : inputs)) {
-    fail("gradient", "there is no " + kind + " " + std::to_string(index));
-  }
-  return {output, static_cast<uint32_t>(index)};
-}
-
-// [{"outputs": [position, ...], "inner": [position, ...]}, ...], lowest first.
-void read_tiers(const py::list& rows, Description& d) {
-  std::vector<bool> known(d.node_outputs.size(), false);
-  size_t count = 0;
-  for (const auto& item : rows) {
-    py::dict row = as_dict(item, "tiers");
-    d.inner.push_back(numbers(row, "inner", known.size()));
-    for (uint32_t k : d.inner.back()) {
-      if (!known[k]) fail("gradient", "tiers: an output depends on one of its own tier");
-    }
-    d.tiers.push_back(numbers(row, "outputs", known.size()));
-    if (d.tiers.back().empty()) fail("gradient", "tiers: one is empty");
-    if (d.inner.back().empty() != (d.tiers.size() == 1)) {
-      fail("gradient", "tiers: only the lowest depends on none");
-    }
-    for (uint32_t k : d.tiers.back()) known[k] = true;
-    count += d.tiers.back().size();
-  }
-  if (count != known.size() || std::count(known.begin(), known.end(), false)) {
-    fail("gradient", "tiers: one for each of node_outputs");
-  }
-}
-
-void read_spec(const py::dict& spec, const Plan& forward, const Plan& backward, Description& d) {
-  size_t inputs = forward.inputs.size(), outputs = forward.outputs.size();
-  auto count = integer(spec, "outputs", "gradient");
-  if (count < 0 || static_cast<size_t>(count) > outputs) fail("gradient", "outputs: too many");
-  d.output_count = static_cast<size_t>(count);
-  d.node_outputs = numbers(spec, "node_outputs", d.output_count);
-  d.tangents = numbers(spec, "tangents", d.node_outputs.size());
-  d.detached = numbers(spec, "detached", d.output_count);
-  d.grads = numbers(spec, "grads", inputs);
-  d.results = integers(spec, "results", "gradient");
-  d.names = take<std::vector<std::string>>(member(spec, "names", "gradient"), "names", "strings");
-  if (d.names.empty() || d.names.size() != d.node_outputs.size() || d.names.size() > 64) {
-    fail("gradient", "names: one for each of node_outputs");
-  }
-  read_tiers(as_list(member(spec, "tiers", "gradient"), "tiers"), d);
-  for (const auto& item : as_list(member(spec, "saved", "gradient"), "saved")) {
-    d.saved.push_back(place(as_list(item, "saved"), 2, inputs, outputs));
-  }
-  for (const auto& item : as_list(member(spec, "watched", "gradient"), "watched")) {
-    py::list row = as_list(item, "watched");
-    Place where = place(row, 4, inputs, d.output_count);
-    auto bits = take<uint64_t>(row[2], "watched", "a set");
-    auto position = take<int64_t>(row[3], "watched", "an integer");
-    if (position >= static_cast<int64_t>(d.saved.size())) fail("gradient", "watched: not saved");
-    d.watched.push_back({where, bits, position});
-  }
-  if (backward.inputs.size() != d.saved.size() + d.tangents.size()) {
-    fail("gradient", "the backward plan takes another number of tensors");
-  }
-  if (d.results.size() != d.grads.size()) fail("gradient", "results: one for each of grads");
-  for (int64_t result : d.results) {
-    if (result >= static_cast<int64_t>(backward.outputs.size())) {
-      fail("gradient", "the backward plan makes fewer gradients");
-    }
-  }
-  if (!backward.commit.empty()) fail("gradient", "the backward plan writes its inputs");
-  d.written.assign(inputs, false);
-  for (uint32_t i : numbers(spec, "written", inputs)) d.written[i] = true;
-  d.needs.assign(inputs, false);
-  for (uint32_t i : numbers(spec, "needs", inputs)) d.needs[i] = true;
-  d.kept.assign(inputs, false);
-  for (uint32_t i : numbers(spec, "kept", inputs)) d.kept[i] = true;
-  d.stale.assign(inputs, false);
-  for (uint32_t i : numbers(spec, "stale", inputs)) d.any_stale = d.stale[i] = true;
-  d.reach = rows_of_bits(spec, "reach", d.grads.size(), d.node_outputs.size());
-  d.freed_with = rows_of_bits(spec, "freed_with", d.node_outputs.size(), d.node_outputs.size());
-  d.needed_for = rows_of_bits(spec, "needed_for", d.saved.size(), d.node_outputs.size());
-  // A saved variable holds its tensor anyway.
-  auto held = [&](const Place& place) {
-    if (!place.output) d.kept[place.index] = false;
-  };
-  for (const Place& place : d.saved) held(place);
-  for (const Watched& watched : d.watched) held(watched.place);
-}
-
-PyObject* gradient_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
-  static const char* names[] = {"spec", "forward", "backward", "recompute", nullptr};
-  PyObject *spec, *forward, *backward, *recompute;
-  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO:Gradient", const_cast<char**>(names),
-                                   &spec, &forward, &backward, &recompute)) {
-    return nullptr;
-  }
-  const Executor* first = as_executor(forward);
-  const Executor* second = as_executor(backward);
-  if (!first || !second) {
-    return PyErr_Format(PyExc_TypeError, "forward and backward must be Executors");
-  }
-  if (!PyCallable_Check(recompute)) {
-    return PyErr_Format(PyExc_TypeError, "recompute must be callable");
-  }
-  auto description = std::make_shared<Description>();
-  try {
-    read_spec(as_dict(spec, "gradient"), plan_of(*first), plan_of(*second), *description);
-  } catch (pybind11::error_already_set& error) {
-    error.restore();
-    return nullptr;
-  } catch (const std::exception& error) {
-    return PyErr_Format(PyExc_ValueError, "%s", error.what());
-  }
-  description->executor = second;
-  description->owner = Py_NewRef(backward);
-  description->recompute = Py_NewRef(recompute);
-  PyObject* self = type->tp_alloc(type, 0);
-  if (self) new (&object_of(self)->description) std::shared_ptr<Description>(std::move(description));
-  return self;
-}
-
-void gradient_dealloc(PyObject* self) {
-  PyTypeObject* type = Py_TYPE(self);
-  object_of(self)->description.~shared_ptr();
-  type->tp_free(self);
-  Py_DECREF(type);
-}
-
-PyObject* get_runs(PyObject* self, void*) {
-  return PyLong_FromLong(object_of(self)->description->runs.load());
-}
-
-PyObject* get_recomputed(PyObject* self, void*) {
-  return PyLong_FromLong(object_of(self)->description->recomputed.load());
-}
-
-PyGetSetDef GETTERS[] = {
-    {"runs", get_runs, nullptr, "backwards that ran the plan", nullptr},
-    {"recomputed", get_recomputed, nullptr, "backwards that ran the forward again", nullptr},
-    {nullptr, nullptr, nullptr, nullptr, nullptr},
-};
-
-PyType_Slot SLOTS[] = {
-    {Py_tp_new, reinterpret_cast<void*>(gradient_new)},
-    {Py_tp_dealloc, reinterpret_cast<void*>(gradient_dealloc)},
-    {Py_tp_getset, GETTERS},
-    {Py_tp_doc, const_cast<char*>("Gradient(spec, forward, backward, recompute)")},
-    {0, nullptr},
-};
-
-PyType_Spec SPEC = {"accel._native.Gradient", sizeof(GradientObject), 0, Py_TPFLAGS_DEFAULT,
-                    SLOTS};
-
 }  // namespace
 
-bool are_gradients(PyObject* object) {
-  if (!PyTuple_CheckExact(object) || PyTuple_GET_SIZE(object) == 0) return false;
-  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(object); ++i) {
-    if (Py_TYPE(PyTuple_GET_ITEM(object, i)) != gradient_type) return false;
+void connect_components(const Descriptions& components, c10::TensorImpl* const* inputs,
+                        size_t count, std::vector<at::Tensor>& outputs,
+                        const at::Tensor& random_state, const std::vector<at::Tensor>& before) {
+  std::vector<PlanBackward*> nodes;
+  for (const auto& component : components) {
+    nodes.push_back(connect_component(component, inputs, outputs));
   }
-  return true;
-}
-
-std::vector<at::Tensor> values_before(PyObject* gradients, c10::TensorImpl* const* inputs,
-                                      size_t count) {
-  std::vector<at::Tensor> copies;
-  for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(gradients); ++k) {
-    const Description& d = *object_of(PyTuple_GET_ITEM(gradients, k))->description;
-    for (size_t i = 0; d.any_stale && i < count; ++i) {
-      if (!d.stale[i] || (i < copies.size() && copies[i].defined())) continue;
-      if (inputs[i]->numel() * static_cast<int64_t>(inputs[i]->itemsize()) > COPIED_BYTES) continue;
-      copies.resize(count);
-      c10::NoGradGuard no_grad;
-      copies[i] = hold(inputs[i]).detach().clone();
-    }
-  }
-  return copies;
-}
-
-bool connect(PyObject* gradients, c10::TensorImpl* const* inputs, size_t count,
-             std::vector<at::Tensor>& outputs, const at::Tensor& random_state,
-             const std::vector<at::Tensor>& before) {
-  try {
-    auto components = static_cast<size_t>(PyTuple_GET_SIZE(gradients));
-    std::vector<PlanBackward*> nodes(components);
-    const Description* last = nullptr;
-    for (size_t i = 0; i < components; ++i) {
-      PyObject* gradient = PyTuple_GET_ITEM(gradients, static_cast<Py_ssize_t>(i));
-      nodes[i] = connect_component(object_of(gradient)->description, inputs, outputs);
-      last = object_of(gradient)->description.get();
-    }
-    // With all histories in place: what is saved of another component's output has none.
-    for (PlanBackward* node : nodes) node->save(inputs, count, outputs, random_state, before);
-    outputs.resize(last->output_count);
-    return true;
-  } catch (python_error& error) {
-    error.restore();
-  } catch (const c10::Error& error) {
-    PyErr_SetString(PyExc_RuntimeError, error.what_without_backtrace());
-  } catch (const std::exception& error) {
-    PyErr_SetString(PyExc_RuntimeError, error.what());
-  }
-  return false;
-}
-
-int init_autograd_node(PyObject* module) {
-  gradient_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&SPEC));
-  if (!gradient_type) return -1;
-  return PyModule_AddObjectRef(module, "Gradient", reinterpret_cast<PyObject*>(gradient_type));
+  // With all histories in place: what is saved of another component's output has none.
+  for (PlanBackward* node : nodes) node->save(inputs, count, outputs, random_state, before);
+  if (!components.empty()) outputs.resize(components[0]->output_count);
 }
 
 }  // namespace accel

@@ -1,30 +1,85 @@
-// The autograd nodes that run backward plans. Variant.cpp makes them for every call of a
-// differentiable variant. Everything here needs the GIL unless it says otherwise.
+// Autograd nodes over backward plans: what describes them, and how a call's outputs get theirs.
 #pragma once
 
 #include "native.h"
 
 #include <ATen/core/Tensor.h>
 
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
 #include <vector>
 
 namespace accel {
 
-// True for a tuple, not empty, of accel._native.Gradient: one for each component.
-bool are_gradients(PyObject* object);
+class Executor;
 
-// What the nodes need of inputs that the run is about to write: copies of those that are not too
-// big, by input; empty where there are none. No Python error is set.
-std::vector<at::Tensor> values_before(PyObject* gradients, c10::TensorImpl* const* inputs,
-                                      size_t count);
+// Where a saved tensor is found: an input, or an output of the forward plan.
+struct Place {
+  bool output;
+  uint32_t index;
+};
 
-// Gives the outputs of a forward run (user outputs, then what only backward reads) their
-// history: nodes whose edges lead to `inputs` (borrowed). Only user outputs are left in
-// `outputs`. `random_state`: of the generator before the run, for running it again; `before`: what
-// `values_before` gave.
-// Returns false with a Python error set.
-bool connect(PyObject* gradients, c10::TensorImpl* const* inputs, size_t count,
-             std::vector<at::Tensor>& outputs, const at::Tensor& random_state,
-             const std::vector<at::Tensor>& before);
+// A visible tensor whose version eager's backward checks when a gradient arrives at one of
+// the node outputs in `bits`. `position`: where it is among the saved ones, or -1.
+struct Watched {
+  Place place;
+  uint64_t bits;
+  int64_t position;
+};
+
+// What the nodes of one component are made from. A Gradient and the nodes share it; it owns the
+// executor's Python object and `recompute`, and whoever drops it last takes the GIL.
+struct Description {
+  PyObject* owner = nullptr;      // the backward's Executor object, owned
+  PyObject* recompute = nullptr;  // owned
+  const Executor* executor = nullptr;  // inside owner
+  std::vector<std::string> names;  // of node_outputs: eager's names of what made them
+  size_t output_count = 0;
+  std::vector<uint32_t> node_outputs;  // user outputs whose history is the node
+  std::vector<uint32_t> tangents;      // positions in node_outputs: the plan's last inputs
+  std::vector<std::vector<uint32_t>> tiers;  // positions in node_outputs, by tier
+  std::vector<std::vector<uint32_t>> inner;  // by tier: the positions that its outputs depend on
+  std::vector<uint32_t> detached;      // user outputs that are aliases without history
+  std::vector<uint32_t> grads;         // inputs that get a gradient, in the order of eager's visits
+  std::vector<int64_t> results;        // by edge: which output of the plan, or -1
+  std::vector<Place> saved;            // the plan's first inputs
+  std::vector<Watched> watched;
+  std::vector<bool> written;           // by input: the forward writes it
+  std::vector<bool> needs;             // by input: the outputs depend on it
+  std::vector<bool> kept;              // by input: recomputing needs it held
+  std::vector<bool> stale;             // by input: written, and what it held before is needed
+  bool any_stale = false;
+  std::vector<uint64_t> reach;         // by edge: which of node_outputs depend on the input
+  std::vector<uint64_t> freed_with;    // by node output: whose backward frees what its own needs
+  std::vector<uint64_t> needed_for;    // by saved tensor: the gradients that its value counts for
+  mutable std::atomic<long> runs{0}, recomputed{0};
+  // Of the last call: which of `grads` were leaves, and the edges that lead to them. Under the GIL.
+  mutable std::vector<bool> leaves;
+  mutable std::shared_ptr<const std::vector<uint32_t>> edge_of;
+
+  ~Description() {
+    if (!owner && !recompute) return;
+    if (!Py_IsInitialized()) return;  // the interpreter has gone: nothing can be dropped
+    PyGILState_STATE state = PyGILState_Ensure();
+    Py_XDECREF(owner);
+    Py_XDECREF(recompute);
+    PyGILState_Release(state);
+  }
+};
+
+using Descriptions = std::vector<std::shared_ptr<const Description>>;
+
+// An owning reference to a tensor that somebody else holds.
+at::Tensor hold(c10::TensorImpl* impl);
+
+// Gives the outputs of a forward run (user outputs, then what only backwards read) their history:
+// nodes whose edges lead to `inputs` (borrowed), for each component. Only user outputs are left in
+// `outputs`. `random_state`: of the generator before the run, for running it again; `before`: by
+// input, what it held before the run wrote it, or nothing. Needs the GIL; throws.
+void connect_components(const Descriptions& components, c10::TensorImpl* const* inputs,
+                        size_t count, std::vector<at::Tensor>& outputs,
+                        const at::Tensor& random_state, const std::vector<at::Tensor>& before);
 
 }  // namespace accel

@@ -5,7 +5,7 @@
 // plan releases the GIL, and another thread may drop a parameter meanwhile.
 #include "variant.h"
 
-#include "autograd_node.h"
+#include "gradients.h"
 #include "dispatch.h"
 #include "entry.h"
 #include "executor.h"
