@@ -7,9 +7,11 @@ at all.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -17,6 +19,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from accel.codegen.options import CodegenOptions, CompileError
 
@@ -42,6 +46,9 @@ _OBJECTS = {"_f32(": (), "_bf16(": ("-DPRODUCTS_OF_PAIRS",)}
 _OBJECT_SOURCE = Path(__file__).with_name("products.cpp")
 # Those that were made when accel was installed; of use on a machine of the same kind.
 PREBUILT = Path(__file__).parent.parent / "_products"
+# Of each kind of vector functions one; torch has all or none.
+_SLEEF_NAMES = tuple(f"Sleef_expm1{width}_u10" for width in ("f16", "f8", "d8", "d4"))
+_CALLS_SLEEF = re.compile(r"\bm_\w+\(|\bv_(log|tanh|sin|cos|remainder|floor_divide)\(|double")
 _SEAL = b"accel:1:"
 _TIMEOUT_S = 120
 # Texts beyond this many characters are split into parts compiled in parallel.
@@ -142,8 +149,21 @@ def prebuild(folder: Path, options: CodegenOptions | None = None) -> None:
         raise CompileError(f"cannot build in {folder}: {error}") from error
 
 
+@functools.cache
+def sleef() -> str:
+    """The library that holds SLEEF's vector functions, which is torch's own; "" where it has none."""
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    try:
+        found = ctypes.CDLL(str(library))  # loaded long ago
+    except OSError:
+        return ""
+    return str(library) if all(hasattr(found, name) for name in _SLEEF_NAMES) else ""
+
+
 def _flags(options: CodegenOptions) -> list[str]:
     flags = [*FLAGS, f"-march={options.march}"]
+    if sleef():
+        flags.append("-DACCEL_SLEEF")
     if vector_bytes() == 64 and options.march == "native":
         flags.append("-mprefer-vector-width=512")
     return flags
@@ -208,6 +228,9 @@ def _compile(
     linked: list[Path],
 ) -> None:
     parts = _parts(texts)
+    libraries = ["-lm"]
+    if sleef() and any(map(_CALLS_SLEEF.search, texts)):  # linking with it takes 0.1 s
+        libraries.append(sleef())
     sources = []
     for i, part in enumerate(parts):
         source = folder / f"part{i}.cpp"
@@ -215,9 +238,8 @@ def _compile(
         sources.append(source)
     if len(sources) == 1 and not jobs:
         objects = [str(o) for o in linked]
-        _run(
-            [compiler, *flags, "-shared", str(sources[0]), *objects, "-o", "out.so", "-lm"], folder
-        )
+        command = [compiler, *flags, "-shared", str(sources[0]), *objects, "-o", "out.so"]
+        _run([*command, *libraries], folder)
         return
     tasks: list[Callable[[], None]] = [lambda job=job: job.run(folder) for job in jobs]  # type: ignore[misc]
     for s in sources:
@@ -227,7 +249,7 @@ def _compile(
         for result in [pool.submit(task) for task in tasks]:
             result.result()
     objects = [*(f"{s}.o" for s in sources), *(str(o) for o in linked)]
-    _run([compiler, "-shared", *objects, "-o", "out.so", "-lm"], folder)
+    _run([compiler, "-shared", *objects, "-o", "out.so", *libraries], folder)
 
 
 def _parts(texts: list[str]) -> list[list[str]]:

@@ -92,6 +92,11 @@ INLINE unsigned short float_to_half(float x) {
   return sign | (unsigned short)((u + 0xfffu + (u >> 13 & 1u) - 0x38000000u) >> 13);
 }
 template <int N> INLINE vec<float, N> halves_to_floats(vec<short, N> h) {
+#ifdef __AVX512F__
+  if constexpr (N == 16) {
+    return __builtin_ia32_vcvtph2ps512_mask(h, vec<float, N>{}, (unsigned short)-1, 4);
+  }
+#endif
   vec<float, N> r;
 #ifdef __F16C__
   if constexpr (N >= 8) {
@@ -108,6 +113,11 @@ template <int N> INLINE vec<float, N> halves_to_floats(vec<short, N> h) {
   return r;
 }
 template <int N> INLINE vec<short, N> floats_to_halves(vec<float, N> x) {
+#ifdef __AVX512F__
+  if constexpr (N == 16) {
+    return __builtin_ia32_vcvtps2ph512_mask(x, 0, vec<short, N>{}, (unsigned short)-1);
+  }
+#endif
   vec<short, N> r;
 #ifdef __F16C__
   if constexpr (N >= 8) {
@@ -391,33 +401,111 @@ LANEWISE(v_floor, __builtin_floor)
 LANEWISE(v_ceil, __builtin_ceil)
 LANEWISE(v_trunc, __builtin_trunc)
 LANEWISE(v_round, __builtin_rint)
-LANEWISE(m_exp, __builtin_exp)
-LANEWISE(m_log, __builtin_log)
-LANEWISE(m_tanh, __builtin_tanh)
-LANEWISE(m_erf, __builtin_erf)
-LANEWISE(m_sin, __builtin_sin)
-LANEWISE(m_cos, __builtin_cos)
-LANEWISE(m_expm1, __builtin_expm1)
-LANEWISE(m_log1p, __builtin_log1p)
-LANEWISE(m_exp2, __builtin_exp2)
-LANEWISE(m_log2, __builtin_log2)
-LANEWISE(m_log10, __builtin_log10)
-LANEWISE(m_tan, __builtin_tan)
-LANEWISE(m_asin, __builtin_asin)
-LANEWISE(m_acos, __builtin_acos)
-LANEWISE(m_atan, __builtin_atan)
-LANEWISE(m_sinh, __builtin_sinh)
-LANEWISE(m_cosh, __builtin_cosh)
-LANEWISE(m_asinh, __builtin_asinh)
-LANEWISE(m_acosh, __builtin_acosh)
-LANEWISE(m_atanh, __builtin_atanh)
-LANEWISE(m_erfc, __builtin_erfc)
-LANEWISE2(m_pow, __builtin_pow)
-LANEWISE2(m_atan2, __builtin_atan2)
-LANEWISE2(m_fmod, __builtin_fmod)
-LANEWISE2(m_hypot, __builtin_hypot)
 LANEWISE2(m_nextafter, __builtin_nextafter)
 LANEWISE2(m_copysign, __builtin_copysign)
+
+// The other functions of C's library. Eager takes SLEEF's for whole vectors, which torch's own
+// library holds: these give eager's bits. Other widths, and machines without, go lane by lane.
+template <class T> constexpr int sleef_lanes(int lanes) {
+#ifdef ACCEL_SLEEF
+  constexpr int each = 8 / sizeof(T);
+#ifdef __AVX512F__
+  if (lanes >= 8 * each) return 8 * each;
+#endif
+#ifdef __AVX2__
+  return 4 * each;
+#endif
+#endif
+  return 0;
+}
+typedef vec<float, 16> floats16;
+typedef vec<float, 8> floats8;
+typedef vec<double, 8> doubles8;
+typedef vec<double, 4> doubles4;
+#ifdef ACCEL_SLEEF
+#ifdef __AVX512F__
+#define SLEEF_512(X, name, f, d) X(name, floats16, f16##f) X(name, doubles8, d8##d)
+#else
+#define SLEEF_512(X, name, f, d)
+#endif
+#ifdef __AVX2__
+#define SLEEF_256(X, name, f, d) X(name, floats8, f8##f) X(name, doubles4, d4##d)
+#else
+#define SLEEF_256(X, name, f, d)
+#endif
+#else
+#define SLEEF_512(X, name, f, d)
+#define SLEEF_256(X, name, f, d)
+#endif
+#define SLEEF_ONE(name, V, suffix)          \
+  extern "C" V Sleef_##name##suffix(V);     \
+  INLINE V s_##name(V x) { return Sleef_##name##suffix(x); }
+#define SLEEF_TWO(name, V, suffix)          \
+  extern "C" V Sleef_##name##suffix(V, V);  \
+  INLINE V s_##name(V x, V y) { return Sleef_##name##suffix(x, y); }
+// A vector in parts of the width that there is, or as part of one.
+template <class V, class W> union parts_ {
+  W part[sizeof(V) < sizeof(W) ? 1 : sizeof(V) / sizeof(W)];
+  V whole;
+};
+// `f`, `d`: the variants that ATen calls for float and double, by their error bounds.
+#define FUNCTION1(name, f, d)                                                      \
+  LANEWISE(l_##name, __builtin_##name)                                             \
+  template <class V> INLINE V s_##name(V x) { return l_##name(x); }                \
+  SLEEF_512(SLEEF_ONE, name, f, d) SLEEF_256(SLEEF_ONE, name, f, d)                \
+  template <class V> INLINE V m_##name(V x) {                                      \
+    constexpr int W = sleef_lanes<element<V>>(LANES(V));                           \
+    if constexpr (W == 0) return l_##name(x);                                      \
+    else if constexpr (W == LANES(V)) return s_##name(x);                          \
+    else {                                                                         \
+      parts_<V, vec<element<V>, W>> r = {};                                        \
+      r.whole = x;                                                                 \
+      for (auto& part : r.part) part = s_##name(part);                             \
+      return r.whole;                                                              \
+    }                                                                              \
+  }
+#define FUNCTION2(name, f, d)                                                      \
+  LANEWISE2(l_##name, __builtin_##name)                                            \
+  template <class V> INLINE V s_##name(V x, V y) { return l_##name(x, y); }        \
+  SLEEF_512(SLEEF_TWO, name, f, d) SLEEF_256(SLEEF_TWO, name, f, d)                \
+  template <class V> INLINE V m_##name(V x, V y) {                                 \
+    constexpr int W = sleef_lanes<element<V>>(LANES(V));                           \
+    if constexpr (W == 0) return l_##name(x, y);                                   \
+    else if constexpr (W == LANES(V)) return s_##name(x, y);                       \
+    else {                                                                         \
+      parts_<V, vec<element<V>, W>> r = {}, o = {};                                \
+      r.whole = x;                                                                 \
+      o.whole = y;                                                                 \
+      int i = 0;                                                                   \
+      for (auto& part : r.part) part = s_##name(part, o.part[i++]);                \
+      return r.whole;                                                              \
+    }                                                                              \
+  }
+FUNCTION1(exp, _u10, _u10)
+FUNCTION1(exp2, _u10, _u10)
+FUNCTION1(expm1, _u10, _u10)
+FUNCTION1(log, _u10, _u10)
+FUNCTION1(log2, _u10, _u10)
+FUNCTION1(log10, _u10, _u10)
+FUNCTION1(log1p, _u10, _u10)
+FUNCTION1(tan, _u10, _u10)
+FUNCTION1(tanh, _u10, _u10)
+FUNCTION1(asin, _u10, _u10)
+FUNCTION1(acos, _u10, _u10)
+FUNCTION1(atan, _u10, _u10)
+FUNCTION1(sinh, _u10, _u10)
+FUNCTION1(cosh, _u10, _u10)
+FUNCTION1(asinh, _u10, _u10)
+FUNCTION1(acosh, _u10, _u10)
+FUNCTION1(atanh, _u10, _u10)
+FUNCTION1(erf, _u10, _u10)
+FUNCTION1(erfc, _u15, _u15)
+FUNCTION1(sin, _u10, _u10)
+FUNCTION1(cos, _u10, _u10)
+FUNCTION2(pow, _u10, _u10)
+FUNCTION2(atan2, _u10, _u10)
+FUNCTION2(fmod, , )
+FUNCTION2(hypot, _u05, _u05)
 
 // e * 2^n, down to denormal results; `magic` is n + 12582912.
 template <class V> INLINE V two_to(V magic, V n, V e) {
@@ -447,6 +535,8 @@ template <class V> INLINE V v_exp(V x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.f;
+    // Where nothing is left: rounding to zero costs the processor 150 cycles, a zero costs none.
+    p = x < -104.f ? V{} : p;
     return two_to<V>(t, n, p);
   }
 }
@@ -556,12 +646,13 @@ template <class V> INLINE V v_gelu(V x) {
     e = e * f + 2.402224197e-01f;
     e = e * f + 6.931469775e-01f;
     e = e * f + 1.f;
+    e = p > -152.f ? e : V{};  // nothing is left: see v_exp
     V top = x >= 0.f ? x : -V{};
     return ((top + top) - a * two_to<V>(r, r - 12582912.f, e)) * 0.5f;  // overflows where oneDNN does
   }
 }
 
-// sin, cos: 2 ULP below 8192 in magnitude; above, the C library.
+// sin, cos: 2 ULP below 8192 in magnitude; above, the library's.
 template <int PHASE, class V> INLINE V sine(V x) {
   typedef vec<int, LANES(V)> I;
   V t = x * 0.636619772367581343f + 12582912.f;

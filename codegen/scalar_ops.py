@@ -48,7 +48,7 @@ TORCH_TYPE = {
 }
 
 
-def _libm(name: str, function: Callable[..., Any], cost: float = 60.0) -> ScalarOp:
+def _libm(name: str, function: Callable[..., Any], cost: float = 30.0) -> ScalarOp:
     operands = "{0}, {1}" if name in _BINARY_LIBM else "{0}"
     return ScalarOp(
         "same", cost, f"m_{name}({operands})", f"libdevice.{name}({operands})", function
