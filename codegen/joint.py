@@ -21,7 +21,14 @@ from torch._subclasses.fake_tensor import FakeTensor
 from accel.codegen.options import CompileError
 from accel.codegen.tensor_graph import TensorGraph, contiguous_strides, span
 from accel.codegen.tracing import Tracer
-from accel.histories import components_of, freed_with, inner_of
+from accel.histories import (
+    components_of,
+    freed_with,
+    gradient_place,
+    histories_behind,
+    history,
+    inner_of,
+)
 from accel.trace import Gradients, SegmentGraph, TensorMeta
 
 
@@ -36,6 +43,7 @@ class Component:
     tangents: list[int] = field(default_factory=list)  # positions in `outputs`
     # The inputs that get a gradient, in the order in which eager's backward comes to them.
     grads: list[int] = field(default_factory=list)
+    reach: list[list[int]] = field(default_factory=list)  # by input of `grads`: what leads to it
 
 
 @dataclass
@@ -162,11 +170,14 @@ class _JointTracer(Tracer):
         for handle in handles:
             handle.remove()
         found = dict(zip(inputs, grads, strict=True))
+        behind = [histories_behind(member) | {history(member)} for member in members]
         for (index, name), grad in sorted(
             found.items(), key=lambda item: _rank(visited, item[0][0])
         ):
             if grad is not None:
                 component.grads.append(index)
+                leaf = gradient_place(values[name])
+                component.reach.append([k for k, places in enumerate(behind) if leaf in places])
                 self._add_gradient(name, grad)
 
     def _tangent(self, output: Any) -> FakeTensor:

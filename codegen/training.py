@@ -18,10 +18,9 @@ from accel.codegen.options import CodegenOptions, CompileError
 from accel.codegen.partition import Backward, Place, needed_for, of_component, split, visible_reads
 from accel.codegen.simplify import eliminate_common, eliminate_dead
 from accel.codegen.tensor_graph import TensorGraph
-from accel.histories import tiers_of
 from accel.trace import SegmentGraph
 
-_SMALL_BYTES = 1 << 18
+_HELD_BYTES = 1 << 24
 _MAX_NODE_OUTPUTS = 62  # bits of a set
 
 
@@ -84,16 +83,11 @@ def _half(
     return c
 
 
-def _kept(source: SegmentGraph, component: Component) -> list[int]:
-    """The inputs that a node holds so that its forward can be run again.
-
-    With one output, only second derivatives ask for that, and whoever wants them holds the
-    inputs; so big ones are held only where gradients may arrive at some outputs only.
-    """
-    if len(component.outputs) > 1:
-        return list(range(len(source.inputs)))
+def _kept(source: SegmentGraph) -> list[int]:
+    """The inputs that a node holds so that its forward can be run again: for second derivatives,
+    for gradients at some outputs only. Eager would not hold them all, so not very big ones."""
     sizes = [math.prod(meta.sizes) * meta.torch_dtype.itemsize for _, meta in source.inputs]
-    return [i for i, size in enumerate(sizes) if size <= _SMALL_BYTES]
+    return [i for i, size in enumerate(sizes) if size <= _HELD_BYTES]
 
 
 def _buffers_behind(whole: Joint, buffer: int) -> set[int]:
@@ -109,17 +103,6 @@ def _buffers_behind(whole: Joint, buffer: int) -> set[int]:
         if whole.graph.buffers[at].input is None and at in makers:
             todo += [view.buffer for view in makers[at].views()]
     return seen
-
-
-def _tiers(inner: list[list[int]]) -> list[dict[str, list[int]]]:
-    """The node outputs by tier, lowest first, and the lower ones that each tier's depend on."""
-    tiers = tiers_of(inner)
-    rows: list[dict[str, list[int]]] = []
-    for tier in range(max(tiers) + 1):
-        members = [k for k, at in enumerate(tiers) if at == tier]
-        depends = sorted({j for k in members for j in inner[k]})
-        rows.append({"outputs": members, "inner": depends})
-    return rows
 
 
 def _facts(source: SegmentGraph, whole: Joint, number: int) -> dict[str, Any]:
@@ -142,12 +125,14 @@ def _facts(source: SegmentGraph, whole: Joint, number: int) -> dict[str, Any]:
         "detached": whole.detached if number == 0 else [],
         "grads": component.grads,
         "written": written,
-        "needs": sorted(set[Any]().union(*reached)),
+        "needs": [
+            [k for k, inputs in enumerate(reached) if i in inputs] for i in range(len(names))
+        ],
         "stale": [i for i in written if any(i in inputs for inputs in reached)],
-        "reach": [[k for k, inputs in enumerate(reached) if i in inputs] for i in component.grads],
-        "tiers": _tiers(component.inner),
+        "reach": component.reach,
+        "inner": component.inner,
         "freed_with": component.freed_with,
-        "kept": _kept(source, component),
+        "kept": _kept(source),
         "leaves": [names.index(name) for name in source.gradients.inputs],
     }
 

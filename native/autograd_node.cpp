@@ -8,12 +8,16 @@
 // Outputs whose backwards have nothing in common in eager have nothing in common here: each such
 // component has its own node (or nodes), plan and saved tensors, and is freed by itself.
 //
-// Outputs that other outputs are computed from (inner ones) are where eager's backward gathers
-// gradients, runs hooks and gives what it is asked for. So outputs lie in tiers: those of tier t
-// depend on inner ones of tier t-1 and lower, and each tier has a node with edges to these, so
-// that the engine runs what stands at them in eager's order. Where nobody asks for the gradient
-// at an inner output, a tier's node hands what arrived to the tier below ("carries" it), and one
-// plan serves the whole backward; else it runs the forward again, for its own part.
+// Within a component, the engine walks where eager's would, whatever output a backward begins at:
+//   gate    one for each output, which is its history. Behind it the gates of the outputs that this
+//           one was computed from (inner ones), the component's PlanBackward, and tails.
+//   tail    one for each set of outputs, not all, on which some inputs depend: leads to these.
+//           The PlanBackward itself leads to the inputs on which all outputs depend.
+// Gates put the gradients that arrive down for the PlanBackward, which runs one plan for all of them
+// and puts down what the tails give on. Where somebody asks for the gradient at an inner output
+// (a hook, retain_grad, torch.autograd.grad), the gates above it run the forward again for their own
+// part instead, so that the engine gathers there what eager's gathers. A component with one output
+// needs none of this: its PlanBackward is the history.
 //
 // Ownership: a node owns what it saved until release_variables. Visible tensors are SavedVariables,
 // so that their versions are checked; values that only the plans know are plain tensors.
@@ -34,10 +38,15 @@
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/csrc/autograd/variable.h>
 
-#include <algorithm>
+#include <ATen/SequenceNumber.h>
+#include <ATen/ops/add.h>
+#include <torch/csrc/autograd/engine.h>
+#include <torch/csrc/autograd/input_metadata.h>
+
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <type_traits>
@@ -54,6 +63,7 @@ at::Tensor hold(c10::TensorImpl* impl) {
 namespace {
 
 using torch::autograd::edge_list;
+using undefined_input = torch::autograd::Node::undefined_input;
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 // intrusive_ptr since torch 2.13, shared_ptr before.
@@ -106,61 +116,105 @@ struct Remembered {
 PyObject* tensor_list(const std::vector<at::Tensor>& tensors);
 [[noreturn]] void throw_python_error();
 
-// The node of one tier of outputs.
-class TierNode : public torch::autograd::Node {
- public:
-  TierNode(std::shared_ptr<const Description> description, size_t tier)
-      : description_(std::move(description)), tier_(tier) {}
+// What the nodes of one component hand to each other in one run of the engine.
+struct Pass {
+  explicit Pass(const Description& d) : arrived(d.node_outputs.size()), found(d.grads.size()) {}
 
-  std::string name() const override { return description_->names[members()[0]]; }
-
-  // Takes gradients that arrived at outputs of higher tiers, for this run of the engine.
-  void carry(variable_list grads) {
-    std::lock_guard<std::mutex> lock(carried_mutex_);
-    carried_.emplace_back(torch::autograd::get_current_graph_task_id(), std::move(grads));
-  }
-
- protected:
-  const std::vector<uint32_t>& members() const { return description_->tiers[tier_]; }
-
-  // By position in node_outputs: what arrived here and what was carried.
-  variable_list gathered(variable_list&& grads) {
-    if (description_->tiers.size() == 1) return std::move(grads);
-    variable_list all(description_->node_outputs.size());
-    {
-      std::lock_guard<std::mutex> lock(carried_mutex_);
-      auto now = torch::autograd::get_current_graph_task_id();
-      for (auto one = carried_.begin(); one != carried_.end(); ++one) {
-        if (one->first != now) continue;
-        all = std::move(one->second);
-        carried_.erase(one);
-        break;
-      }
-    }
-    for (size_t i = 0; i < grads.size(); ++i) all[members()[i]] = std::move(grads[i]);
-    return all;
-  }
-
-  static bool any_defined(const variable_list& grads) {
-    for (const at::Tensor& grad : grads) {
-      if (grad.defined()) return true;
-    }
-    return false;
-  }
-
-  const std::shared_ptr<const Description> description_;
-  const size_t tier_;
-
- private:
-  std::mutex carried_mutex_;
-  std::vector<std::pair<int, variable_list>> carried_;  // by the engine's run
+  variable_list arrived;  // by node output
+  variable_list found;    // by input of `grads`: what tails, and the PlanBackward, are to give on
+  bool is_run = false;    // the plan has run for all that had arrived
 };
 
-// The lowest tier's node.
-class PlanBackward : public TierNode {
+class Passes : public std::enable_shared_from_this<Passes> {
  public:
-  explicit PlanBackward(std::shared_ptr<const Description> description)
-      : TierNode(std::move(description), 0) {}
+  // That of the run that this thread is in.
+  std::shared_ptr<Pass> now(const Description& d) {
+    int task = torch::autograd::get_current_graph_task_id();
+    std::lock_guard<std::mutex> lock(mutex_);
+    auto& pass = passes_[task];
+    if (!pass) {
+      pass = std::make_shared<Pass>(d);
+      torch::autograd::Engine::get_default_engine().queue_callback(
+          [self = shared_from_this(), task] { self->forget(task); });
+    }
+    return pass;
+  }
+
+ private:
+  void forget(int task) {
+    std::shared_ptr<Pass> last;  // what it holds is dropped without the lock
+    std::lock_guard<std::mutex> lock(mutex_);
+    auto found = passes_.find(task);
+    if (found == passes_.end()) return;
+    last = std::move(found->second);
+    passes_.erase(found);
+  }
+
+  std::mutex mutex_;
+  std::map<int, std::shared_ptr<Pass>> passes_;  // by the engine's run; guarded by mutex_
+};
+
+bool any_defined(const variable_list& grads) {
+  for (const at::Tensor& grad : grads) {
+    if (grad.defined()) return true;
+  }
+  return false;
+}
+
+void add_to(at::Tensor& sum, at::Tensor more) {
+  if (!more.defined()) return;
+  sum = sum.defined() ? at::add(sum, more) : std::move(more);
+}
+
+// Edges to inputs, placed so that the engine comes to leaves as in eager, and which of a
+// component's inputs they lead to.
+class Leads {
+ public:
+  // The inputs whose places in `grads` are given. Needs the GIL.
+  Leads(const Description& d, const std::vector<uint32_t>& which, c10::TensorImpl* const* inputs)
+      : which_(which) {
+    std::vector<torch::autograd::Edge> edges;
+    std::vector<bool> leaves;
+    for (uint32_t i : which_) {
+      at::Tensor input = hold(inputs[d.grads[i]]);
+      edges.push_back(torch::autograd::impl::gradient_edge(input));
+      leaves.push_back(!input.grad_fn());
+    }
+    places_ = edge_places(leaves);
+    edges_.resize(edges.size());
+    for (size_t i = 0; i < edges.size(); ++i) edges_[places_[i]] = std::move(edges[i]);
+  }
+
+  edge_list edges() { return std::move(edges_); }
+
+  // A node's results out of `found`, by input of `grads`; these are taken out.
+  variable_list take(variable_list& found) const {
+    variable_list results(which_.size());
+    for (size_t i = 0; i < which_.size(); ++i) results[places_[i]] = std::move(found[which_[i]]);
+    return results;
+  }
+
+ private:
+  const std::vector<uint32_t>& which_;  // the Description's
+  std::vector<uint32_t> places_;
+  edge_list edges_;
+};
+
+// Runs a component's backward plan.
+class PlanBackward : public torch::autograd::Node {
+ public:
+  PlanBackward(std::shared_ptr<const Description> description, c10::TensorImpl* const* inputs)
+      : passes(std::make_shared<Passes>()),
+        description_(std::move(description)),
+        leads_(*description_, description_->common, inputs) {
+    set_next_edges(leads_.edges());
+    // With more outputs than one, gates lead here, and what arrives comes by way of `passes`.
+    if (description_->node_outputs.size() > 1) add_input_metadata(undefined_input{});
+  }
+
+  std::string name() const override { return description_->names[0]; }
+
+  const std::shared_ptr<Passes> passes;
 
   // Fills in what is saved; the outputs have their history already. No GIL needed.
   void save(c10::TensorImpl* const* inputs, size_t count, std::vector<at::Tensor>& outputs,
@@ -187,36 +241,21 @@ class PlanBackward : public TierNode {
   }
 
   variable_list apply(variable_list&& arriving) override {
-    variable_list found = gradients(std::move(arriving));
-    variable_list result(found.size());
-    for (size_t i = 0; i < found.size(); ++i) result[(*edge_of_)[i]] = std::move(found[i]);
-    return result;
+    const Description& d = *description_;
+    if (d.node_outputs.size() == 1) {
+      variable_list found = gradients(std::move(arriving));
+      return leads_.take(found);
+    }
+    std::shared_ptr<Pass> pass = passes->now(d);
+    variable_list found = gradients(variable_list(pass->arrived));
+    for (size_t i = 0; i < found.size(); ++i) add_to(pass->found[i], std::move(found[i]));
+    pass->is_run = true;
+    return leads_.take(pass->found);
   }
 
-  // The edges to `inputs`, placed so that the engine comes to leaves as in eager. Needs the GIL.
-  edge_list place_edges(c10::TensorImpl* const* inputs) {
+  // By input of `grads`, for gradients by node output.
+  variable_list gradients(variable_list grads) {
     const Description& d = *description_;
-    std::vector<bool> leaves;
-    std::vector<torch::autograd::Edge> edges;
-    for (uint32_t i : d.grads) {
-      at::Tensor input = hold(inputs[i]);
-      edges.push_back(torch::autograd::impl::gradient_edge(input));
-      leaves.push_back(!input.grad_fn());
-    }
-    if (!d.edge_of || d.leaves != leaves) {
-      d.edge_of = std::make_shared<const std::vector<uint32_t>>(edge_places(leaves));
-      d.leaves = std::move(leaves);
-    }
-    edge_of_ = d.edge_of;
-    edge_list placed(edges.size());
-    for (size_t i = 0; i < edges.size(); ++i) placed[(*edge_of_)[i]] = std::move(edges[i]);
-    return placed;
-  }
-
-  // By input of `grads`.
-  variable_list gradients(variable_list&& arriving) {
-    const Description& d = *description_;
-    variable_list grads = gathered(std::move(arriving));
     {
       std::lock_guard<std::mutex> lock(mutex_);
       running_ = arrived(grads);
@@ -427,7 +466,7 @@ class PlanBackward : public TierNode {
     std::vector<at::Tensor> inputs;
     for (size_t i = 0; i < inputs_.size(); ++i) {
       at::Tensor input = inputs_[i].get();
-      if (input.defined() && !description_->needs[i]) {
+      if (input.defined() && !(description_->needs[i] & bits)) {
         inputs.push_back(std::move(input));  // whatever it holds
         continue;
       }
@@ -449,25 +488,12 @@ class PlanBackward : public TierNode {
     return inputs;
   }
 
-  std::shared_ptr<const std::vector<uint32_t>> edge_of_;  // by input of `grads`
+  const std::shared_ptr<const Description> description_;
+  Leads leads_;
   std::vector<Saved> saved_, watched_;  // guarded by mutex_
   std::vector<Remembered> inputs_;      // guarded by mutex_
   uint64_t running_ = 0, freed_ = 0;    // node outputs, as bits; guarded by mutex_
   at::Tensor random_state_;
-};
-
-// Stands between the node and an output that eager would have made with another node, so
-// that its history has eager's name. Passes a gradient on.
-class Relay : public torch::autograd::Node {
- public:
-  Relay(std::string name, NodePointer node, uint32_t position) : name_(std::move(name)) {
-    add_next_edge({std::move(node), position});
-  }
-  std::string name() const override { return name_; }
-  variable_list apply(variable_list&& grads) override { return std::move(grads); }
-
- private:
-  const std::string name_;
 };
 
 PyObject* tensor_list(const std::vector<at::Tensor>& tensors) {
@@ -541,26 +567,35 @@ variable_list PlanBackward::recompute(const variable_list& grads,
   return result;
 }
 
-// The node of a tier above the lowest. Its edges: to the inner outputs that its own depend on, then
-// to the inputs.
-class UpperBackward : public TierNode {
+// An output's history.
+class Gate : public torch::autograd::Node {
  public:
-  // `below`: the node of the tier below; `lowest`: that of the lowest. Owned by way of the edges.
-  UpperBackward(std::shared_ptr<const Description> description, size_t tier, TierNode* below,
-                PlanBackward* lowest)
-      : TierNode(std::move(description), tier), below_(below), lowest_(lowest) {}
+  // `lowest` is owned by way of an edge, the first behind those to inner outputs.
+  Gate(std::shared_ptr<const Description> description, uint32_t output, PlanBackward* lowest)
+      : description_(std::move(description)), output_(output), lowest_(lowest) {}
 
-  variable_list apply(variable_list&& arriving) override {
+  std::string name() const override { return description_->names[output_]; }
+
+  variable_list apply(variable_list&& grads) override {
     const Description& d = *description_;
-    const std::vector<uint32_t>& inner = d.inner[tier_];
-    variable_list grads = gathered(std::move(arriving));
-    if (any_defined(grads)) {
-      for (size_t i = 0; i < inner.size(); ++i) {
-        if (is_asked_for(next_edge(i))) return lowest_->recompute(grads, &inner);
-      }
-      below_->carry(std::move(grads));
+    const std::vector<uint32_t>& inner = d.inner[output_];
+    variable_list results(num_outputs());
+    if (!grads[0].defined()) return results;
+    std::shared_ptr<Pass> pass = lowest_->passes->now(d);
+    bool asked = false;
+    for (size_t i = 0; i < inner.size(); ++i) asked = asked || is_asked_for(next_edge(i));
+    if (!asked) {
+      pass->arrived[output_] = std::move(grads[0]);
+      return results;
     }
-    return variable_list(inner.size() + d.grads.size());
+    variable_list own(d.node_outputs.size());
+    own[output_] = std::move(grads[0]);
+    variable_list found = lowest_->recompute(own, &inner);
+    for (size_t i = 0; i < found.size(); ++i) {
+      if (i < inner.size()) results[i] = std::move(found[i]);
+      else add_to(pass->found[i - inner.size()], std::move(found[i]));
+    }
+    return results;
   }
 
  private:
@@ -588,8 +623,48 @@ class UpperBackward : public TierNode {
     return false;
   }
 
-  TierNode* const below_;
+  const std::shared_ptr<const Description> description_;
+  const uint32_t output_;
   PlanBackward* const lowest_;
+};
+
+// Gives on what the plan found for inputs on which only some outputs depend.
+class Tail : public torch::autograd::Node {
+ public:
+  Tail(std::shared_ptr<const Description> description, const Group& group, NodePointer lowest,
+       c10::TensorImpl* const* inputs, uint64_t sequence_nr)
+      : Node(sequence_nr),
+        description_(std::move(description)),
+        group_(group),
+        lowest_(std::move(lowest)),
+        leads_(*description_, group.grads, inputs) {
+    set_next_edges(leads_.edges());
+    add_input_metadata(undefined_input{});
+  }
+
+  std::string name() const override { return description_->names[0]; }
+
+  variable_list apply(variable_list&&) override {
+    const Description& d = *description_;
+    auto* lowest = static_cast<PlanBackward*>(lowest_.get());
+    std::shared_ptr<Pass> pass = lowest->passes->now(d);
+    if (!pass->is_run) {
+      // The engine does not need the plan's node, or came here first.
+      variable_list own(d.node_outputs.size());
+      for (size_t k = 0; k < own.size(); ++k) {
+        if (group_.outputs >> k & 1) own[k] = pass->arrived[k];
+      }
+      variable_list found = lowest->gradients(std::move(own));
+      for (uint32_t i : group_.grads) add_to(pass->found[i], std::move(found[i]));
+    }
+    return leads_.take(pass->found);
+  }
+
+ private:
+  const std::shared_ptr<const Description> description_;
+  const Group& group_;  // the Description's
+  const NodePointer lowest_;
+  Leads leads_;
 };
 
 // An output whose history the node is must be no view of another tensor.
@@ -607,39 +682,36 @@ PlanBackward* connect_component(const std::shared_ptr<const Description>& descri
                                 std::vector<at::Tensor>& outputs) {
   const Description& d = *description;
   for (uint32_t k : d.detached) outputs[k] = outputs[k].detach();
-  auto leads_to = [](const at::Tensor& tensor) {
-    return torch::autograd::impl::gradient_edge(tensor);
-  };
-  auto owned = std::make_unique<PlanBackward>(description);
+  // The engine takes younger nodes first: gates, then the plan's node, then tails.
+  uint64_t oldest = at::sequence_number::get_and_increment();
+  auto owned = std::make_unique<PlanBackward>(description, inputs);
   PlanBackward* const lowest = owned.get();
-  TierNode* below = lowest;
   NodePointer node = owning_pointer(std::move(owned));
-  for (size_t tier = 0; tier < d.tiers.size(); ++tier) {
-    if (tier > 0) {
-      auto upper = std::make_unique<UpperBackward>(description, tier, below, lowest);
-      below = upper.get();
-      node = owning_pointer(std::move(upper));
-    }
+  if (d.node_outputs.size() == 1) {
+    at::Tensor& output = outputs[d.node_outputs[0]];
+    output = own_tensor(output);
+    torch::autograd::set_history(output, node);
+    return lowest;
+  }
+  std::vector<NodePointer> tails;
+  for (const Group& group : d.groups) {
+    tails.push_back(
+        owning_pointer(std::make_unique<Tail>(description, group, node, inputs, oldest)));
+  }
+  for (uint32_t k : d.order) {
     edge_list edges;
-    if (tier == 0) {
-      edges = lowest->place_edges(inputs);
-    } else {
-      edges.reserve(d.inner[tier].size() + d.grads.size());
-      for (uint32_t k : d.inner[tier]) edges.push_back(leads_to(outputs[d.node_outputs[k]]));
-      for (uint32_t i : d.grads) edges.push_back(leads_to(hold(inputs[i])));
+    for (uint32_t inner : d.inner[k]) {
+      edges.push_back(torch::autograd::impl::gradient_edge(outputs[d.node_outputs[inner]]));
     }
-    node->set_next_edges(std::move(edges));
-    for (uint32_t k : d.tiers[tier]) {
-      at::Tensor& output = outputs[d.node_outputs[k]];
-      output = own_tensor(output);
-      if (d.names[k] == node->name()) {
-        torch::autograd::set_history(output, node);
-      } else {
-        uint32_t position = node->add_input_metadata(output);
-        torch::autograd::set_history(
-            output, owning_pointer(std::make_unique<Relay>(d.names[k], node, position)));
-      }
+    edges.emplace_back(node, 0);
+    for (size_t g = 0; g < tails.size(); ++g) {
+      if (d.groups[g].outputs >> k & 1) edges.emplace_back(tails[g], 0);
     }
+    NodePointer gate = owning_pointer(std::make_unique<Gate>(description, k, lowest));
+    gate->set_next_edges(std::move(edges));
+    at::Tensor& output = outputs[d.node_outputs[k]];
+    output = own_tensor(output);
+    torch::autograd::set_history(output, gate);
   }
   return lowest;
 }

@@ -29,6 +29,12 @@ struct Watched {
   int64_t position;
 };
 
+// Inputs to which the same outputs, but not all, lead.
+struct Group {
+  uint64_t outputs;             // bits of node_outputs
+  std::vector<uint32_t> grads;  // places in Description::grads
+};
+
 // What the nodes of one component are made from. A Gradient and the nodes share it; it owns the
 // executor's Python object and `recompute`, and whoever drops it last takes the GIL.
 struct Description {
@@ -39,25 +45,24 @@ struct Description {
   size_t output_count = 0;
   std::vector<uint32_t> node_outputs;  // user outputs whose history is the node
   std::vector<uint32_t> tangents;      // positions in node_outputs: the plan's last inputs
-  std::vector<std::vector<uint32_t>> tiers;  // positions in node_outputs, by tier
-  std::vector<std::vector<uint32_t>> inner;  // by tier: the positions that its outputs depend on
+  std::vector<std::vector<uint32_t>> inner;  // by node output: those it was computed from
+  std::vector<uint32_t> order;         // node outputs, each behind its inner ones
   std::vector<uint32_t> detached;      // user outputs that are aliases without history
   std::vector<uint32_t> grads;         // inputs that get a gradient, in the order of eager's visits
   std::vector<int64_t> results;        // by edge: which output of the plan, or -1
   std::vector<Place> saved;            // the plan's first inputs
   std::vector<Watched> watched;
   std::vector<bool> written;           // by input: the forward writes it
-  std::vector<bool> needs;             // by input: the outputs depend on it
+  std::vector<uint64_t> needs;         // by input: which of node_outputs are computed from it
   std::vector<bool> kept;              // by input: recomputing needs it held
   std::vector<bool> stale;             // by input: written, and what it held before is needed
   bool any_stale = false;
-  std::vector<uint64_t> reach;         // by edge: which of node_outputs depend on the input
+  std::vector<uint32_t> common;        // places in `grads` of inputs that all outputs lead to
+  std::vector<Group> groups;           // of the others
+  std::vector<uint64_t> reach;         // by input of `grads`: which of node_outputs lead to it
   std::vector<uint64_t> freed_with;    // by node output: whose backward frees what its own needs
   std::vector<uint64_t> needed_for;    // by saved tensor: the gradients that its value counts for
   mutable std::atomic<long> runs{0}, recomputed{0};
-  // Of the last call: which of `grads` were leaves, and the edges that lead to them. Under the GIL.
-  mutable std::vector<bool> leaves;
-  mutable std::shared_ptr<const std::vector<uint32_t>> edge_of;
 
   ~Description() {
     if (!owner && !recompute) return;

@@ -76,7 +76,7 @@ def prebuild_products(folder: Path) -> None:
         from accel.codegen import CompileError, build
 
         try:
-            build.prebuild(folder)
+            build.prebuild(folder.resolve())
         except CompileError as error:
             raise RuntimeError(str(error)) from error
     except (ImportError, OSError, RuntimeError) as error:

@@ -66,26 +66,45 @@ Place place(const py::list& item, size_t length, size_t inputs, size_t outputs) 
   return {output, static_cast<uint32_t>(index)};
 }
 
-// [{"outputs": [position, ...], "inner": [position, ...]}, ...], lowest first.
-void read_tiers(const py::list& rows, Description& d) {
-  std::vector<bool> known(d.node_outputs.size(), false);
-  size_t count = 0;
-  for (const auto& item : rows) {
-    py::dict row = as_dict(item, "tiers");
-    d.inner.push_back(numbers(row, "inner", known.size()));
-    for (uint32_t k : d.inner.back()) {
-      if (!known[k]) fail("gradient", "tiers: an output depends on one of its own tier");
+// By node output, the positions of those that it was computed from, theirs included.
+void read_inner(const py::list& rows, Description& d) {
+  size_t count = d.node_outputs.size();
+  for (const auto& row : rows) {
+    std::vector<uint32_t> positions;
+    for (const auto& item : as_list(row, "inner")) {
+      auto position = take<uint32_t>(item, "inner", "a number");
+      if (position >= count) fail("gradient", "inner: there is no such output");
+      positions.push_back(position);
     }
-    d.tiers.push_back(numbers(row, "outputs", known.size()));
-    if (d.tiers.back().empty()) fail("gradient", "tiers: one is empty");
-    if (d.inner.back().empty() != (d.tiers.size() == 1)) {
-      fail("gradient", "tiers: only the lowest depends on none");
-    }
-    for (uint32_t k : d.tiers.back()) known[k] = true;
-    count += d.tiers.back().size();
+    d.inner.push_back(std::move(positions));
   }
-  if (count != known.size() || std::count(known.begin(), known.end(), false)) {
-    fail("gradient", "tiers: one for each of node_outputs");
+  if (d.inner.size() != count) fail("gradient", "inner: one row for each of node_outputs");
+  for (uint32_t k = 0; k < count; ++k) d.order.push_back(k);
+  std::stable_sort(d.order.begin(), d.order.end(), [&](uint32_t a, uint32_t b) {
+    return d.inner[a].size() < d.inner[b].size();
+  });
+  for (size_t at = 0; at < count; ++at) {
+    for (uint32_t k : d.inner[d.order[at]]) {
+      if (std::find(d.order.begin(), d.order.begin() + static_cast<ptrdiff_t>(at), k) ==
+          d.order.begin() + static_cast<ptrdiff_t>(at)) {
+        fail("gradient", "inner: outputs depend on each other");
+      }
+    }
+  }
+}
+
+// Sorts the inputs of `grads` by the outputs that lead to them.
+void group_inputs(Description& d) {
+  uint64_t all = (uint64_t{1} << d.node_outputs.size()) - 1;
+  for (uint32_t i = 0; i < d.grads.size(); ++i) {
+    if (d.reach[i] == all) {
+      d.common.push_back(i);
+      continue;
+    }
+    auto same = [&](const Group& group) { return group.outputs == d.reach[i]; };
+    auto found = std::find_if(d.groups.begin(), d.groups.end(), same);
+    if (found == d.groups.end()) found = d.groups.insert(found, Group{d.reach[i], {}});
+    found->grads.push_back(i);
   }
 }
 
@@ -103,7 +122,7 @@ void read_spec(const py::dict& spec, const Plan& forward, const Plan& backward, 
   if (d.names.empty() || d.names.size() != d.node_outputs.size() || d.names.size() > 64) {
     fail("gradient", "names: one for each of node_outputs");
   }
-  read_tiers(as_list(member(spec, "tiers", "gradient"), "tiers"), d);
+  read_inner(as_list(member(spec, "inner", "gradient"), "inner"), d);
   for (const auto& item : as_list(member(spec, "saved", "gradient"), "saved")) {
     d.saved.push_back(place(as_list(item, "saved"), 2, inputs, outputs));
   }
@@ -127,13 +146,13 @@ void read_spec(const py::dict& spec, const Plan& forward, const Plan& backward, 
   if (!backward.commit.empty()) fail("gradient", "the backward plan writes its inputs");
   d.written.assign(inputs, false);
   for (uint32_t i : numbers(spec, "written", inputs)) d.written[i] = true;
-  d.needs.assign(inputs, false);
-  for (uint32_t i : numbers(spec, "needs", inputs)) d.needs[i] = true;
+  d.needs = rows_of_bits(spec, "needs", inputs, d.node_outputs.size());
   d.kept.assign(inputs, false);
   for (uint32_t i : numbers(spec, "kept", inputs)) d.kept[i] = true;
   d.stale.assign(inputs, false);
   for (uint32_t i : numbers(spec, "stale", inputs)) d.any_stale = d.stale[i] = true;
   d.reach = rows_of_bits(spec, "reach", d.grads.size(), d.node_outputs.size());
+  group_inputs(d);
   d.freed_with = rows_of_bits(spec, "freed_with", d.node_outputs.size(), d.node_outputs.size());
   d.needed_for = rows_of_bits(spec, "needed_for", d.saved.size(), d.node_outputs.size());
   // A saved variable holds its tensor anyway.

@@ -22,6 +22,12 @@ def history(tensor: torch.Tensor) -> History:
     return (tensor.grad_fn, tensor.output_nr)
 
 
+def gradient_place(tensor: torch.Tensor) -> History:
+    """The same, also for leaves: the node that adds to `grad`."""
+    edge = torch.autograd.graph.get_gradient_edge(tensor)
+    return (edge.node, edge.output_nr)
+
+
 def histories_behind(tensor: torch.Tensor) -> set[History]:
     """The histories of all that `tensor` was differentiably computed from, without its own."""
     return {following for node in nodes_behind(tensor) for following in node.next_functions}
@@ -47,15 +53,6 @@ def inner_of(tensors: Sequence[torch.Tensor]) -> list[list[int]]:
         [j for j, place in enumerate(own) if j != k and place in seen]
         for k, seen in enumerate(behind)
     ]
-
-
-def tiers_of(inner: Sequence[Sequence[int]]) -> list[int]:
-    """By tensor, its tier: 0 where it was computed from none of the others, else one above the
-    highest of these. `inner` is what `inner_of` gave."""
-    tiers: dict[int, int] = {}
-    for k in sorted(range(len(inner)), key=lambda k: len(inner[k])):  # a tensor's own come first
-        tiers[k] = 1 + max((tiers[j] for j in inner[k]), default=-1)
-    return [tiers[k] for k in range(len(inner))]
 
 
 def components_of(tensors: Sequence[torch.Tensor]) -> list[list[int]]:

@@ -50,13 +50,13 @@ class Doubler:
             "saved": [["output", 2]],
             "watched": [],
             "written": [],
-            "needs": [0],
+            "needs": [[0, 1]],
             "kept": [0],
             "stale": [],
             "reach": [[0, 1]],
             "freed_with": [[0, 1], [0, 1]],
             "needed_for": [[0, 1]],
-            "tiers": [{"outputs": [0, 1], "inner": []}],
+            "inner": [[], []],
             **changes,
         }
         self.recomputed: list[Any] = []
@@ -340,11 +340,11 @@ def test_a_node_keeps_what_it_needs_and_no_longer(library: str) -> None:
         {"freed_with": [[0]]},
         {"freed_with": [[0], [2]]},
         {"needed_for": []},
-        {"tiers": []},
-        {"tiers": [{"outputs": [0], "inner": []}]},
-        {"tiers": [{"outputs": [0, 1], "inner": [0]}]},
-        {"tiers": [{"outputs": [0], "inner": []}, {"outputs": [1], "inner": []}]},
-        {"tiers": [{"outputs": [0], "inner": []}, {"outputs": [0, 1], "inner": [0]}]},
+        {"inner": []},
+        {"inner": [[1], [0]]},
+        {"inner": [[], [2]]},
+        {"reach": [[2]]},
+        {"needs": []},
     ],
 )
 def test_a_wrong_description_is_refused(library: str, changes: dict[str, Any]) -> None:
