@@ -8,6 +8,7 @@ one of the others in between is no more an error than in eager.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -134,9 +135,9 @@ class _Splitter:
         required = self._closure(self._forward_roots(), set())
         if required & self.dependent:
             raise CompileError("the forward depends on a gradient")
-        needed = self._closure({v.buffer for v in self.gradients}, set())
-        direct = self._directly_read(needed)
-        saved = self._choose(needed, direct)
+        parts = list(self._parts())
+        chosen = [self._saved(*part) for part in parts]
+        saved = set().union(*chosen)
         forward_nodes = required | self._closure(saved, set()) | set(map(id, self._checks()))
         forward = self._half(forward_nodes, self.primals)
         halves = Halves(forward)
@@ -146,37 +147,63 @@ class _Splitter:
         forward.commits = self.graph.commits
         forward.speculations = self.graph.speculations
         places: dict[int, Place] = {}
+        for own, (_, tangents, grads) in zip(chosen, parts, strict=True):
+            for buffer in sorted(own):
+                if buffer not in places:
+                    places[buffer] = self._place_of(buffer, forward)
+            backward = self._backward(own, tangents, grads)
+            backward.saved = [places[buffer] for buffer in backward.graph.inputs[: len(own)]]
+            halves.backwards.append(backward)
+        return halves
+
+    def _parts(self) -> Iterator[tuple[Component, list[int], slice]]:
+        """Each component with its gradients that arrive, and where its results are."""
         tangent, gradient = 0, self.joint.output_count
         for component in self.joint.components:
             tangents = self.tangents[tangent : tangent + len(component.tangents)]
             grads = slice(gradient, gradient + len(component.grads))
             tangent, gradient = tangent + len(tangents), grads.stop
-            halves.backwards.append(self._backward(saved, tangents, grads, forward, places))
-        return halves
+            yield component, tangents, grads
 
-    def _backward(
-        self,
-        saved: set[int],
-        tangents: list[int],
-        grads: slice,
-        forward: TensorGraph,
-        places: dict[int, Place],
-    ) -> Backward:
+    def _saved(self, component: Component, tangents: list[int], grads: slice) -> set[int]:
+        """What the component's backward is given.
+
+        A visible tensor counts only for gradients whose backward reads it in eager, so nothing is
+        computed again from it for the others.
+        """
+        needed = self._closure({v.buffer for v in self.graph.outputs[grads]}, set())
+        direct = self._directly_read(needed, self.graph.outputs[grads])
+        reads = dict(of_component(self.visible_reads(), component))
+        visible = {v.buffer: ("output", k) for k, v in enumerate(self.user_outputs)}
+        visible |= {b: ("input", i) for i, b in enumerate(self.primals)}
+        barred: set[int] = set()
+        while True:
+            saved = self._choose(needed, direct, barred)
+            backward = self._backward(saved, tangents, grads)
+            own = backward.graph.inputs[: len(backward.graph.inputs) - len(tangents)]
+            backward.saved = [("", b) for b in own]
+            more = {
+                b
+                for b, positions in zip(own, needed_for(backward, component.tangents), strict=True)
+                if b in visible and any(not reads.get(visible[b], 0) >> k & 1 for k in positions)
+            }
+            if more <= barred:
+                return set(own)
+            barred |= more
+
+    def _backward(self, saved: set[int], tangents: list[int], grads: slice) -> Backward:
+        """From what it reads of `saved`; without their places."""
         outputs = self.graph.outputs[grads]
         nodes = self._closure({v.buffer for v in outputs}, saved)
         read = {v.buffer for v in outputs}
         for node in self.graph.nodes:
             if id(node) in nodes:
                 read |= {v.buffer for v in node.views()}
-        own = sorted(saved & read)
-        backward = self._half(nodes, own + tangents)
-        for buffer in own:
-            if buffer not in places:
-                places[buffer] = self._place_of(buffer, forward)
+        backward = self._half(nodes, sorted(saved & read) + tangents)
         backward.outputs = list(outputs)
         backward.output_identity = self.graph.output_identity[grads]
         backward.output_detached = self.graph.output_detached[grads]
-        return Backward(backward, [places[buffer] for buffer in own])
+        return Backward(backward, [])
 
     def visible_reads(self) -> list[tuple[Place, int]]:
         needed = self._closure({v.buffer for v in self.gradients}, set())
@@ -236,9 +263,9 @@ class _Splitter:
                     open_.append(view.buffer)
         return found
 
-    def _directly_read(self, needed: set[int]) -> set[int]:
+    def _directly_read(self, needed: set[int], results: list[View]) -> set[int]:
         """Buffers that exist before the backward and that a dependent node reads."""
-        read = {v.buffer for v in self.gradients}
+        read = {v.buffer for v in results}
         for node in self.graph.nodes:
             if id(node) in needed and id(node) in self.dependent:
                 read |= {v.buffer for v in node.views()}
@@ -254,7 +281,8 @@ class _Splitter:
 
     # ------------------------------------------------------------ the cut
 
-    def _choose(self, needed: set[int], direct: set[int]) -> set[int]:
+    def _choose(self, needed: set[int], direct: set[int], barred: set[int]) -> set[int]:
+        """`barred`: buffers from which nothing is computed again."""
         network = Network()
         visible = {v.buffer for v in self.user_outputs} | set(self.primals)
         for node in self.graph.nodes:
@@ -268,7 +296,9 @@ class _Splitter:
                 if not again:
                     network.add("source", (result, "in"), INFINITE)
                 for view in node.views():
-                    if not self._is_constant(view.buffer):
+                    if view.buffer in barred:
+                        network.add("source", (result, "in"), INFINITE)
+                    elif not self._is_constant(view.buffer):
                         network.add((view.buffer, "out"), (result, "in"), INFINITE)
         for buffer in self.primals:
             cost = self._cost(buffer, visible, direct)
