@@ -118,7 +118,7 @@ class Root:
         had anyway."""
         if self.variation is None:
             return False
-        if why == GRADIENTS:
+        if why == GRADIENTS and not self.variation.no_gradients:
             self.variation.no_gradients = True
         elif self.variation.has_size_numbers and not self.variation.no_size_numbers:
             self.variation.no_size_numbers = reason_text("dynamic", why)

@@ -21,8 +21,8 @@ PROBE_EVERY = 32  # hits, once the first review is over
 _MAX_EAGER = 7  # latest eager times that count
 _ASKING_NS = 30_000  # what arranging an eager run costs
 # Shorter calls are measured in a row: between compiled ones, Python's and torch's code for the
-# eager call is cold, and the first of them takes up to thirty times as long as those that follow.
-SHORT_NS = 100_000
+# eager call is cold, and the first of them takes up to half a millisecond longer.
+SHORT_NS = 2_000_000
 BURST = 8
 _LONGEST = 1 << 20  # hits between two reviews
 

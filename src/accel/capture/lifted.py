@@ -481,7 +481,7 @@ class LiftedEvents(NumberEvents):
         variation = self.variation
         if variation is None or variation.no_size_numbers:
             return ""
-        if variation.no_gradients and torch.is_grad_enabled():
+        if variation.no_gradients and variation.grad_mode:
             return ""
         number = self.lifted[id(value)]
         if number not in self.size_numbers:

@@ -85,6 +85,8 @@ class NumberEvents(CallEvents):
     def follow_numbers(self, variation: Variation | None) -> None:
         """Called before the first event."""
         self.variation = variation if variation is not None and variation.is_enabled else None
+        if self.variation is not None:
+            self.variation.grad_mode = torch.is_grad_enabled()
         self.numbers: dict[int, tuple[Any, str]] = {}  # id -> (number, its name in the graph)
         self.settled: list[Any] = []  # kept, so that no other object gets their identities
         self.open_dims: dict[int, tuple[int, ...]] = {}  # id of a tensor -> its open dimensions

@@ -40,7 +40,8 @@ class Variation:
     def __init__(self, dynamic: bool | None) -> None:
         """`dynamic`: True for every size at once, False for none, None for those that change."""
         self.dynamic = dynamic
-        self.no_gradients = False  # recordings with grad mode on leave nothing open
+        self.no_gradients = False  # recordings that begin with grad mode on leave nothing open
+        self.grad_mode = False  # at the beginning of the present recording
         self.refused = ""  # why this root is recorded with fixed sizes from now on
         self.no_numbers = ""  # why no number of this root is lifted from now on
         self.no_size_numbers = ""  # the same, among sizes and positions
@@ -121,7 +122,7 @@ class Variation:
 
     def dims(self, tensor: torch.Tensor, source: Source) -> tuple[int, ...]:
         """The dimensions of the tensor at `source` that are left open."""
-        if not self.is_enabled or (self.no_gradients and torch.is_grad_enabled()):
+        if not self.is_enabled or (self.no_gradients and self.grad_mode):
             return ()
         sizes = tuple(tensor.size())
         marked, fixed = _marks(tensor, DYNAMIC_MARK), _marks(tensor, STATIC_MARK)

@@ -3,7 +3,7 @@
 In: a plan's blueprint with its library, the graph's symbols. Out: a callable for a variant, from
 the inputs' list to the outputs' list, or None for sizes that the graph does not serve.
 Invariant: sizes, strides and numbers of every input are those that the executor's plan was
-made for; at most `MAX_EXECUTORS` are kept, so that their arenas do not pile up.
+made for; what is kept has bounds, in number and by its arenas.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ from accel import expressions, runtime
 from accel.compile.blueprint import instantiate
 from accel.trace import SegmentGraph
 
-MAX_EXECUTORS = 16
+# An executor takes some 15 KB and its arena. A generator's cache has a size for each token, and
+# whoever comes back to a size that was dropped pays 0.2 ms.
+MAX_EXECUTORS = 2048
+MAX_ARENA_BYTES = 64 << 20  # of all together, but for the newest few
+_KEPT = 16
 _MAX_REFUSED = 256  # sizes remembered as not served
 _INT64 = range(-(1 << 62), 1 << 62)
 
@@ -26,10 +30,13 @@ _INT64 = range(-(1 << 62), 1 << 62)
 class _Member:
     """One executor, the values of the symbols behind its inputs, and the numbers it returns."""
 
-    __slots__ = ("executor", "numbers", "values")
+    __slots__ = ("arena_bytes", "executor", "numbers", "values")
 
-    def __init__(self, executor: Any, values: torch.Tensor, numbers: list[int]) -> None:
+    def __init__(
+        self, executor: Any, values: torch.Tensor, numbers: list[int], arena_bytes: int
+    ) -> None:
         self.executor, self.values, self.numbers = executor, values, numbers
+        self.arena_bytes = arena_bytes
 
 
 class Family:
@@ -47,6 +54,7 @@ class Family:
         # Only these may differ; what the guards fix is not looked at again.
         self.open = sorted({s.origin[1] for s in self.symbols if s.origin[0] == "size"})
         self.members: OrderedDict[Any, _Member] = OrderedDict()
+        self.arena_bytes = 0  # of all members
         self.made = 0  # executors made so far
         self.refusals = 0  # calls that were not served
         self.why = ""  # the newest refusal, for people
@@ -84,12 +92,18 @@ class Family:
         plan = instantiate(self.blueprint, values)
         executor = runtime.native.Executor(plan, self.library_path)
         results = [expressions.evaluate(node, values) for node in self.number_outputs]
-        member = _Member(executor, torch.tensor(values, dtype=torch.int64), results)
+        symbols = torch.tensor(values, dtype=torch.int64)
+        member = _Member(executor, symbols, results, plan["arena_bytes"])
         self.made += 1
         self.members[key] = member
-        while len(self.members) > MAX_EXECUTORS:
-            self.members.popitem(last=False)
+        self.arena_bytes += member.arena_bytes
+        while self._is_too_much():
+            self.arena_bytes -= self.members.popitem(last=False)[1].arena_bytes
         return member
+
+    def _is_too_much(self) -> bool:
+        count = len(self.members)
+        return count > MAX_EXECUTORS or (count > _KEPT and self.arena_bytes > MAX_ARENA_BYTES)
 
     def _used(self, key: Any) -> None:
         with contextlib.suppress(KeyError):  # another thread made room meanwhile

@@ -10,7 +10,8 @@ import torch
 from armed_roots import root_of
 
 import accel
-from accel.compile.family import MAX_EXECUTORS, Family
+from accel.compile import family as families
+from accel.compile.family import Family
 
 
 @pytest.fixture(autouse=True)
@@ -52,8 +53,43 @@ def test_one_variant_serves_every_size() -> None:
     assert root.recordings == 2
     assert root.state == "compiled"
     assert family.refusals == 0
-    assert len(family.members) == MAX_EXECUTORS < family.made
+    assert len(family.members) == family.made >= 53
     assert accel.counters()["deopts"] == 0
+
+
+@pytest.mark.parametrize("name", ["MAX_EXECUTORS", "MAX_ARENA_BYTES"])
+def test_what_is_kept_has_bounds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    @accel.optimize
+    def f(x):  # type: ignore[no-untyped-def]
+        y = torch.softmax(x * 2, -1)
+        return y @ y.T
+
+    monkeypatch.setattr(families, name, 20)
+    family = open_sizes(f, (torch.randn(4, 5),), (torch.randn(6, 5),))
+    for _ in range(2):
+        for n in range(7, 60):
+            assert served(f, torch.randn(n, 5)), n
+    kept = {"MAX_EXECUTORS": 20, "MAX_ARENA_BYTES": 16}[name]
+    assert len(family.members) == kept < family.made
+    assert family.arena_bytes == sum(member.arena_bytes for member in family.members.values())
+
+
+def test_a_size_that_is_first_read_under_no_grad() -> None:
+    w = torch.randn(8, 8, requires_grad=True)
+
+    @accel.optimize
+    def f(x, memories):  # type: ignore[no-untyped-def]
+        y = torch.tanh(x @ w)
+        with torch.no_grad():
+            m = torch.cat([memories[0], x])[-2:]
+        return (y + m.mean(0)).sum()
+
+    for k in range(12):
+        with torch.enable_grad():
+            f(torch.randn(5, 8), [torch.randn(2 if k == 0 else 4, 8)]).backward()
+        assert accel.wait(60)
+    assert accel.counters()["recordings"] <= 3
+    assert accel.counters()["calls_compiled"] >= 8
 
 
 def test_sizes_that_come_again_are_not_made_again() -> None:
