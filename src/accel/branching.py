@@ -15,7 +15,7 @@ from accel import errors, log
 from accel.capture import branches
 from accel.capture.branches import Place
 from accel.capture.recorder import Recording
-from accel.roots import Installed, Root
+from accel.roots import Installed, Root, failures
 
 FIRST_DOUBT = 8  # failed speculations of a variant after which somebody looks
 RATE = 0.25  # of the calls since the last look: so many failures are too many
@@ -37,12 +37,6 @@ def parting(a: Assumed, b: Assumed) -> Place | None:
 
 def _is_repeated(place: Place, assumed: Assumed) -> bool:
     return sum(p == place for p, _ in assumed) > 1
-
-
-def failures(installed: Installed) -> int:
-    """Replays of a variant that a speculation ended (and not the sizes of a family)."""
-    native = installed.native
-    return int(native.misspeculations) - int(getattr(native.executor, "refusals", 0))
 
 
 def places_to_leave(variants: Sequence[Installed], recording: Recording) -> set[Place]:
@@ -157,7 +151,6 @@ def _may_be_split(root: Root) -> bool:
 
 def drop_variants(root: Root) -> None:
     """What is compiled of the whole function serves no more calls."""
-    root.retired_failures += sum(map(failures, root.variants))
     root.retire(root.variants)
     root.entry.state = "count"
 

@@ -87,9 +87,9 @@ class Totals:
         runs = (g.runs for v in variants for g in v.native.gradients or ())
         totals = {
             "calls_compiled": hits,
-            "backwards_compiled": sum(runs),
+            "backwards_compiled": sum(runs) + sum(r.retired.backwards for r in (root, *nodes)),
             "ops_compiled": sum(v.native.hits * v.operations for v in root.variants)
-            + root.retired_hits * root.ops_per_call,
+            + root.retired.operations,
         }
         split_calls = 0
         if root.split is not None:
@@ -104,8 +104,8 @@ class Totals:
         eager = max(calls - hits - split_calls, 0)
         refused = sum(getattr(v.native.executor, "refusals", 0) for v in root.variants)
         failed = sum(v.native.misspeculations for v in root.variants) - refused
-        failed += root.retired_failures
-        raised = sum(v.native.errors for v in root.variants)
+        failed += root.retired.failures
+        raised = sum(v.native.errors for v in root.variants) + root.retired.errors
         totals["calls_eager"] = eager
         totals["ops_eager"] = totals.get("ops_eager", 0) + eager * root.ops_per_call
         totals["speculations_failed"] = failed

@@ -50,7 +50,7 @@ from accel.report import Progress
 from accel.rewriter import hook, prologue, twin
 from accel.rewriter.cache import CodeCache
 from accel.root_table import RootTable
-from accel.roots import SETTLED, Installed, Limits, Root
+from accel.roots import SETTLED, Installed, Limits, Root, Tally
 from accel.selection import Selection, inside
 from accel.splitting import Splitter
 
@@ -494,7 +494,7 @@ class Driver:
         for root in self.roots:
             if root.state != "disabled":
                 self.forget(root)
-            root.retired_hits = root.retired_failures = root.recordings = 0
+            root.retired, root.recordings = Tally(), 0
         self.counters.reset()
         branches.both_ways.clear()
         branches.untraceable.clear()

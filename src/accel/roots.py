@@ -70,6 +70,31 @@ class Installed:
     doubted: tuple[int, int] = (0, 0)  # calls and failed speculations when somebody looked
 
 
+@dataclass
+class Tally:
+    """What dropped variants have done."""
+
+    hits: int = 0  # calls that they have served
+    operations: int = 0  # torch operations in these
+    failures: int = 0  # replays that a speculation ended
+    errors: int = 0
+    backwards: int = 0
+
+    def add(self, installed: Installed) -> None:
+        native = installed.native
+        self.hits += int(native.hits)
+        self.operations += int(native.hits) * installed.operations
+        self.failures += failures(installed)
+        self.errors += int(native.errors)
+        self.backwards += sum(gradient.runs for gradient in native.gradients or ())
+
+
+def failures(installed: Installed) -> int:
+    """Replays of a variant that a speculation ended (and not the sizes of a family)."""
+    native = installed.native
+    return int(native.misspeculations) - int(getattr(native.executor, "refusals", 0))
+
+
 @dataclass(repr=False)
 class Root:
     """One function code or one module instance."""
@@ -96,8 +121,7 @@ class Root:
     backoff: int = 1
     recordings: int = 0
     variants: list[Installed] = field(default_factory=list)
-    retired_hits: int = 0  # calls that dropped variants have served
-    retired_failures: int = 0  # failed speculations of dropped variants
+    retired: Tally = field(default_factory=Tally)
     pending: int = 0
     backward_patterns: int = 0
     # Held while one of its calls is recorded, in whatever thread, and what it gave is submitted.
@@ -146,7 +170,9 @@ class Root:
     def retire(self, gone: Iterable[Installed]) -> None:
         """These variants serve no more calls; what they have served still counts."""
         ids = {id(v) for v in gone}
-        self.retired_hits += sum(int(v.native.hits) for v in self.variants if id(v) in ids)
+        for installed in self.variants:
+            if id(installed) in ids:
+                self.retired.add(installed)
         self.variants = [v for v in self.variants if id(v) not in ids]
         self.publish()
 
@@ -187,7 +213,7 @@ class Root:
     @property
     def hits(self) -> int:
         """How many of its calls compiled code served."""
-        return self.retired_hits + sum(int(v.native.hits) for v in self.variants)
+        return self.retired.hits + sum(int(v.native.hits) for v in self.variants)
 
     @property
     def serves_few(self) -> bool:

@@ -26,7 +26,7 @@ from accel.capture.variation import Variation
 from accel.errors import reason_text
 from accel.rewriter import islands, prologue, resumable, twin
 from accel.rewriter.flow import local_names
-from accel.roots import SETTLED, Installed, Root
+from accel.roots import SETTLED, Installed, Root, Tally, failures
 from accel.trial import Trial
 
 MAX_PLANS = 12  # times a root's exits are found anew
@@ -75,15 +75,17 @@ class Split:
     def totals(self, root: Root) -> tuple[int, int, int, int, int]:
         """Segments that were served, their operations, the operations of those that were not,
         calls that resumable code ran, replays that were thrown away."""
-        hits, ops, missed, failures = self.retired
+        hits, ops, missed, failed = self.retired
         for node in self.nodes:
             hits += node.hits
             ops += sum(v.native.hits * v.operations for v in node.variants)
-            most = max((v.operations for v in node.variants), default=0)
+            ops += node.retired.operations
+            most = max((v.operations for v in node.variants), default=node.ops_per_call)
             missed += max(node.entry.calls - node.hits, 0) * most
-            failures += sum(v.native.errors + v.native.misspeculations for v in node.variants)
+            failed += sum(v.native.errors + failures(v) for v in node.variants)
+            failed += node.retired.errors + node.retired.failures
         calls = root.entry.calls - self.calls_before if self.calls_before >= 0 else 0
-        return hits, ops, missed, calls, failures
+        return hits, ops, missed, calls, failed
 
 
 class Splitter:
@@ -225,12 +227,12 @@ class Splitter:
         return metering.metered(split.plan, split.nodes, function, split.code)
 
     def _retire(self, root: Root, split: Split) -> None:
-        hits, ops, missed, _, failures = split.totals(root)
-        split.retired = [hits, ops, missed, failures]
+        hits, ops, missed, _, failed = split.totals(root)
+        split.retired = [hits, ops, missed, failed]
         for node in split.nodes:
             node.state = "disabled"
             node.retire(node.variants)
-            node.retired_hits = 0
+            node.retired = Tally()
             node.entry.state = "off"
 
     # -------------------------------------------------------------- runs
@@ -273,7 +275,7 @@ class Splitter:
                 for v, k in checks
                 if k >= 0 and not v.recording.is_type_of_number(k)
             )
-            others = [v for v in rivals if branching.failures(v)] + fresh
+            others = [v for v in rivals if failures(v)] + fresh
             run.rivals = tuple(r.assumed for r in _assuming(others))
             visits[number] += 1
             return True

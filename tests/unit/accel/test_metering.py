@@ -102,6 +102,8 @@ def test_metered_calls_are_rare_and_count_as_calls() -> None:
 
 def test_a_review_asks_for_eager_times_until_it_can_say() -> None:
     class Native:
+        misspeculations, errors, executor, gradients = 3, 1, None, None
+
         def __init__(self, ns: int) -> None:
             self.hits, self.ns_compiled, self.review_at, self.probe_every = 16, [ns] * 16, 0, 1
 
@@ -115,7 +117,7 @@ def test_a_review_asks_for_eager_times_until_it_can_say() -> None:
     def node(ns: int) -> tuple[Root, Any]:
         root = Root("f:1", "node", "f.py:1", Entry())
         native = Native(ns)
-        root.variants.append(type("V", (), {"native": native})())  # type: ignore[arg-type]
+        root.variants.append(type("V", (), {"native": native, "operations": 2})())  # type: ignore[arg-type]
         root.state = "compiled"
         return root, native
 
@@ -134,7 +136,9 @@ def test_a_review_asks_for_eager_times_until_it_can_say() -> None:
         metering.review(slow, trial)
         if slow.state == "losing":
             break
-    assert slow.state == "losing" and slow.entry.state == "off" and slow.retired_hits > 0
+    assert slow.state == "losing" and slow.entry.state == "off" and slow.retired.hits > 0
+    assert slow.retired.operations == 2 * slow.retired.hits
+    assert (slow.retired.failures, slow.retired.errors) == (3, 1)
     fast, trial = node(500)[0], Trial()
     native = fast.variants[0].native
     for _ in range(6):
