@@ -11,8 +11,9 @@
 // Within a component, the engine walks where eager's would, whatever output a backward begins at:
 //   gate    one for each output, which is its history. Behind it the gates of the outputs that this
 //           one was computed from (inner ones), the component's PlanBackward, and tails.
-//   tail    one for each set of outputs, not all, on which some inputs depend: leads to these.
-//           The PlanBackward itself leads to the inputs on which all outputs depend.
+//   tail    one for each set of outputs that lead to some inputs: leads to these. The PlanBackward
+//           itself leads to the tail of what all outputs lead to, or, if that is everything, to the
+//           inputs.
 // Gates put the gradients that arrive down for the PlanBackward, which runs one plan for all of them
 // and puts down what the tails give on. Where somebody asks for the gradient at an inner output
 // (a hook, retain_grad, torch.autograd.grad), the gates above it run the forward again for their own
@@ -250,6 +251,7 @@ class PlanBackward : public torch::autograd::Node {
     variable_list found = gradients(variable_list(pass->arrived));
     for (size_t i = 0; i < found.size(); ++i) add_to(pass->found[i], std::move(found[i]));
     pass->is_run = true;
+    if (!d.groups.empty()) return variable_list(num_outputs());
     return leads_.take(pass->found);
   }
 
@@ -631,12 +633,12 @@ class Gate : public torch::autograd::Node {
 // Gives on what the plan found for inputs on which only some outputs depend.
 class Tail : public torch::autograd::Node {
  public:
-  Tail(std::shared_ptr<const Description> description, const Group& group, NodePointer lowest,
+  Tail(std::shared_ptr<const Description> description, const Group& group, PlanBackward* lowest,
        c10::TensorImpl* const* inputs, uint64_t sequence_nr)
       : Node(sequence_nr),
         description_(std::move(description)),
         group_(group),
-        lowest_(std::move(lowest)),
+        passes_(lowest->passes),
         leads_(*description_, group.grads, inputs) {
     set_next_edges(leads_.edges());
     add_input_metadata(undefined_input{});
@@ -644,12 +646,15 @@ class Tail : public torch::autograd::Node {
 
   std::string name() const override { return description_->names[0]; }
 
+  // The plan's node, which does not lead here.
+  void keep(NodePointer lowest) { lowest_ = std::move(lowest); }
+
   variable_list apply(variable_list&&) override {
     const Description& d = *description_;
-    auto* lowest = static_cast<PlanBackward*>(lowest_.get());
-    std::shared_ptr<Pass> pass = lowest->passes->now(d);
-    if (!pass->is_run) {
+    std::shared_ptr<Pass> pass = passes_->now(d);
+    if (!pass->is_run && lowest_) {
       // The engine does not need the plan's node, or came here first.
+      auto* lowest = static_cast<PlanBackward*>(lowest_.get());
       variable_list own(d.node_outputs.size());
       for (size_t k = 0; k < own.size(); ++k) {
         if (group_.outputs >> k & 1) own[k] = pass->arrived[k];
@@ -663,7 +668,8 @@ class Tail : public torch::autograd::Node {
  private:
   const std::shared_ptr<const Description> description_;
   const Group& group_;  // the Description's
-  const NodePointer lowest_;
+  const std::shared_ptr<Passes> passes_;
+  NodePointer lowest_;
   Leads leads_;
 };
 
@@ -682,8 +688,12 @@ PlanBackward* connect_component(const std::shared_ptr<const Description>& descri
                                 std::vector<at::Tensor>& outputs) {
   const Description& d = *description;
   for (uint32_t k : d.detached) outputs[k] = outputs[k].detach();
-  // The engine takes younger nodes first: gates, then the plan's node, then tails.
-  uint64_t oldest = at::sequence_number::get_and_increment();
+  // The engine takes younger nodes first: gates, then the plan's node, then tails, of these first
+  // those to whose inputs eager comes first.
+  std::vector<uint64_t> ages;
+  for (size_t g = 0; g < d.groups.size(); ++g) {
+    ages.push_back(at::sequence_number::get_and_increment());
+  }
   auto owned = std::make_unique<PlanBackward>(description, inputs);
   PlanBackward* const lowest = owned.get();
   NodePointer node = owning_pointer(std::move(owned));
@@ -695,8 +705,11 @@ PlanBackward* connect_component(const std::shared_ptr<const Description>& descri
   }
   std::vector<NodePointer> tails;
   for (const Group& group : d.groups) {
-    tails.push_back(
-        owning_pointer(std::make_unique<Tail>(description, group, node, inputs, oldest)));
+    auto tail = std::make_unique<Tail>(description, group, lowest, inputs, ages.back());
+    ages.pop_back();
+    tails.push_back(owning_pointer(std::move(tail)));
+    if (group.is_common) lowest->add_next_edge({tails.back(), 0});
+    else static_cast<Tail*>(tails.back().get())->keep(node);
   }
   for (uint32_t k : d.order) {
     edge_list edges;
@@ -705,7 +718,7 @@ PlanBackward* connect_component(const std::shared_ptr<const Description>& descri
     }
     edges.emplace_back(node, 0);
     for (size_t g = 0; g < tails.size(); ++g) {
-      if (d.groups[g].outputs >> k & 1) edges.emplace_back(tails[g], 0);
+      if (!d.groups[g].is_common && (d.groups[g].outputs >> k & 1)) edges.emplace_back(tails[g], 0);
     }
     NodePointer gate = owning_pointer(std::make_unique<Gate>(description, k, lowest));
     gate->set_next_edges(std::move(edges));

@@ -29,9 +29,10 @@ struct Watched {
   int64_t position;
 };
 
-// Inputs to which the same outputs, but not all, lead.
+// Inputs to which the same outputs lead.
 struct Group {
   uint64_t outputs;             // bits of node_outputs
+  bool is_common;               // they are all there are
   std::vector<uint32_t> grads;  // places in Description::grads
 };
 
@@ -57,8 +58,8 @@ struct Description {
   std::vector<bool> kept;              // by input: recomputing needs it held
   std::vector<bool> stale;             // by input: written, and what it held before is needed
   bool any_stale = false;
-  std::vector<uint32_t> common;        // places in `grads` of inputs that all outputs lead to
-  std::vector<Group> groups;           // of the others
+  std::vector<Group> groups;           // the inputs of `grads`; none where all outputs lead to all
+  std::vector<uint32_t> common;        // places in `grads`: all of them, or none where there are groups
   std::vector<uint64_t> reach;         // by input of `grads`: which of node_outputs lead to it
   std::vector<uint64_t> freed_with;    // by node output: whose backward frees what its own needs
   std::vector<uint64_t> needed_for;    // by saved tensor: the gradients that its value counts for

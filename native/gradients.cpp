@@ -93,17 +93,21 @@ void read_inner(const py::list& rows, Description& d) {
   }
 }
 
-// Sorts the inputs of `grads` by the outputs that lead to them.
+// Sorts the inputs of `grads`, which are in the order of eager's visits, by the outputs that lead to
+// them. Where all outputs lead to all of them there is nothing to sort.
 void group_inputs(Description& d) {
   uint64_t all = (uint64_t{1} << d.node_outputs.size()) - 1;
+  auto is_common = [&](uint64_t reach) { return reach == all; };
+  if (std::all_of(d.reach.begin(), d.reach.end(), is_common)) {
+    for (uint32_t i = 0; i < d.grads.size(); ++i) d.common.push_back(i);
+    return;
+  }
   for (uint32_t i = 0; i < d.grads.size(); ++i) {
-    if (d.reach[i] == all) {
-      d.common.push_back(i);
-      continue;
-    }
     auto same = [&](const Group& group) { return group.outputs == d.reach[i]; };
     auto found = std::find_if(d.groups.begin(), d.groups.end(), same);
-    if (found == d.groups.end()) found = d.groups.insert(found, Group{d.reach[i], {}});
+    if (found == d.groups.end()) {
+      found = d.groups.insert(found, Group{d.reach[i], is_common(d.reach[i]), {}});
+    }
     found->grads.push_back(i);
   }
 }

@@ -183,3 +183,167 @@ def _(s: Session) -> None:
                 return w.grad
 
             s.call(first)
+
+
+class TwoHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.policy, self.value = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(6, 1)
+
+    def forward(self, x):
+        h = torch.tanh(self.trunk(x))
+        return self.policy(h), self.value(h)
+
+
+@program(PROGRAMS, "hooks on parameters of the head that is not asked")
+def _(s: Session) -> None:
+    model = s.watch(TwoHeads())
+    events = s.watch([])
+    for name, p in model.named_parameters():
+        p.register_hook(lambda g, name=name: events.append(name) or g.clamp(-0.1, 0.1))
+    f = s.root(model)
+    for turn in range(8):
+
+        def step(turn=turn):
+            events.clear()
+            model.zero_grad()
+            policy, value = f(torch.randn(5, 4))
+            (policy, value, policy.sum() + value)[turn % 3].sum().backward()
+            return list(events)
+
+        s.call(step)
+
+
+class Counted(torch.autograd.Function):
+    ran = 0
+
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, g):
+        Counted.ran += 1
+        return g * 2
+
+
+@program(PROGRAMS, "what lies behind an input that the loss does not reach")
+def _(s: Session) -> None:
+    w, u = s.watch(leaf(3)), s.watch(leaf(3))
+    optimizer = torch.optim.SGD([w, u], 0.1, weight_decay=0.1)
+
+    def heads(h, e):
+        t = h * 2
+        return torch.sin(t), torch.cos(t) * e
+
+    f = s.root(heads)
+    Counted.ran = 0
+    for turn in range(8):
+
+        def step(turn=turn):
+            optimizer.zero_grad()
+            e = Counted.apply(u)
+            a, b = f(w * 1, e)
+            (b if turn == 5 else a).sum().backward()
+            if turn == 6:
+                e.sum().backward()  # its graph was not freed
+            optimizer.step()
+            return u.grad, Counted.ran
+
+        s.call(step)
+
+
+@program(PROGRAMS, "hooks on results that the loss does not depend on")
+def _(s: Session) -> None:
+    w = s.watch(leaf(4, 4))
+
+    def f(x):
+        h = x @ w
+        return (h * 2).sin(), (h * 3).sin()
+
+    f = s.root(f)
+    for _ in range(5):
+
+        def step():
+            w.grad = None
+            a, b = f(torch.randn(2, 4))
+            seen = []
+            a.register_hook(lambda g: g * 0.5)
+            a.grad_fn.register_prehook(lambda g: seen.append(len(g)))
+            b.sum().backward()
+            return w.grad, seen, a.grad_fn is b.grad_fn, b.output_nr
+
+        s.call(step)
+
+
+@program(PROGRAMS, "one head is updated between the two backwards")
+def _(s: Session) -> None:
+    model = s.watch(TwoHeads())
+    optimizer = torch.optim.SGD(model.policy.parameters(), 0.1)
+    f = s.root(model)
+    for _ in range(6):
+
+        def step():
+            model.zero_grad()
+            policy, value = f(torch.randn(5, 4))
+            policy.square().mean().backward(retain_graph=True)
+            optimizer.step()
+            value.square().mean().backward()
+            return [p.grad for p in model.parameters()]
+
+        s.call(step)
+
+
+@program(PROGRAMS, "results and inputs are written that this backward does not read")
+def _(s: Session) -> None:
+    w, v = s.watch(leaf(4, 4)), s.watch(leaf(4))
+
+    def result(x):
+        h = (x @ w * 0.1).exp()
+        return h, ((h.detach() * 2) * v).sin().sum()
+
+    def given(x):
+        return (x * w).sum(), (x.sin() * v).sum()
+
+    def write_result(f):
+        h, loss = f(torch.ones(3, 4))
+        h.mul_(2)
+        loss.backward()
+
+    def write_given(f):
+        x = torch.full((4, 4), 0.5)
+        a, b = f(x)
+        a.backward()
+        x.fill_(5.0)
+        b.backward()
+
+    for function, use in ((result, write_result), (given, write_given)):
+        f = s.root(function)
+        for _ in range(5):
+
+            def step(f=f, use=use):
+                w.grad = v.grad = None
+                use(f)
+                return w.grad, v.grad
+
+            s.call(step)
+
+
+@program(PROGRAMS, "second derivatives where the input is gone")
+def _(s: Session) -> None:
+    w = s.watch(leaf(300, 300))
+
+    def f(x):
+        return x.exp().exp().mean()
+
+    f = s.root(f)
+    for _ in range(5):
+
+        def step():
+            loss = f(w * 0.5)
+            (g,) = torch.autograd.grad(loss, w, create_graph=True)
+            w.grad = None
+            g.square().sum().backward()
+            return w.grad
+
+        s.call(step)
