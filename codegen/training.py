@@ -18,6 +18,7 @@ from accel.codegen.options import CodegenOptions, CompileError
 from accel.codegen.partition import Backward, Place, needed_for, of_component, split, visible_reads
 from accel.codegen.simplify import eliminate_common, eliminate_dead
 from accel.codegen.tensor_graph import TensorGraph
+from accel.errors import ONLY_VIEWS
 from accel.trace import SegmentGraph
 
 _HELD_BYTES = 1 << 24
@@ -32,7 +33,7 @@ def compile_training(
     everywhere = replace(source.gradients, tangents=source.gradients.outputs)
     whole = joint = _joint(replace(source, gradients=everywhere))
     if not whole.node_outputs:
-        raise CompileError("all outputs that carry gradients are views of inputs")
+        raise CompileError(ONLY_VIEWS)
     most = max(len(component.outputs) for component in whole.components)
     if most > _MAX_NODE_OUTPUTS:
         raise CompileError(f"{most} outputs carry gradients")

@@ -102,6 +102,7 @@ REASONS: dict[str, tuple[str, str]] = {
     "opaque_attribute": ("an attribute computed by C code is used: {}", "read it outside"),
     "opaque_call": ("a call that accel does not know: {}", "move it out of the compiled part"),
     "opaque_operation": ("an operation that accel does not know: {}", "move it outside"),
+    "only_views": ("its results are views of its inputs", "nothing: there is nothing to compile"),
     "operand": ("a torch operation takes {}", "pass tensors and plain numbers"),
     "operation_raised": (
         "an operation raised an exception, which was caught: {}",
@@ -154,6 +155,8 @@ def hint_for(text: str) -> str:
     return ""
 
 
+# What a compiler says of a graph whose results are its inputs, seen otherwise.
+ONLY_VIEWS = "all outputs that carry gradients are views of inputs"
 _UNTRACEABLE = re.compile(r"(\S+) at (.+?) cannot be traced: ")
 
 

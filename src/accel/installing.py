@@ -103,7 +103,10 @@ class Installer:
                     return
                 if "compiler" in str(error):
                     log.notice_once(f"running eagerly: {error}", "compiler")
-                root.give_up("compile_failed", str(error), root.location)
+                if errors.ONLY_VIEWS in str(error):
+                    root.give_up("only_views", "", root.location)
+                else:
+                    root.give_up("compile_failed", str(error), root.location)
 
         self.progress.compiling(root.name)
         self.service.submit(recording.graph, root.backend or self.config.backend, done)
