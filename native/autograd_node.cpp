@@ -373,12 +373,10 @@ class PlanBackward : public torch::autograd::Node {
     return true;
   }
 
-  // Gradients have arrived at fewer outputs than the plan takes, and the forward cannot run
-  // again: true after zeros stand for the others.
+  // Gradients have arrived at fewer outputs than the plan takes: true after zeros stand for the
+  // others. Rather so than by running the forward again, whose inputs the program may have changed
+  // unseen (by way of `.data`); eager would use what it saved, and so does the plan.
   bool complete(variable_list& grads) {
-    std::string why;
-    unchanged_inputs(arrived(grads), &why);
-    if (why.empty()) return false;
     const Description& d = *description_;
     const Plan& plan = plan_of(*d.executor);
     variable_list whole = grads;

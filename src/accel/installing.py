@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,6 +35,9 @@ class Prepared:
     program: Any
     inputs: list[int]
     result: tuple[Any, ...]
+
+
+PATTERN_SEEN = 3  # backwards with gradients at the same outputs, and never at others
 
 
 class Installer:
@@ -195,8 +199,11 @@ class Installer:
         assert segment.plan is not None and graph is not None
         reference = weakref.ref(root)
 
+        patterns: Counter[tuple[str, ...]] = Counter()
+
         def on_recompute(use: gradients.Use) -> None:
-            self.counters.add("backwards_recomputed")
+            if not use.zeros:
+                self.counters.add("backwards_recomputed")
             root = reference()
             if root is None or root.state == "blacklisted" or root.pending:
                 return
@@ -206,6 +213,9 @@ class Installer:
                 places = {(o.target, o.location) for o in graph.operations if o.name in use.ends}
                 if branching.leave_operations(root, places, use.why):
                     return
+            patterns[use.tangents] += use.zeros
+            if use.zeros and (len(patterns) > 1 or patterns[use.tangents] < PATTERN_SEEN):
+                return  # zeros serve every pattern; one alone deserves a plan of its own
             if use.tangents and root.backward_patterns < self.limits.max_backward_patterns:
                 self._compile_backward(root, prepared, use.tangents)
                 return

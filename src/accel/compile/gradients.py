@@ -23,11 +23,13 @@ Tensors = list[Any]  # of torch.Tensor or None
 
 @dataclass(frozen=True)
 class Use:
-    """Why a backward runs the recorded operations again."""
+    """Why a backward runs the recorded operations again, or, in `zeros`, the plan with zeros for
+    gradients that did not arrive."""
 
     why: str
     tangents: tuple[str, ...] = ()  # the outputs at which gradients arrive, others than expected
     ends: tuple[str, ...] = ()  # the operations that made inner outputs whose gradient is asked for
+    zeros: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,8 @@ class _Recomputation:
         """Those of the node's inputs; before them, with `cut`, those of the node outputs at these
         positions, where the derivatives end.
 
-        Inputs that are gone or changed are None, and there is no answer; without gradients too, the
-        third argument says why nothing serves this backward.
+        Without inputs there is no answer: the plan runs, with zeros for the gradients that are
+        None. Without gradients too, the third argument says why nothing serves this backward.
         """
         if gradients is None:
             self.on_use(Use(str(create_graph)))
@@ -78,8 +80,8 @@ class _Recomputation:
         pairs = zip(self.node_outputs, gradients, strict=True)
         arrived = {name: gradient for name, gradient in pairs if gradient is not None}
         if cut is None:
-            self.on_use(self._use(arrived, differentiable))
-        if inputs is None:  # the compiled backward does it once more, with zeros
+            self.on_use(self._use(arrived, differentiable, zeros=inputs is None))
+        if inputs is None:
             return None
         ends: dict[str, _End] = {}
         with torch.enable_grad():
@@ -104,13 +106,13 @@ class _Recomputation:
                 )
             )
 
-    def _use(self, arrived: Collection[str], differentiable: bool) -> Use:
+    def _use(self, arrived: Collection[str], differentiable: bool, zeros: bool) -> Use:
         if differentiable:
             return Use("second derivatives")
         assert self.graph.gradients is not None
         others = set(self.graph.gradients.tangents).difference(self.node_outputs)
         tangents = (name for name in self.graph.outputs if name in arrived or name in others)
-        return Use(f"gradients of {', '.join(arrived)}", tuple(tangents))
+        return Use(f"gradients of {', '.join(arrived)}", tuple(tangents), zeros=zeros)
 
     def _run(
         self,

@@ -130,14 +130,25 @@ def test_gradients_of_any_layout_are_arranged(doubler: Doubler) -> None:
     assert torch.equal(x.grad, torch.full((8,), 3.0))
 
 
-def test_missing_gradients_are_recomputed(doubler: Doubler) -> None:
+def test_zeros_stand_for_missing_gradients(doubler: Doubler) -> None:
     x = leaf()
     y, _z = doubler(x)
     y.sum().backward()
     assert torch.equal(x.grad, torch.full((8,), 2.0))
-    ((_inputs, grads, create_graph),) = doubler.recomputed
-    assert grads[1] is None and create_graph is False
-    assert (doubler.gradient.runs, doubler.gradient.recomputed) == (0, 1)
+    ((inputs, grads, create_graph),) = doubler.recomputed
+    assert inputs is None and grads[1] is None and create_graph is False
+    assert (doubler.gradient.runs, doubler.gradient.recomputed) == (1, 0)
+
+
+def test_what_is_not_finite_is_recomputed(doubler: Doubler) -> None:
+    """Zeros might have met infinities."""
+    x = leaf()
+    y, _z = doubler(x)
+    y.backward(torch.full((8,), float("inf")))
+    assert torch.equal(x.grad, torch.full((8,), float("inf")))
+    _told, (inputs, grads, create_graph) = doubler.recomputed
+    assert len(inputs) == 1 and grads[1] is None and create_graph is False
+    assert doubler.gradient.recomputed == 1
 
 
 def test_second_derivatives_are_recomputed(doubler: Doubler) -> None:
