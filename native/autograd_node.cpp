@@ -172,7 +172,8 @@ void add_to(at::Tensor& sum, at::Tensor more) {
 class Leads {
  public:
   // The inputs whose places in `grads` are given. Needs the GIL.
-  Leads(const Description& d, const std::vector<uint32_t>& which, c10::TensorImpl* const* inputs)
+  Leads(const Description& d, const std::vector<uint32_t>& which, EdgePlaces& last,
+        c10::TensorImpl* const* inputs)
       : which_(which) {
     std::vector<torch::autograd::Edge> edges;
     std::vector<bool> leaves;
@@ -181,9 +182,13 @@ class Leads {
       edges.push_back(torch::autograd::impl::gradient_edge(input));
       leaves.push_back(!input.grad_fn());
     }
-    places_ = edge_places(leaves);
+    if (!last.places || last.leaves != leaves) {
+      last.places = std::make_shared<const std::vector<uint32_t>>(edge_places(leaves));
+      last.leaves = std::move(leaves);
+    }
+    places_ = last.places;
     edges_.resize(edges.size());
-    for (size_t i = 0; i < edges.size(); ++i) edges_[places_[i]] = std::move(edges[i]);
+    for (size_t i = 0; i < edges.size(); ++i) edges_[(*places_)[i]] = std::move(edges[i]);
   }
 
   edge_list edges() { return std::move(edges_); }
@@ -191,13 +196,13 @@ class Leads {
   // A node's results out of `found`, by input of `grads`; these are taken out.
   variable_list take(variable_list& found) const {
     variable_list results(which_.size());
-    for (size_t i = 0; i < which_.size(); ++i) results[places_[i]] = std::move(found[which_[i]]);
+    for (size_t i = 0; i < which_.size(); ++i) results[(*places_)[i]] = std::move(found[which_[i]]);
     return results;
   }
 
  private:
   const std::vector<uint32_t>& which_;  // the Description's
-  std::vector<uint32_t> places_;
+  std::shared_ptr<const std::vector<uint32_t>> places_;
   edge_list edges_;
 };
 
@@ -207,7 +212,7 @@ class PlanBackward : public torch::autograd::Node {
   PlanBackward(std::shared_ptr<const Description> description, c10::TensorImpl* const* inputs)
       : passes(std::make_shared<Passes>()),
         description_(std::move(description)),
-        leads_(*description_, description_->common, inputs) {
+        leads_(*description_, description_->common, description_->last, inputs) {
     set_next_edges(leads_.edges());
     // With more outputs than one, gates lead here, and what arrives comes by way of `passes`.
     if (description_->node_outputs.size() > 1) add_input_metadata(undefined_input{});
@@ -637,7 +642,7 @@ class Tail : public torch::autograd::Node {
         description_(std::move(description)),
         group_(group),
         passes_(lowest->passes),
-        leads_(*description_, group.grads, inputs) {
+        leads_(*description_, group.grads, group.last, inputs) {
     set_next_edges(leads_.edges());
     add_input_metadata(undefined_input{});
   }

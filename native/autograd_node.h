@@ -29,11 +29,18 @@ struct Watched {
   int64_t position;
 };
 
+// Where the edges to inputs stand, see engine_order.h; kept from call to call, under the GIL.
+struct EdgePlaces {
+  std::vector<bool> leaves;
+  std::shared_ptr<const std::vector<uint32_t>> places;
+};
+
 // Inputs to which the same outputs lead.
 struct Group {
   uint64_t outputs;             // bits of node_outputs
   bool is_common;               // they are all there are
   std::vector<uint32_t> grads;  // places in Description::grads
+  mutable EdgePlaces last;
 };
 
 // What the nodes of one component are made from. A Gradient and the nodes share it; it owns the
@@ -63,6 +70,7 @@ struct Description {
   std::vector<uint64_t> reach;         // by input of `grads`: which of node_outputs lead to it
   std::vector<uint64_t> freed_with;    // by node output: whose backward frees what its own needs
   std::vector<uint64_t> needed_for;    // by saved tensor: the gradients that its value counts for
+  mutable EdgePlaces last;             // of `common`
   mutable std::atomic<long> runs{0}, recomputed{0};
 
   ~Description() {

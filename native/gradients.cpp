@@ -106,7 +106,7 @@ void group_inputs(Description& d) {
     auto same = [&](const Group& group) { return group.outputs == d.reach[i]; };
     auto found = std::find_if(d.groups.begin(), d.groups.end(), same);
     if (found == d.groups.end()) {
-      found = d.groups.insert(found, Group{d.reach[i], is_common(d.reach[i]), {}});
+      found = d.groups.insert(found, Group{d.reach[i], is_common(d.reach[i]), {}, {}});
     }
     found->grads.push_back(i);
   }
