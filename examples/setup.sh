@@ -8,7 +8,7 @@ export ACCEL_VENV
 if [ ! -x "$ACCEL_VENV/bin/python" ]; then
   "${PYTHON:-python3.11}" -m venv "$ACCEL_VENV"
 fi
-_sources="$(cat native/* pyproject.toml | sha256sum | cut -d ' ' -f 1) $PWD"
+_sources="$(cat native/*.cpp native/*.h native/*.py pyproject.toml | sha256sum | cut -d ' ' -f 1) $PWD"
 _stamp="$ACCEL_VENV/.accel_sources"
 if [ "$(cat "$_stamp" 2>/dev/null)" != "$_sources" ] ||
   ! "$ACCEL_VENV/bin/python" -c "import accel.runtime as r, pytest, transformers; assert r.available" 2>/dev/null; then
