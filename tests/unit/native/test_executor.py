@@ -887,7 +887,7 @@ class TestMemory:
         _native.trim_output_pool()
         assert _native.output_pool()["free_bytes"] == 0
 
-    def test_small_blocks_come_back(self) -> None:
+    def test_small_addresses_come_back(self) -> None:
         _native.trim_output_pool()
         assert _native.output_pool()["small_bytes"] == 0
         sizes = [1, 63, 64, 65, 72, 73, 128, 129, 1000, 4096, 4097, 100_000, (1 << 20) - 1]
