@@ -89,10 +89,11 @@ def of_component(reads: list[tuple[Place, int]], component: Component) -> list[t
     return [(place, bits) for place, bits in local if bits]
 
 
-def needed_for(backward: Backward, tangents: list[int]) -> list[list[int]]:
-    """By saved tensor: at which of `tangents` gradients have to arrive for its value to count."""
-    graph = backward.graph
-    saved, arriving = graph.inputs[: len(backward.saved)], graph.inputs[len(backward.saved) :]
+def needed_for(graph: TensorGraph, tangents: list[int]) -> list[list[int]]:
+    """By saved tensor that a component's backward takes: at which of `tangents` gradients have to
+    arrive for its value to count."""
+    count = len(graph.inputs) - len(tangents)
+    saved, arriving = graph.inputs[:count], graph.inputs[count:]
     arrived = {b: {k} for b, k in zip(arriving, tangents, strict=True)}
     made_of = {b: {b} for b in saved}  # what is computed before a gradient is met
     found: dict[int, set[int]] = {b: set() for b in saved}
@@ -135,8 +136,9 @@ class _Splitter:
         required = self._closure(self._forward_roots(), set())
         if required & self.dependent:
             raise CompileError("the forward depends on a gradient")
-        parts = list(self._parts())
-        chosen = [self._saved(*part) for part in parts]
+        reads = self.visible_reads()
+        parts = [(self._backward(reads, *part), part[1]) for part in self._parts()]
+        chosen = [graph.inputs[: len(graph.inputs) - len(tangents)] for graph, tangents in parts]
         saved = set().union(*chosen)
         forward_nodes = required | self._closure(saved, set()) | set(map(id, self._checks()))
         forward = self._half(forward_nodes, self.primals)
@@ -147,13 +149,11 @@ class _Splitter:
         forward.commits = self.graph.commits
         forward.speculations = self.graph.speculations
         places: dict[int, Place] = {}
-        for own, (_, tangents, grads) in zip(chosen, parts, strict=True):
-            for buffer in sorted(own):
+        for own, (graph, _) in zip(chosen, parts, strict=True):
+            for buffer in own:
                 if buffer not in places:
                     places[buffer] = self._place_of(buffer, forward)
-            backward = self._backward(own, tangents, grads)
-            backward.saved = [places[buffer] for buffer in backward.graph.inputs[: len(own)]]
-            halves.backwards.append(backward)
+            halves.backwards.append(Backward(graph, [places[buffer] for buffer in own]))
         return halves
 
     def _parts(self) -> Iterator[tuple[Component, list[int], slice]]:
@@ -165,34 +165,38 @@ class _Splitter:
             tangent, gradient = tangent + len(tangents), grads.stop
             yield component, tangents, grads
 
-    def _saved(self, component: Component, tangents: list[int], grads: slice) -> set[int]:
-        """What the component's backward is given.
+    def _backward(
+        self,
+        all_reads: list[tuple[Place, int]],
+        component: Component,
+        tangents: list[int],
+        grads: slice,
+    ) -> TensorGraph:
+        """The component's backward, from what it is given and the gradients.
 
-        A visible tensor counts only for gradients whose backward reads it in eager, so nothing is
-        computed again from it for the others.
+        A visible tensor counts only for gradients whose backward reads it in eager (`all_reads`), so
+        nothing is computed again from it for the others.
         """
         needed = self._closure({v.buffer for v in self.graph.outputs[grads]}, set())
         direct = self._directly_read(needed, self.graph.outputs[grads])
-        reads = dict(of_component(self.visible_reads(), component))
+        reads = dict(of_component(all_reads, component))
         visible = {v.buffer: ("output", k) for k, v in enumerate(self.user_outputs)}
         visible |= {b: ("input", i) for i, b in enumerate(self.primals)}
         barred: set[int] = set()
         while True:
-            saved = self._choose(needed, direct, barred)
-            backward = self._backward(saved, tangents, grads)
-            own = backward.graph.inputs[: len(backward.graph.inputs) - len(tangents)]
-            backward.saved = [("", b) for b in own]
+            graph = self._from_saved(self._choose(needed, direct, barred), tangents, grads)
+            counts = zip(graph.inputs, needed_for(graph, component.tangents), strict=False)
             more = {
                 b
-                for b, positions in zip(own, needed_for(backward, component.tangents), strict=True)
+                for b, positions in counts
                 if b in visible and any(not reads.get(visible[b], 0) >> k & 1 for k in positions)
             }
             if more <= barred:
-                return set(own)
+                return graph
             barred |= more
 
-    def _backward(self, saved: set[int], tangents: list[int], grads: slice) -> Backward:
-        """From what it reads of `saved`; without their places."""
+    def _from_saved(self, saved: set[int], tangents: list[int], grads: slice) -> TensorGraph:
+        """A backward: its inputs are what it reads of `saved`, then `tangents`."""
         outputs = self.graph.outputs[grads]
         nodes = self._closure({v.buffer for v in outputs}, saved)
         read = {v.buffer for v in outputs}
@@ -203,7 +207,7 @@ class _Splitter:
         backward.outputs = list(outputs)
         backward.output_identity = self.graph.output_identity[grads]
         backward.output_detached = self.graph.output_detached[grads]
-        return Backward(backward, [])
+        return backward
 
     def visible_reads(self) -> list[tuple[Place, int]]:
         needed = self._closure({v.buffer for v in self.gradients}, set())

@@ -147,7 +147,7 @@ def _saving(
         "tangents": joint.tangents,
         "results": [joint.grads.index(i) if i in joint.grads else -1 for i in whole.grads],
         "saved": [list(place) for place in backward.saved],
-        "needed_for": needed_for(backward, joint.tangents),
+        "needed_for": needed_for(backward.graph, joint.tangents),
         "watched": [
             [*place, bits, places.get(place, -1)] for place, bits in of_component(reads, whole)
         ],

@@ -633,7 +633,7 @@ class Gate : public torch::autograd::Node {
   PlanBackward* const lowest_;
 };
 
-// Gives on what the plan found for inputs on which only some outputs depend.
+// Gives on what the plan found for the inputs of one group.
 class Tail : public torch::autograd::Node {
  public:
   Tail(std::shared_ptr<const Description> description, const Group& group, PlanBackward* lowest,

@@ -74,7 +74,9 @@ def components_of(tensors: Sequence[torch.Tensor]) -> list[list[int]]:
 def freed_with(tensors: Sequence[torch.Tensor]) -> list[list[int]]:
     """By tensor: the positions of those (itself among them) whose backward frees what its own
     needs."""
-    needs = [{node for node in nodes_behind(tensor) if _saves(node)} for tensor in tensors]
+    behind = [nodes_behind(tensor) for tensor in tensors]
+    saving = {node for node in set().union(*behind) if _saves(node)}
+    needs = [nodes & saving for nodes in behind]
     return [[j for j, theirs in enumerate(needs) if not own.isdisjoint(theirs)] for own in needs]
 
 

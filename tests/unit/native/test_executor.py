@@ -860,6 +860,24 @@ assert int(executor.run([])[0]) == 2
         subprocess.run([sys.executable, "-c", script], check=True, timeout=120, env=env)
 
 
+def reused(executor: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The second output of a plan, and one in the memory of the first, which was not given away
+    while anybody held its storage."""
+    (first,) = executor.run([])
+    address = first.data_ptr()
+    first.fill_(1)  # all of it is its own
+    (second,) = executor.run([])
+    assert second.data_ptr() != address and address % 64 == 0
+    storage = first.untyped_storage()
+    del first
+    (third,) = executor.run([])
+    assert third.data_ptr() != address
+    del storage
+    (fourth,) = executor.run([])
+    assert fourth.data_ptr() == address
+    return second, fourth
+
+
 class TestMemory:
     def test_output_pool(self, library: str) -> None:
         b = Builder()
@@ -867,18 +885,7 @@ class TestMemory:
         b.kernel("fill_million", out)
         executor = _native.Executor(b.plan(out), library)
         _native.trim_output_pool()
-        (first,) = executor.run([])
-        address = first.data_ptr()
-        (second,) = executor.run([])
-        assert second.data_ptr() != address
-        storage = first.untyped_storage()
-        del first
-        (third,) = executor.run([])
-        assert third.data_ptr() != address  # its storage is still held
-        del storage
-        (fourth,) = executor.run([])
-        assert fourth.data_ptr() == address
-        assert address % 64 == 0
+        _second, fourth = reused(executor)
         before = _native.output_pool()["free_blocks"]
         fourth.resize_(3_000_000)
         assert (fourth[:1_000_000] == 7).all()
@@ -894,23 +901,13 @@ class TestMemory:
         for size in sizes:
             b = Builder()
             executor = _native.Executor(b.plan(b.output(torch.empty(size, dtype=torch.uint8))))
-            (first,) = executor.run([])
-            address = first.data_ptr()
-            first.fill_(1)  # all of it is its own
-            (second,) = executor.run([])
-            assert second.data_ptr() != address and address % 64 == 0
-            storage = first.untyped_storage()
-            del first
-            (third,) = executor.run([])
-            assert third.data_ptr() != address  # its storage is still held
-            del storage
-            (fourth,) = executor.run([])
-            assert fourth.data_ptr() == address and int(second.fill_(2).min()) == 2
+            second, fourth = reused(executor)
+            assert int(second.fill_(2).min()) == 2
             assert int(fourth.fill_(3).sum(dtype=torch.int64)) == 3 * size
             fourth.resize_(size * 2)
             assert int(fourth[:size].sum(dtype=torch.int64)) == 3 * size
         kept = [executor.run([]) for _ in range(200)]
-        del kept, second, third, fourth
+        del kept, second, fourth
         assert 0 < _native.output_pool()["small_bytes"] <= 8 << 20
         _native.trim_output_pool()
         assert _native.output_pool()["small_bytes"] == 0
