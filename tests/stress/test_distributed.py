@@ -11,9 +11,11 @@ from typing import Any
 
 RANKS = 2
 # An ordinary script; only its last lines know of accel, when that runs it. The ranks drift apart,
-# so that they record and compile at different moments.
+# so that they record and compile at different moments. It leaves without Python's finalisation, in
+# which gloo's threads, with accel or without, may drop a tensor and abort the process
+# (pytorch/pytorch issues 179291 and 190489).
 SCRIPT = """
-import json, sys, time
+import json, os, sys, time
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -46,7 +48,10 @@ if "accel" in sys.modules:
     facts["counters"] = sys.modules["accel"].counters()
 with open(f"{sys.argv[1]}.{rank}", "w") as file:
     json.dump(facts, file)
+dist.barrier()
+del model, optimizer, loss
 dist.destroy_process_group()
+os._exit(0)
 """
 
 
