@@ -76,6 +76,18 @@ def vector_bytes() -> int:
     return 32 if "avx2" in features else 16
 
 
+@functools.cache
+def l1_ways() -> int:
+    """Cache lines of one place that this CPU's first-level data cache holds; 0: unknown."""
+    try:
+        for cache in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+            if (cache / "level").read_text() == "1\n" and (cache / "type").read_text() == "Data\n":
+                return int((cache / "ways_of_associativity").read_text())
+    except (OSError, ValueError):
+        pass
+    return 0
+
+
 def find_compiler(options: CodegenOptions) -> str:
     """The C++ compiler. Errors: CompileError when there is none."""
     names = [options.compiler] if options.compiler else [os.environ.get("CXX"), "g++", "c++"]
@@ -104,11 +116,8 @@ def build(texts: list[str], out_dir: Path, options: CodegenOptions) -> str:
     """
     compiler = find_compiler(options)
     flags = _flags(options)
-    objects = [more for call, more in _OBJECTS.items() if any(call in t for t in texts)]
-    head = PREAMBLE.read_text() + (PRODUCTS.read_text() if objects else "")
-    source = _object_source() if objects else ""
-    machine = [*flags, _compiler_version(compiler), cpu_features()]
-    name = f"k_{digest(head, source, *texts, *machine)}.so"
+    objects, head, source = _around(texts)
+    name = built_name(texts, options)
     target = out_dir / name
     if is_sound(target):
         return name
@@ -129,6 +138,20 @@ def build(texts: list[str], out_dir: Path, options: CodegenOptions) -> str:
     except OSError as error:
         raise CompileError(f"cannot build in {out_dir}: {error}") from error
     return name
+
+
+def _around(texts: list[str]) -> tuple[list[tuple[str, ...]], str, str]:
+    """Flags of the objects that kernels call, what stands before them, the objects' source."""
+    objects = [more for call, more in _OBJECTS.items() if any(call in t for t in texts)]
+    head = PREAMBLE.read_text() + (PRODUCTS.read_text() if objects else "")
+    return objects, head, _object_source() if objects else ""
+
+
+def built_name(texts: list[str], options: CodegenOptions) -> str:
+    """What `build` calls the library of these kernels. Errors: CompileError without a compiler."""
+    _, head, source = _around(texts)
+    machine = [*_flags(options), _compiler_version(find_compiler(options)), cpu_features()]
+    return f"k_{digest(head, source, *texts, *machine)}.so"
 
 
 def prebuild(folder: Path, options: CodegenOptions | None = None) -> None:
@@ -164,6 +187,8 @@ def _flags(options: CodegenOptions) -> list[str]:
     flags = [*FLAGS, f"-march={options.march}"]
     if sleef():
         flags.append("-DACCEL_SLEEF")
+    if options.march == "native" and l1_ways():
+        flags.append(f"-DL1_WAYS={l1_ways()}")
     if vector_bytes() == 64 and options.march == "native":
         flags.append("-mprefer-vector-width=512")
     return flags

@@ -30,6 +30,7 @@ from accel.codegen.loop_ir import Op as OpExpr
 from accel.codegen.program import LoopNode, Program
 from accel.codegen.symbols import Dim, hint, is_same
 from accel.codegen.tensor_graph import Buffer, View, contiguous_strides, span
+from accel.codegen.trials import Shape
 
 Index = Sequence[Affine]
 # A value of at most this cost, read from one small tensor, is computed again by readers.
@@ -72,6 +73,8 @@ class Builder:
         self.definitions: dict[int, LoopNode] = {}
         self.inlinable: dict[int, tuple[LoopNode, bool]] = {}
         self.products = False  # the templates of products.cpp may be used
+        # Whether they are as fast as ATen's: by dtype, extents, layout and block.
+        self.product_pays: Callable[[Shape], bool] = lambda _shape: True
         self.read: set[int] = set()  # buffers that some node, output or commit reads
         self.packed_rows: dict[View, View] = {}  # rows of a product -> their packed form
         self.location = ""

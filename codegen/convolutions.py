@@ -155,7 +155,7 @@ def _by_image(c: _Convolution) -> tuple[str, int]:
         f"    const i64 image = begin / {units}, first = begin - image * {units};\n"
         f"    const i64 left = end - image * {units}, last = left < {units} ? left : {units};\n"
         f"    const epilogue_context context = {{p, image * {c.filters}}};\n"
-        f"    {_call(c, c.pixels, block, 'first, last', f'pack_rows({image}, {c.plane}, ', '@_finish')}"
+        f"    {_call(c, c.pixels, block, 'first, last', f'pack_rows({image}, {c.plane}, ', '@_results')}"
         f"    begin = image * {units} + last;\n"
         "  }\n"
     )
@@ -169,18 +169,18 @@ def _all_images(c: _Convolution) -> tuple[str, int]:
         f"pack_patches<{', '.join(map(str, numbers))}>((const float*)e.p[0], "
         f"{c.channels * c.plane}, {c.size[0]}, {c.size[1]}, {c.size_out[0]}, {c.size_out[1]}, "
     )
-    finish = "@_finish" if c.images == 1 else f"finish_images<{c.filters}, {c.pixels}, @_finish>"
+    results = "@_results" if c.images == 1 else f"of_images<{c.filters}, {c.pixels}, @_results>"
     columns = c.images * c.pixels
     # Patches are packed once in every unit.
     block = row_block(c.filters, columns, os.cpu_count() or 1)
     body = (
         "  const epilogue_context context = {p, 0};\n"
-        f"  {_call(c, columns, block, 'begin, end', pack, finish)}"
+        f"  {_call(c, columns, block, 'begin, end', pack, results)}"
     )
     return body, wide_units(c.filters, columns, block)
 
 
-def _call(c: _Convolution, columns: int, block: int, units: str, pack: str, finish: str) -> str:
+def _call(c: _Convolution, columns: int, block: int, units: str, pack: str, results: str) -> str:
     head = "{ const epilogue_context& e = *(const epilogue_context*)context; "
     # Patches lie near each other, lines of images do not: the next ones are fetched in time.
     fetched = (
@@ -189,5 +189,5 @@ def _call(c: _Convolution, columns: int, block: int, units: str, pack: str, fini
     return (
         f"wide_f32((const float*)p[1], {c.products}, {c.filters}, {columns}, {c.products}, "
         f"{block}, {units}, {packer(pack).replace('{ ', head, 1)}, "
-        f"{finish}, &context, {fetched if c.is_plain else '0, 0, 0'});\n"
+        f"&{results}, &context, {fetched if c.is_plain else '0, 0, 0'});\n"
     )

@@ -68,7 +68,7 @@ def emit(kernel: ir.Kernel, lanes: int, name: str | None = None) -> str:
 def emit_epilogue(
     kernel: ir.Kernel, lanes: int, first_param: int, columns: int, pieces: bool
 ) -> str:
-    """`@_finish`: the kernel on a template's results; its params begin at `first_param`.
+    """`@_results`: the kernel on a template's results; its params begin at `first_param`.
 
     With `pieces` the template hands out parts of a row that begin and end anywhere.
     """
@@ -155,12 +155,20 @@ class _Emitter(Lines):
             const = "" if param.written else "const "
             type_ = f"{const}{MEMORY_TYPE[param.dtype]}*"
             self.line(f"{type_} __restrict__ const p{i} = ({type_})e.p[{first_param + i}];")
-        self.line("const float* const results = values - n;")
         if k.outer:
             self.line("const i64 unit = e.row + m;")
             self._decode(1)
-        self._step_function(loop, [])
         v = self.var(loop.var)
+        store = next((s for s in loop.body if isinstance(s, ir.Store)), None)
+        where, name = "", "nullptr"
+        if store is not None:
+            name = "@_where"
+            place = f"(char*)({self._pointer(store.param, store.address)[0]})"
+            place = f"  const i64 {v} = n;\n  return {place};\n}}"
+            head = f"static char* {name}(const void* context, i64 m, i64 n) {{"
+            where = "\n".join([head, *self.lines, place])
+        self.line("const float* const results = values - n;")
+        self._step_function(loop, [])
         self.line(f"i64 {v} = n;")
         self.line(f"for (; {v} + L <= n + length; {v} += L) step({v}, count<L>{{}});")
         tail = self.lanes // 2 if pieces else columns % self.lanes
@@ -174,9 +182,9 @@ class _Emitter(Lines):
             "const float* values) {"
         )
         tables = [f"  {t}" for t in self.tables]
-        return "\n".join(
-            [head, f"  constexpr int L = {self.lanes};", *tables, *self.lines, "}", ""]
-        )
+        body = [head, f"  constexpr int L = {self.lanes};", *tables, *self.lines, "}"]
+        results = f"static constexpr Results @_results = {{@_finish, {name}}};"
+        return "\n".join([*body, where, results, ""])
 
     def _units(self) -> tuple[int, int]:
         """How many units threads share out, and how many parts of the vector loop that is."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from accel.codegen.products import PRODUCTS, lower_product
 from accel.codegen.program import ExternNode, LoopNode, Program, TemplateNode, reads, writes
 from accel.codegen.targets import Target
 from accel.codegen.tensor_graph import Node, TensorGraph, View, map_views
+from accel.codegen.trials import pays
 from accel.errors import untraceable
 
 aten = torch.ops.aten
@@ -87,13 +89,20 @@ OUT_VARIANTS: dict[Any, str] = {
 }
 
 
-def lower_graph(graph: TensorGraph, options: CodegenOptions, target: Target) -> Program:
-    """The program for `graph`; the steps nobody reads are gone."""
+def lower_graph(
+    graph: TensorGraph, options: CodegenOptions, target: Target, out_dir: Path | None = None
+) -> Program:
+    """The program for `graph`; the steps nobody reads are gone.
+
+    What is measured on the way is kept in `out_dir`; without it nothing is measured.
+    """
     program = Program(graph)
     builder = Builder(program)
     builder.splitting = target.splitting
     small = options.products and target.templates
     builder.products = small and options.march == "native" and vector_bytes() == 64
+    if options.measure and out_dir is not None:
+        builder.product_pays = lambda shape: pays(shape, out_dir, options)
     builder.read = {v.buffer for node in graph.nodes for v in node.views()}
     builder.read |= {v.buffer for v in graph.roots()}
     for node in graph.nodes:

@@ -18,8 +18,9 @@ class CodegenOptions:
     """How to compile one graph.
 
     `threads` is the thread count to schedule for (None: torch's), `gpu` is the
-    architecture of the GPU to compile for ("sm_90"), `march` goes to the compiler's `-march`, `verify` runs the IR verifier after every pass, and `dump_dir`
-    receives one numbered file per stage.
+    architecture of the GPU to compile for ("sm_90"), `march` goes to the compiler's `-march`,
+    `verify` runs the IR verifier after every pass, `measure` lets choices between kernels and
+    ATen's functions be measured, and `dump_dir` receives one numbered file per stage.
     """
 
     threads: int | None = None
@@ -29,4 +30,5 @@ class CodegenOptions:
     dump_dir: Path | None = None
     fuse: bool = True
     products: bool = True
+    measure: bool = True
     compiler: str | None = None

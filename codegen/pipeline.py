@@ -68,7 +68,7 @@ def simplify_(c: Compilation) -> str:
 
 
 def lower_(c: Compilation) -> str:
-    c.program = lower_graph(c.graph, c.options, c.target)
+    c.program = lower_graph(c.graph, c.options, c.target, c.out_dir)
     return "\n".join(_show_step(s) for s in [*c.program.steps, *c.program.commit_steps]) + "\n"
 
 

@@ -12,6 +12,10 @@
 constexpr int W = 16, MR = 12;
 constexpr int NV = 2, PANEL = W * NV, BLOCK = 48, KB = 128, NEAR = KB + 16;
 constexpr int FETCHED = 8;              // cache lines, every 16 k
+constexpr int AWAITED = 4;              // those of results
+#ifndef L1_WAYS
+#define L1_WAYS 8
+#endif
 constexpr int PANELS = 8;               // of `product`, at once
 constexpr int WIDE = 64, ROWS = 516;    // of `wide`, at most
 constexpr int FEW = 4;
@@ -29,8 +33,12 @@ typedef float E;
 #define NAME(x) x##_f32
 constexpr int LINES = 1;
 #endif
-// Gets the sums of one row: columns n to n + count.
-typedef void (*Finish)(const void* context, i64 m, i64 n, i64 count, const float* values);
+// `finish` gets the sums of one row: columns n to n + count; `where` (may be null) says where the result
+// of one row and column will be.
+struct Results {
+  void (*finish)(const void* context, i64 m, i64 n, i64 count, const float* values);
+  char* (*where)(const void* context, i64 m, i64 n);
+};
 // Packs `count` rows of k from column n on: to[panel][k][column], panels of `panel_width`.
 typedef void (*Pack)(const void* context, i64 k, i64 count, i64 n, i64 columns, E* to);
 // FEW columns that are left over are worth dot products, not a vector of their own.
@@ -38,20 +46,30 @@ INLINE i64 panel_width(i64 columns_left) { return columns_left > W + FEW ? PANEL
 
 // Memory that will be packed or copied next, `left` pieces of it `step` apart, fetched a few cache
 // lines at a time while other memory is worked on: all at once they would have to be waited for.
-struct Fetch {
+template <bool WRITTEN> struct Lines {
   const char* at = nullptr;
   i64 step = 0, left = 0, bytes = 0, done = 0;
   __attribute__((always_inline)) void some(int lines) {
     for (; lines > 0 && left > 0; lines--) {
-      __builtin_prefetch(at + done, 0, 2);
+      WRITTEN ? __builtin_prefetch(at + done, 1, 3) : __builtin_prefetch(at + done, 0, 2);
       done += 64;
       if (done >= bytes) done = 0, left--, at += step;
     }
   }
 };
 struct Fetches {
-  Fetch columns, rows;
-  __attribute__((always_inline)) void some() { columns.some(FETCHED), rows.some(FETCHED); }
+  Lines<false> columns, rows;
+  Lines<true> results;
+  __attribute__((always_inline)) void some() { columns.some(FETCHED), rows.some(FETCHED), results.some(AWAITED); }
+  // Where `count` rows of results will be written, some piece of each: a store to memory that is
+  // not near waits for it, and few of them can wait at a time.
+  void await(const Results* r, const void* context, i64 m, i64 count, i64 n, i64 columns) {
+    if (!r->where) return;
+    const char* at = r->where(context, m, n);
+    i64 bytes = r->where(context, m, n + columns - 1) + 1 - at;
+    if (bytes <= 0 || bytes > columns * 8) bytes = columns * 4;  // not all in one place: the first will do
+    results = {at, count > 1 ? r->where(context, m + 1, n) - at : 0, count, bytes};
+  }
 };
 
 INLINE VF multiply_add(VF sum, float a, VF b) { return sum + (a - VF{}) * b; }
@@ -95,6 +113,8 @@ static __attribute__((noinline)) void micro(const E* __restrict__ rows, i64 stri
   for (; k + 16 <= k_count; k += 16) {
     if (ahead)
       _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) __builtin_prefetch(row[i / 3] + i % 3 * stride + ahead, 0, 2);
+    // The next cache line of every row: processors foresee only some of so many.
+    _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) __builtin_prefetch(row[i / 3] + i % 3 * stride + 16, 0, 3);
     fetch->some();
     for (int u = 0; u < 4; u++) four();
   }
@@ -135,8 +155,9 @@ static void tiles_of(bool wide, i64 count, const E* rows, i64 stride, const E* p
   else tiles<1>(count, rows, stride, panel, k_count, totals, totals_stride, ahead, first, fetch);
 }
 
-// Rows a multiple of half a page apart fight for the same cache lines: they are copied.
-INLINE bool conflicts(i64 stride) { return stride % 512 == 0; }
+// Rows a multiple of half a page apart fight for the same cache lines: they are copied, unless
+// there are as many of those as rows.
+INLINE bool conflicts(i64 stride) { return L1_WAYS < MR && stride % 512 == 0; }
 static void copy_near(const E* rows, i64 stride, i64 count, i64 k_count, E* near) {
   for (i64 i = 0; i < count; i++) {
     i64 j = 0;
@@ -166,21 +187,35 @@ void NAME(pack_columns)(const E* x, i64 row_stride, E* packed, i64 M, i64 K, i64
   }
 }
 
+// Hands out a panel of totals[n][m], turned: rows m to M, at most `width`.
+static void turn_out(const float* totals, i64 width, i64 m, i64 M, i64 n0, i64 columns, const Results* results,
+                     const void* context) {
+  alignas(64) float out[W * BLOCK];
+  for (i64 part = 0; part < width && m + part < M; part += W) {
+    for (i64 n = 0; n < columns; n += W) {
+      VI r[W];
+      for (int i = 0; i < W; i++) __builtin_memcpy(&r[i], totals + (n + i) * width + part, sizeof(VI));
+      transpose<W>(r);
+      for (int i = 0; i < W; i++) __builtin_memcpy(out + i * BLOCK + n, &r[i], sizeof(VI));
+    }
+    for (i64 i = 0; i < W && m + part + i < M; i++) results->finish(context, m + part + i, n0, columns, out + i * BLOCK);
+  }
+}
+
 // out[m][n] = sum over k of x[m][k] * w[n][k], x packed by pack_columns. Units are blocks of
-// BLOCK rows of w by `m_block` rows of x (a multiple of PANEL, at most PANELS of them); along
-// k, a chunk of w stays near for all panels.
+// BLOCK rows of w by `m_block` rows of x (a multiple of PANEL, at most PANELS of them), which stay in
+// the second-level cache for all of w; along k, a chunk of w stays near for all panels.
 extern "C" __attribute__((visibility("hidden")))
 void NAME(product)(const E* packed, const E* w, i64 ldw, i64 M, i64 N, i64 K, i64 m_block, i64 begin, i64 end,
-                   Finish finish, const void* context) {
+                   const Results* results, const void* context) {
   alignas(64) float totals[PANELS * BLOCK * PANEL];
   alignas(64) E near[BLOCK * NEAR];
-  alignas(64) float out[W * BLOCK];
   const bool copies = conflicts(ldw);
   Fetches fetch;
-  const i64 m_blocks = (M + m_block - 1) / m_block;
+  const i64 n_blocks = (N + BLOCK - 1) / BLOCK;
   for (i64 unit = begin; unit < end; unit++) {
-    const i64 n0 = unit / m_blocks * BLOCK, rows = N - n0 < BLOCK ? N - n0 : BLOCK;
-    const i64 m0 = unit % m_blocks * m_block, m1 = M - m0 < m_block ? M : m0 + m_block;
+    const i64 n0 = unit % n_blocks * BLOCK, rows = N - n0 < BLOCK ? N - n0 : BLOCK;
+    const i64 m0 = unit / n_blocks * m_block, m1 = M - m0 < m_block ? M : m0 + m_block;
     const E* block = w + n0 * ldw;
     for (i64 k = 0; k < K; k += KB) {
       const i64 k_count = K - k < KB ? K - k : KB;
@@ -193,21 +228,13 @@ void NAME(product)(const E* packed, const E* w, i64 ldw, i64 M, i64 N, i64 K, i6
         from = near, stride = NEAR, ahead = 0;
       }
       for (i64 m = m0; m < m1; m += PANEL) {
-        const bool full = M - m > W;
+        const bool full = M - m > W, last = k + KB >= K;
+        if (last) fetch.await(results, context, m, M - m < PANEL ? M - m : PANEL, n0, rows);
         tiles_of(full, rows, from, stride, packed + m * K + k * (full ? PANEL : W), k_count,
                  totals + (m - m0) * BLOCK, full ? PANEL : W, m == m0 ? ahead : 0, k == 0, &fetch);
+        // At once: results are written while others are worked on.
+        if (last) turn_out(totals + (m - m0) * BLOCK, full ? PANEL : W, m, M, n0, rows, results, context);
       }
-    }
-    for (i64 m = m0; m < m1; m += W) {
-      const i64 panel = (m - m0) / PANEL * PANEL, stride = M - m0 - panel > W ? PANEL : W;
-      const float* t = totals + panel * BLOCK + (m - m0 - panel);
-      for (i64 n = 0; n < rows; n += W) {
-        VI r[W];
-        for (int i = 0; i < W; i++) __builtin_memcpy(&r[i], t + (n + i) * stride, sizeof(VI));
-        transpose<W>(r);
-        for (int i = 0; i < W; i++) __builtin_memcpy(out + i * BLOCK + n, &r[i], sizeof(VI));
-      }
-      for (i64 i = 0; i < W && m + i < m1; i++) finish(context, m + i, n0, rows, out + i * BLOCK);
     }
   }
 }
@@ -292,8 +319,8 @@ static __attribute__((noinline)) void turned(const E* w, i64 ldw, const E* x, i6
 }
 
 extern "C" __attribute__((visibility("hidden")))
-void NAME(few_rows)(const E* x, i64 ldx, const E* w, i64 ldw, i64 M, i64 N, i64 K, i64 begin, i64 end, Finish finish,
-                    const void* context) {
+void NAME(few_rows)(const E* x, i64 ldx, const E* w, i64 ldw, i64 M, i64 N, i64 K, i64 begin, i64 end,
+                    const Results* results, const void* context) {
   for (i64 unit = begin; unit < end; unit++) {
     const i64 n0 = unit * W, rows = N - n0 < W ? N - n0 : W;
     const E* from = w + n0 * ldw;
@@ -306,7 +333,7 @@ void NAME(few_rows)(const E* x, i64 ldx, const E* w, i64 ldw, i64 M, i64 N, i64 
       else if (columns == 4) dot_columns<4>(from, ldw, at, ldx, K, rows, totals);
       else if (columns == 2) dot_columns<2>(from, ldw, at, ldx, K, rows, totals);
       else dot_columns<1>(from, ldw, at, ldx, K, rows, totals);
-      for (i64 c = 0; c < columns; c++) finish(context, m + c, n0, rows, totals + c * W);
+      for (i64 c = 0; c < columns; c++) results->finish(context, m + c, n0, rows, totals + c * W);
     }
   }
 }
@@ -339,8 +366,8 @@ static void dot_rows(i64 count, const E* rows, i64 stride, const E (*columns)[KB
 // `block` rows (a multiple of MR, at most ROWS) by WIDE columns, the rows first. With `b`, lines
 // of `b_bytes` with elements of `b_item`, the next chunk is fetched while one is worked on.
 extern "C" __attribute__((visibility("hidden")))
-void NAME(wide)(const E* a, i64 lda, i64 M, i64 N, i64 K, i64 block, i64 begin, i64 end, Pack pack, Finish finish,
-                const void* context, const char* b, i64 b_bytes, i64 b_item) {
+void NAME(wide)(const E* a, i64 lda, i64 M, i64 N, i64 K, i64 block, i64 begin, i64 end, Pack pack,
+                const Results* results, const void* context, const char* b, i64 b_bytes, i64 b_item) {
   alignas(64) E chunk[WIDE * KB];
   alignas(64) E last[FEW][KB];
   alignas(64) E near[MR * 4 * NEAR];
@@ -375,6 +402,7 @@ void NAME(wide)(const E* a, i64 lda, i64 M, i64 N, i64 K, i64 block, i64 begin, 
           if (ahead) fetch.rows = {(const char*)(from + ahead), lda * (i64)sizeof(E), count, KB * sizeof(E)};
           from = near, stride = NEAR, ahead = 0;
         }
+        if (k + KB >= K) fetch.await(results, context, m0 + i, count, n0, columns);
         for (i64 n = 0, width; n < whole; n += width) {
           width = panel_width(columns - n);
           tiles_of(width > W, count, from, stride, chunk + n * k_count, k_count, totals + i * WIDE + n, WIDE,
@@ -383,7 +411,7 @@ void NAME(wide)(const E* a, i64 lda, i64 M, i64 N, i64 K, i64 block, i64 begin, 
         if (few) dot_rows(count, from, stride, last, few, k_count, totals + i * WIDE + whole, k == 0);
         // At once: they are near, and writing results waits for memory while others are worked on.
         if (k + KB >= K)
-          for (i64 m = i; m < i + count; m++) finish(context, m0 + m, n0, columns, totals + m * WIDE);
+          for (i64 m = i; m < i + count; m++) results->finish(context, m0 + m, n0, columns, totals + m * WIDE);
       }
     }
   }

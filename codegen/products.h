@@ -2,26 +2,29 @@
 #ifndef __AVX512F__
 #error "these kernels need vectors of 64 bytes"
 #endif
-constexpr int W = 16, PANEL = 32, WIDE = 64, FEW = 4;
+constexpr int W = 16, PANEL = 32, BLOCK = 48, WIDE = 64, FEW = 4;
 INLINE i64 panel_width(i64 columns_left) { return columns_left > W + FEW ? PANEL : W; }
 struct pair { int bits; };
-typedef void (*Finish)(const void* context, i64 m, i64 n, i64 count, const float* values);
+struct Results {
+  void (*finish)(const void* context, i64 m, i64 n, i64 count, const float* values);
+  char* (*where)(const void* context, i64 m, i64 n);
+};
 typedef void (*Pack)(const void* context, i64 k, i64 count, i64 n, i64 columns, float* to);
 #define PRODUCTS(E, suffix)                                                                                  \
   extern "C" __attribute__((visibility("hidden"))) void pack_columns_##suffix(const E*, i64, E*, i64, i64,   \
                                                                               i64, i64);                     \
   extern "C" __attribute__((visibility("hidden"))) void product_##suffix(                                    \
-      const E*, const E*, i64, i64, i64, i64, i64, i64, i64, Finish, const void*);                           \
+      const E*, const E*, i64, i64, i64, i64, i64, i64, i64, const Results*, const void*);                           \
   extern "C" __attribute__((visibility("hidden"))) void few_rows_##suffix(                                   \
-      const E*, i64, const E*, i64, i64, i64, i64, i64, i64, Finish, const void*);
+      const E*, i64, const E*, i64, i64, i64, i64, i64, i64, const Results*, const void*);
 PRODUCTS(float, f32)
 PRODUCTS(pair, bf16)
 extern "C" __attribute__((visibility("hidden"))) void wide_f32(const float*, i64, i64, i64, i64, i64, i64, i64, Pack,
-                                                               Finish, const void*, const char*, i64, i64);
+                                                               const Results*, const void*, const char*, i64, i64);
 
 typedef void (*PackPairs)(const void* context, i64 k, i64 count, i64 n, i64 columns, pair* to);
 extern "C" __attribute__((visibility("hidden"))) void wide_bf16(const pair*, i64, i64, i64, i64, i64, i64, i64,
-                                                                PackPairs, Finish, const void*, const char*,
+                                                                PackPairs, const Results*, const void*, const char*,
                                                                 i64, i64);
 
 // What a template hands to its epilogue: the kernel's buffers, and the row its rows count from.
@@ -31,17 +34,28 @@ struct epilogue_context {
 };
 
 // Columns of several images: each piece goes to `finish` as pixels of its own image.
-template <i64 FILTERS, i64 PIXELS, Finish FINISH>
+template <i64 FILTERS, i64 PIXELS, const Results& RESULTS>
 static void finish_images(const void* context, i64 m, i64 n, i64 count, const float* values) {
   const epilogue_context& all = *(const epilogue_context*)context;
   while (count > 0) {
     const i64 image = n / PIXELS, pixel = n - image * PIXELS, left = PIXELS - pixel;
     const i64 length = count < left ? count : left;
     const epilogue_context one = {all.p, all.row + image * FILTERS};
-    FINISH(&one, m, pixel, length, values);
+    RESULTS.finish(&one, m, pixel, length, values);
     n += length, count -= length, values += length;
   }
 }
+
+template <i64 FILTERS, i64 PIXELS, const Results& RESULTS>
+static char* where_images(const void* context, i64 m, i64 n) {
+  const epilogue_context& all = *(const epilogue_context*)context;
+  const i64 image = n / PIXELS;
+  const epilogue_context one = {all.p, all.row + image * FILTERS};
+  return RESULTS.where(&one, m, n - image * PIXELS);
+}
+template <i64 FILTERS, i64 PIXELS, const Results& RESULTS>
+static const Results of_images = {finish_images<FILTERS, PIXELS, RESULTS>,
+                                  RESULTS.where ? where_images<FILTERS, PIXELS, RESULTS> : nullptr};
 
 // Packs b[k][n], n from n0 on. Whole lines of b are read in their order, and ahead.
 INLINE void pack_rows(const float* b, i64 ldb, i64 k0, i64 k_count, i64 n0, i64 columns, float* to) {

@@ -14,6 +14,7 @@ in that call.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,7 @@ from accel.codegen.loop_ir import Expr
 from accel.codegen.program import TemplateNode
 from accel.codegen.symbols import is_symbolic
 from accel.codegen.tensor_graph import Node, View
+from accel.codegen.trials import MIN_WORK, Shape
 
 aten = torch.ops.aten
 
@@ -38,6 +40,7 @@ _MIN_COLUMNS = 4
 _MAX_PACKED_BYTES = 16 << 20
 _PARALLEL_WORK = 1 << 20
 _PARALLEL_PACKING = 1 << 17
+_PARALLEL_WEIGHT = 1 << 18  # numbers: with few rows, reading them is what takes time
 # As in products.cpp, with vectors of 64 bytes.
 _LANES, _BLOCK, _WIDE, _TILE_ROWS, _MAX_ROWS, _MAX_COLUMNS = 16, 48, 64, 12, 516, 256
 _MIN_UNITS = 8
@@ -53,6 +56,7 @@ class Product:
     out: View
     location: str
     templates: bool  # those of products.cpp may be used
+    pays: Callable[[Shape], bool]  # and are as fast as ATen's
 
     @property
     def extents(self) -> tuple[int, int, int]:
@@ -86,7 +90,7 @@ def _product(b: Builder, node: Node) -> Product | None:
     if buffer is None:
         return None
     out = b.program.graph.buffers[buffer].view
-    product = Product(left, right, bias, out, node.location, b.products)
+    product = Product(left, right, bias, out, node.location, b.products, b.product_pays)
     m, n, k = product.extents
     views = [v for v in (left, right, bias, out) if v is not None]
     same = len({v.dtype for v in views}) == 1
@@ -180,19 +184,28 @@ def _has_few_rows(p: Product) -> bool:
 
 
 def _fits_product(p: Product) -> bool:
-    m, _, k = p.extents
-    return _is_weight(p) and m * k * 4 <= _MAX_PACKED_BYTES
+    m, n, k = p.extents
+    if not _is_weight(p) or m * k * 4 > _MAX_PACKED_BYTES:
+        return False
+    return _pays(p, column_block(m, n))
 
 
 def _fits_wide(p: Product) -> bool:
-    m, _, k = p.extents
+    m, n, k = p.extents
     right = p.right
     return (
         right.strides[1] == 1
         and _element(p) is not None
         and m >= _LANES
         and m * k * 4 <= _MAX_PACKED_BYTES
+        and _pays(p, row_block(m, n))
     )
+
+
+def _pays(p: Product, block: int) -> bool:
+    if p.work < MIN_WORK:
+        return True
+    return p.pays(Shape(p.left.dtype, *p.extents, p.right.strides[1] != 1, block))
 
 
 def _lower_few_rows(b: Builder, p: Product) -> None:
@@ -203,7 +216,7 @@ def _lower_few_rows(b: Builder, p: Product) -> None:
     e = element.name
     call = (
         f"few_rows_{element.suffix}((const {e}*)p[0], {lda}, (const {e}*)p[1], {ldw}, "
-        f"{m}, {n}, {k // element.numbers}, begin, end, @_finish, &context)"
+        f"{m}, {n}, {k // element.numbers}, begin, end, &@_results, &context)"
     )
     _append_shared(b, p, (p.left, p.right), call, -(-n // _LANES))
 
@@ -217,7 +230,7 @@ def _lower_packed(b: Builder, p: Product) -> None:
     e = element.name
     call = (
         f"product_{element.suffix}((const {e}*)p[0], (const {e}*)p[1], {ldw}, "
-        f"{m}, {n}, {k // element.numbers}, {column_block(m, n)}, begin, end, @_finish, &context)"
+        f"{m}, {n}, {k // element.numbers}, {column_block(m, n)}, begin, end, &@_results, &context)"
     )
     units = -(-n // _BLOCK) * -(-m // column_block(m, n))
     _append_shared(b, p, (packed, p.right), call, units)
@@ -256,7 +269,7 @@ def _lower_wide(b: Builder, p: Product) -> None:
     block = row_block(m, n)
     call = (
         f"wide_{element.suffix}((const {element.name}*)p[0], {lda}, {m}, {n}, "
-        f"{k // element.numbers}, {block}, begin, end, {pack}, @_finish, &context, "
+        f"{k // element.numbers}, {block}, begin, end, {pack}, &@_results, &context, "
         f"(const char*)p[1], {ldb * item}, {item})"
     )
     _append_shared(b, p, (p.left, p.right), call, wide_units(m, n, block))
@@ -299,10 +312,10 @@ def _append_shared(
     b: Builder, p: Product, operands: tuple[View, ...], call: str, units: int
 ) -> None:
     """The product into a buffer of sums, and what is left to do with them as a loop node."""
-    m, n, _ = p.extents
+    m, n, k = p.extents
     sums = b.temporary((m, n), "float32")
     text = shared_text(f"  const epilogue_context context = {{p, 0}};\n  {call};\n", units)
-    parallel = p.work > _PARALLEL_WORK and units > 1
+    parallel = (p.work > _PARALLEL_WORK or n * k > _PARALLEL_WEIGHT) and units > 1
     b.program.steps.append(TemplateNode(sums.buffer, operands, text, parallel, p.location, m, n))
 
     def value(index: list[Affine]) -> Expr:
@@ -321,14 +334,20 @@ def shared_text(body: str, units: int) -> str:
 
 
 def store_results(first_param: int, columns: int) -> str:
-    """`@_finish` for a template without epilogue: stores the results as they come."""
+    """`@_results` for a template without epilogue: stores the results as they come."""
+    where = f"(float*)e.p[{first_param}] + (e.row + m) * {columns} + n"
     return (
         "static void @_finish(const void* context, i64 m, i64 n, i64 length, "
         "const float* values) {\n"
         "  const epilogue_context& e = *(const epilogue_context*)context;\n"
-        f"  float* const out = (float*)e.p[{first_param}] + (e.row + m) * {columns} + n;\n"
+        f"  float* const out = {where};\n"
         "  for (i64 i = 0; i < length; i++) out[i] = values[i];\n"
         "}\n"
+        "static char* @_where(const void* context, i64 m, i64 n) {\n"
+        "  const epilogue_context& e = *(const epilogue_context*)context;\n"
+        f"  return (char*)({where});\n"
+        "}\n"
+        "static constexpr Results @_results = {@_finish, @_where};\n"
     )
 
 

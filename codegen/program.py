@@ -84,7 +84,7 @@ class TemplateNode:
     """One kernel from a hand-written template: p[0...] are the operands, the last is `out`.
 
     `text` is the C++ of the kernel, with "@" for its name. With `rows` and `columns` the
-    template hands its results out row by row to a function `@_finish`, which stores them; an
+    template hands its results out row by row to `@_results`, which stores them; an
     `epilogue`, a group that is the only reader of `out`, then takes the place of the store. With
     `pieces` the parts of a row that are handed out begin and end anywhere, not at whole vectors.
     """

@@ -73,10 +73,11 @@ def prebuild_products(folder: Path) -> None:
     worker = os.environ.get("ACCEL_WORKER")
     os.environ["ACCEL_WORKER"] = "0"  # a build needs none, and not the module that was built
     try:
-        from accel.codegen import CompileError, build
+        from accel.codegen import CompileError, build, trials
 
         try:
             build.prebuild(folder.resolve())
+            trials.prebuild(folder.resolve())
         except CompileError as error:
             raise RuntimeError(str(error)) from error
     except (ImportError, OSError, RuntimeError) as error:
