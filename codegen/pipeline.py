@@ -201,12 +201,18 @@ def run_passes(graph: SegmentGraph, out_dir: Path, options: CodegenOptions) -> C
     return c
 
 
+# What `accel bench kernel` reads from a dump.
+_REPLAYED = {"emit": "kernels.cpp", "plan": "plan.json"}
+
+
 def run(c: Compilation, passes: Sequence[tuple[str, Callable[[Compilation], str]]]) -> None:
     for number, (name, function) in enumerate(passes):
         text = function(c)
         if c.options.dump_dir is not None:
             c.options.dump_dir.mkdir(parents=True, exist_ok=True)
             (c.options.dump_dir / f"{number:02}_{name}.txt").write_text(text)
+            if name in _REPLAYED:
+                (c.options.dump_dir / _REPLAYED[name]).write_text(text)
 
 
 def _alone(step: Any) -> Step:

@@ -1,4 +1,4 @@
-"""The command line: `python -m accel run script.py`, `explain`, `doctor`, `config`, `cache`.
+"""The command line: `python -m accel run script.py`, `explain`, `doctor`, `config`, `cache`, `bench`.
 
 In: arguments. Out: an exit code. Invariant: accel prints to stderr only under `run`; everything
 that follows the program's name is the program's.
@@ -32,6 +32,7 @@ Runs unmodified PyTorch programs faster.
   doctor                          check that everything accel needs works here
   config [FLAGS] [SCRIPT]         show the settings, and where each comes from
   cache info|clear                show or empty the cache of compiled code
+  bench kernel [FLAGS] FOLDER     time the kernels of graphs that --dump-dir wrote
 
 PROGRAM is what python takes: a script, a folder or zip file with a __main__.py, -m MODULE,
 -c TEXT, or - for standard input. `python -m accel COMMAND --help` shows the flags.
@@ -260,6 +261,39 @@ def _cache(arguments: list[str]) -> int:
     return 0
 
 
+def _bench(arguments: list[str]) -> int:
+    """Runs dumped graphs again, from their kernels' text, and times every step."""
+    import argparse
+    import dataclasses
+    import json
+
+    made = argparse.ArgumentParser("python -m accel bench", description=_bench.__doc__)
+    made.add_argument("what", choices=["kernel"], help="what to time")
+    made.add_argument("folder", type=Path, help="a graph's dump, or a folder of them")
+    made.add_argument("--only", default="", metavar="STEP", help="a kernel (k3) or operation")
+    made.add_argument("--threads", type=int, default=0, help="default: torch's")
+    made.add_argument("--rounds", type=int, default=21, help="default: 21")
+    made.add_argument("--rows", type=int, default=20, help="of the table; default: 20")
+    made.add_argument("--json", action="store_true", help="print JSON, all steps")
+    words = made.parse_args(arguments)
+    for name in ("rounds", "rows"):
+        if getattr(words, name) < 1:
+            raise _UsageError(f"--{name} wants at least 1, not {getattr(words, name)}")
+    import torch
+
+    from accel import replay
+
+    if words.threads:
+        torch.set_num_threads(words.threads)
+    found = replay.folders(words.folder)
+    results = [replay.replay(folder, words.rounds, words.only) for folder in found]
+    if words.json:
+        print(json.dumps([dataclasses.asdict(r) for r in results], indent=1))
+    else:
+        print("\n\n".join(replay.table(r, words.rows) for r in results))
+    return 0
+
+
 def _refuse(arguments: list[str]) -> None:
     if arguments:
         raise _UsageError(f"unexpected {arguments[0]!r}")
@@ -271,6 +305,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "doctor": _doctor,
     "config": _config,
     "cache": _cache,
+    "bench": _bench,
 }
 
 __all__ = ["ConfigError", "main"]
