@@ -132,10 +132,101 @@ static __attribute__((noinline)) void micro(const E* __restrict__ rows, i64 stri
     }
 }
 
+#if defined PRODUCTS_OF_PAIRS && defined __AMX_BF16__ && defined __AMX_TILE__
+// The matrix unit: tiles of 16 rows of 16 k are loaded as the rows lie, those of the packed columns as they were
+// packed. It is asked for once in a process; where the system refuses, vectors do the work.
+#define MATRIX_UNIT 1
+extern "C" long syscall(long, ...) noexcept;
+static bool has_matrix_unit() {
+  static const bool granted = [] {
+    constexpr long ARCH_PRCTL = 158, ARCH_REQ_XCOMP_PERM = 0x1023, XTILEDATA = 18;
+    return syscall(ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0;
+  }();
+  return granted;
+}
+// Eight tiles of 16 lines of 64 bytes while it lives; then what was configured before.
+struct Tiles {
+  alignas(64) unsigned char before[64], own[64] = {};
+  const bool on = has_matrix_unit();
+  Tiles() {
+    if (!on) return;
+    asm volatile("sttilecfg %0" : "=m"(before));
+    own[0] = 1;
+    for (int i = 0; i < 8; i++) own[16 + 2 * i] = 64, own[48 + i] = 16;
+    asm volatile("ldtilecfg %0" ::"m"(own));
+  }
+  ~Tiles() {
+    if (on && before[0]) asm volatile("ldtilecfg %0" ::"m"(before));
+    else if (on) asm volatile("tilerelease");
+  }
+};
+#define LOAD_TILE(tile, from, bytes) \
+  asm volatile("tileloadd (%0,%1,1), %%tmm" #tile ::"r"(from), "r"((i64)(bytes)) : "memory")
+#define STORE_TILE(tile, to, bytes) \
+  asm volatile("tilestored %%tmm" #tile ", (%0,%1,1)" ::"r"(to), "r"((i64)(bytes)) : "memory")
+#define ZERO_TILE(tile) asm volatile("tilezero %tmm" #tile)
+#define MULTIPLY_TILES(sum, row, column) asm volatile("tdpbf16ps %tmm" #column ", %tmm" #row ", %tmm" #sum)
+
+// What `micro` does, for R = 16 or 32 rows and V = 1 or 2 vectors of columns; k_count a multiple of 16.
+template <int R, int V>
+static void multiply_tiles(const E* rows, i64 stride, const E* panel, i64 k_count, float* totals, i64 totals_stride,
+                           i64 ahead, bool first, Fetches* fetch) {
+  const i64 row_bytes = stride * sizeof(E), line = V * W * sizeof(E), out = totals_stride * sizeof(float);
+  float* const lower = totals + 16 * totals_stride;
+  if (first) {
+    ZERO_TILE(0);
+    if (V == 2) ZERO_TILE(1);
+    if (R == 32) ZERO_TILE(2);
+    if (R == 32 && V == 2) ZERO_TILE(3);
+  } else {
+    LOAD_TILE(0, totals, out);
+    if (V == 2) LOAD_TILE(1, totals + W, out);
+    if (R == 32) LOAD_TILE(2, lower, out);
+    if (R == 32 && V == 2) LOAD_TILE(3, lower + W, out);
+  }
+  for (i64 k = 0; k < k_count; k += 16, rows += 16, panel += 16 * V * W) {
+    if (ahead)
+      _Pragma("GCC unroll 32") for (int i = 0; i < R; i++) __builtin_prefetch(rows + i * stride + ahead, 0, 2);
+    fetch->some();
+    LOAD_TILE(6, panel, line);
+    LOAD_TILE(4, rows, row_bytes);
+    MULTIPLY_TILES(0, 4, 6);
+    if (V == 2) {
+      LOAD_TILE(7, panel + W, line);
+      MULTIPLY_TILES(1, 4, 7);
+    }
+    if (R == 32) {
+      LOAD_TILE(5, rows + 16 * stride, row_bytes);
+      MULTIPLY_TILES(2, 5, 6);
+      if (V == 2) MULTIPLY_TILES(3, 5, 7);
+    }
+  }
+  STORE_TILE(0, totals, out);
+  if (V == 2) STORE_TILE(1, totals + W, out);
+  if (R == 32) STORE_TILE(2, lower, out);
+  if (R == 32 && V == 2) STORE_TILE(3, lower + W, out);
+}
+#else
+struct Tiles {};
+#endif
+
 template <int V>
 static void tiles(i64 count, const E* rows, i64 stride, const E* panel, i64 k_count, float* totals,
                   i64 totals_stride, i64 ahead, bool first, Fetches* fetch) {
   i64 i = 0;
+#ifdef MATRIX_UNIT
+  const i64 whole = k_count / 16 * 16, rest = k_count - whole;
+  for (i64 r; has_matrix_unit() && whole && count - i >= 16; i += r) {
+    r = count - i >= 32 ? 32 : 16;
+    const E* from = rows + i * stride;
+    float* to = totals + i * totals_stride;
+    if (r == 32) multiply_tiles<32, V>(from, stride, panel, whole, to, totals_stride, ahead, first, fetch);
+    else multiply_tiles<16, V>(from, stride, panel, whole, to, totals_stride, ahead, first, fetch);
+    for (i64 j = 0; rest && j < r; j += 8)
+      micro<8, V>(from + j * stride + whole, stride, panel + whole * V * W, rest, to + j * totals_stride, totals_stride,
+                  0, false, fetch);
+  }
+#endif
   auto some = [&](auto r) __attribute__((always_inline)) {
     constexpr int R = decltype(r)::value;
     for (; i + R <= count; i += R)
@@ -210,6 +301,7 @@ void NAME(product)(const E* packed, const E* w, i64 ldw, i64 M, i64 N, i64 K, i6
                    const Results* results, const void* context) {
   alignas(64) float totals[PANELS * BLOCK * PANEL];
   alignas(64) E near[BLOCK * NEAR];
+  const Tiles matrix_unit;
   const bool copies = conflicts(ldw);
   Fetches fetch;
   const i64 n_blocks = (N + BLOCK - 1) / BLOCK;
@@ -371,6 +463,7 @@ void NAME(wide)(const E* a, i64 lda, i64 M, i64 N, i64 K, i64 block, i64 begin, 
   alignas(64) E chunk[WIDE * KB];
   alignas(64) E last[FEW][KB];
   alignas(64) E near[MR * 4 * NEAR];
+  const Tiles matrix_unit;
   alignas(64) float totals[ROWS * WIDE];
   const bool copies = conflicts(lda);
   const i64 blocks = (M + block - 1) / block;

@@ -164,8 +164,7 @@ def _element(p: Product) -> _Element | None:
     element = _ELEMENTS.get(p.left.dtype)
     if element is None or element.numbers == 1:
         return element
-    # oneDNN uses the matrix unit where there is one.
-    if "avx512_bf16" not in features or "amx_bf16" in features:
+    if "avx512_bf16" not in features:
         return None
     # Pairs lie along k, in both operands or (by rows) in the left one.
     numbers = [p.left.strides[0], p.left.offset, p.extents[2]]
