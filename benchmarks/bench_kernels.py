@@ -266,17 +266,30 @@ def run_here(
             row, [c for c in competitors if moves or c != "copy"], rounds or row.rounds
         )
         result |= {"row": name, "title": row.title, "threads": threads, "target": row.over_compile}
-        (folder / f"kernel-{name}-{threads}.json").write_text(json.dumps(result, indent=1))
+        record_path(folder, name, threads).write_text(json.dumps(result, indent=1) + "\n")
         print(table_line(result), flush=True)
 
 
+def record_path(folder: Path, name: str, threads: int) -> Path:
+    return folder / f"kernel-{name}-{threads}.json"
+
+
+def records_of(folder: Path) -> list[dict[str, Any]]:
+    """What was measured, in the order of the rows."""
+    results = [json.loads(path.read_text()) for path in sorted(folder.glob("kernel-*.json"))]
+    order = {name: i for i, name in enumerate(ROWS)}
+    return sorted(results, key=lambda r: (order.get(r["row"], len(order)), r["threads"]))
+
+
 def table_line(result: dict[str, Any]) -> str:
+    if "not_measured" in result:
+        return f"| {ROWS[result['row']].title} | {result['threads']} | not measured: {result['not_measured']} |"
     us = {name: value["median"] for name, value in result["us"].items()}
     cells = [result["title"], str(result["threads"])]
     cells += [f"{us[name]:.1f}" if name in us else "" for name in COMPETITORS]
     for name in list(COMPETITORS)[:-1]:
         ratio = result.get("speedup", {}).get(name)
-        cells.append(f"{ratio['median']:.2f}" if ratio else "")
+        cells.append(_interval(ratio) if ratio else "")
     ratio = result.get("speedup", {}).get("torch.compile")
     if ratio:
         cells += [f"{result['target']:g}", "yes" if ratio["high"] >= result["target"] else "no"]
@@ -287,10 +300,12 @@ def table_line(result: dict[str, Any]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def _interval(ratio: dict[str, float]) -> str:
+    return f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})"
+
+
 def table(folder: Path) -> str:
-    results = [json.loads(path.read_text()) for path in sorted(folder.glob("kernel-*.json"))]
-    order = {name: i for i, name in enumerate(ROWS)}
-    results.sort(key=lambda r: (order.get(r["row"], len(order)), r["threads"]))
+    results = records_of(folder)
     names = list(COMPETITORS)
     head = ["what", "threads", *(f"{n} us" for n in names), *(f"x {n}" for n in names[:-1])]
     head += ["target x torch.compile", "met"]

@@ -10,7 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bench_kernels import records_of, table
 from calls import CALL_ROWS, CallRow
+from plots import write_plots
 from programs import PROGRAM_ROWS
 
 _UNITS = ((1.0, "s"), (1e3, "ms"), (1e6, "us"))
@@ -21,11 +23,17 @@ def write_results(folder: Path, page: Path) -> None:
     """Write the page for everything in `folder`."""
     records = {
         (record["row"], record["threads"]): record
-        for record in (json.loads(path.read_text()) for path in sorted(folder.glob("*.json")))
+        for record in (
+            json.loads(path.read_text())
+            for path in sorted(folder.glob("*.json"))
+            if not path.name.startswith("kernel-")
+        )
         if "row" in record
     }
+    kernels = records_of(folder)
+    known = [r["machine"] for r in (*records.values(), *kernels) if "machine" in r]
     lines = ["# Results", "", f"Command: `{COMMAND}` (one row: `--only tiny`).", ""]
-    lines += sorted({_machine_line(record["machine"]) for record in records.values()})
+    lines += sorted(set(map(_machine_line, known)))
     lines += [
         "",
         "Medians with 95% bootstrap intervals; competitors interleaved in one process;",
@@ -56,7 +64,12 @@ def write_results(folder: Path, page: Path) -> None:
                 lines.append(
                     f"| {program.title} | {threads} | {_program_cell(record)} | {program.target} |"
                 )
-    page.write_text("\n".join(lines) + "\n")
+    if kernels:
+        lines += ["", "## Kernels and models, beside every competitor", ""]
+        plots = write_plots([r for r in kernels if "us" in r], folder)
+        lines += [f"![{p.stem}]({p.relative_to(page.parent)})" for p in plots]
+        lines += ["", table(folder)]
+    page.write_text("\n".join(lines).rstrip() + "\n")
 
 
 def _machine_line(machine: dict[str, Any]) -> str:

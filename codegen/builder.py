@@ -8,6 +8,7 @@ them) is written into its readers' expressions and costs no buffer.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,6 +78,8 @@ class Builder:
         self.product_pays: Callable[[Shape], bool] = lambda _shape: True
         self.read: set[int] = set()  # buffers that some node, output or commit reads
         self.packed_rows: dict[View, View] = {}  # rows of a product -> their packed form
+        self.turned_rights: dict[View, View] = {}  # a product's right side -> the same, by rows
+        self.uses: Counter[View] = Counter()  # products that a view is the right side of
         self.location = ""
         self._reader_numel = 1
 

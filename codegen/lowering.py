@@ -105,6 +105,9 @@ def lower_graph(
         builder.product_pays = lambda shape: pays(shape, out_dir, options)
     builder.read = {v.buffer for node in graph.nodes for v in node.views()}
     builder.read |= {v.buffer for v in graph.roots()}
+    builder.uses.update(
+        right for n in graph.nodes if n.target in PRODUCTS and isinstance(right := n.args[-1], View)
+    )
     for node in graph.nodes:
         builder.location = node.location
         _lower_node(builder, node, small)
@@ -126,7 +129,7 @@ def _moved(node: Node, outs: list[View | None]) -> tuple[Node, list[View | None]
 
 def _lower_node(b: Builder, node: Node, products: bool) -> None:
     mark = len(b.program.steps)
-    known = dict(b.definitions), dict(b.inlinable), dict(b.packed_rows)
+    known = dict(b.definitions), dict(b.inlinable), dict(b.packed_rows), dict(b.turned_rights)
     try:
         outs = [None if r is None else b.program.graph.buffers[r].view for r in node.results]
         if isinstance(node.target, str):
@@ -144,7 +147,7 @@ def _lower_node(b: Builder, node: Node, products: bool) -> None:
             raise Unsupported("no lowering")
     except Unsupported as why:
         del b.program.steps[mark:]
-        b.definitions, b.inlinable, b.packed_rows = known
+        b.definitions, b.inlinable, b.packed_rows, b.turned_rights = known
         if isinstance(node.target, str):
             target = node.origin or node.target
             raise CompileError(untraceable(target, node.location, str(why))) from None

@@ -807,8 +807,9 @@ INLINE void gemm_rows(const float* a, i64 lda, const float* b, i64 ldb, const fl
 template <int M, int N, int K, bool T>
 static __attribute__((noinline)) void small_gemm(const float* __restrict__ a, i64 lda, const float* __restrict__ b, i64 ldb,
                        const float* __restrict__ bias, i64 bias_m, i64 bias_n, float* __restrict__ out) {
-  constexpr int W = GEMM_LANES, NP = (N + W - 1) / W * W, NV = NP >= 2 * W ? 2 : 1, MR = NV == 2 ? 6 : 8;
-  typedef vec<float, W> V;
+  constexpr int W = GEMM_LANES, NP = (N + W - 1) / W * W, NV = NP >= 2 * W ? 2 : 1;
+  // Rows at once: as many as there are registers for, in parts of about the same size.
+  constexpr int MOST = W == 16 ? 12 : NV == 2 ? 6 : 8, PARTS = (M + MOST - 1) / MOST, MR = (M + PARTS - 1) / PARTS;
   alignas(64) float packed[T || N % W ? K * NP : 1];
   const float* rows = b;
   i64 step = ldb;
@@ -819,19 +820,15 @@ static __attribute__((noinline)) void small_gemm(const float* __restrict__ a, i6
     rows = packed;
     step = NP;
   }
+  const auto columns = [&](int n, auto vectors) __attribute__((always_inline)) {
+    constexpr int V = decltype(vectors)::value;
+    const auto some = [&](int i, auto r) __attribute__((always_inline)) {
+      gemm_rows<decltype(r)::value, N, K, V, W>(a + i * lda, lda, rows, step, bias ? bias + i * bias_m : bias, bias_m, bias_n, out + i * N, n, N - n);
+    };
+    for (int i = 0; i + MR <= M; i += MR) some(i, count<MR>{});
+    if constexpr (M % MR != 0) some(M - M % MR, count<M % MR>{});
+  };
   int n = 0;
-  for (; n + NV * W <= NP; n += NV * W) {
-    int i = 0;
-    for (; i + MR <= M; i += MR)
-      gemm_rows<MR, N, K, NV, W>(a + i * lda, lda, rows, step, bias ? bias + i * bias_m : bias, bias_m, bias_n, out + i * N, n, N - n);
-    for (; i < M; i++)
-      gemm_rows<1, N, K, NV, W>(a + i * lda, lda, rows, step, bias ? bias + i * bias_m : bias, bias_m, bias_n, out + i * N, n, N - n);
-  }
-  if constexpr (NP % (NV * W) != 0) {
-    int i = 0;
-    for (; i + MR <= M; i += MR)
-      gemm_rows<MR, N, K, 1, W>(a + i * lda, lda, rows, step, bias ? bias + i * bias_m : bias, bias_m, bias_n, out + i * N, n, N - n);
-    for (; i < M; i++)
-      gemm_rows<1, N, K, 1, W>(a + i * lda, lda, rows, step, bias ? bias + i * bias_m : bias, bias_m, bias_n, out + i * N, n, N - n);
-  }
+  for (; n + NV * W <= NP; n += NV * W) columns(n, count<NV>{});
+  if constexpr (NP % (NV * W) != 0) columns(n, count<1>{});
 }

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -31,6 +31,8 @@ from accel.codegen.trials import MIN_WORK, Shape
 aten = torch.ops.aten
 
 _SMALL_EXTENT = 128
+_SMALL_COLUMNS = 512
+_TURNING_USES = 3  # of one weight by one graph, as in a loop: from then on turning it once pays
 _SMALL_WORK = 1 << 19  # multiplications
 _SMALL_WEIGHT = 400  # numbers that `small` turns faster than the others are called
 _FEW_ROWS = 10
@@ -75,6 +77,8 @@ def lower_product(b: Builder, node: Node) -> None:
     product = _product(b, node)
     if product is None:
         raise Unsupported("not a dense product")
+    if _is_worth_turning(b, product):
+        product = replace(product, right=_turned_right(b, product.right))
     for fits, build in _KINDS:
         if fits(product):
             return build(b, product)
@@ -104,16 +108,35 @@ def _product(b: Builder, node: Node) -> Product | None:
 
 def _is_small(p: Product) -> bool:
     right = p.right
-    _, n, k = p.extents
+    m, n, k = p.extents
     if n * k > _SMALL_WEIGHT and _is_weight(p):
         return False
     columns = right.strides[1] == 1 or n == 1 or right.strides[0] == 1 or k == 1
+    # Columns that lie next to each other are taken as they come, however many.
+    most = _SMALL_COLUMNS if right.strides[1] == 1 else _SMALL_EXTENT
     return (
         p.left.dtype == "float32"
-        and max(p.extents) <= _SMALL_EXTENT
+        and max(m, k) <= _SMALL_EXTENT
+        and n <= most
         and p.work <= _SMALL_WORK
         and columns
     )
+
+
+def _is_worth_turning(b: Builder, p: Product) -> bool:
+    """A weight that lies as [N, K], and would be turned in each of several small products."""
+    if p.right.strides[1] == 1 or p.right.strides[0] != 1 or p.extents[1] == 1:
+        return False
+    turned = replace(p, right=replace(p.right, strides=(p.extents[1], 1)))
+    return b.uses[p.right] >= _TURNING_USES and _is_small(turned)
+
+
+def _turned_right(b: Builder, right: View) -> View:
+    known = b.turned_rights.get(right)
+    if known is None:
+        known = b.turned_rights[right] = b.temporary(right.sizes, right.dtype)
+        b.pointwise(known, lambda index: b.load(right, index))
+    return known
 
 
 def _lower_small(b: Builder, p: Product) -> None:
