@@ -30,8 +30,8 @@ MIN_WORK = 1 << 22  # multiplications
 _MAX_WORK = 1 << 28  # of one run; a longer one is cut in its columns
 _MAX_EXTENT = 4096
 _COLUMNS = 192  # whole units of both kinds; at least two of these stay
-_ROUNDS = 5
-_SECONDS = 0.15  # after which one round is enough
+_ROUNDS = 4
+_SECONDS = 0.06  # after which one round is enough
 _COLD_BYTES = 32 << 20  # of right sides that are taken in turn: weights come from memory
 # Fused epilogues save a pass over the results.
 _MARGIN = 1.05

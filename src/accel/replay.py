@@ -36,7 +36,9 @@ class StepTime:
     count: int
     bytes: int  # read or written, at least, by one of them
     in_place_ns: float
-    alone_ns: float | None  # None for an operation, which may allocate
+    alone_ns: (
+        float | None
+    )  # None for an operation, which may allocate, and for what works on its result
 
 
 @dataclass

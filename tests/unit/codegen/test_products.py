@@ -14,6 +14,7 @@ from plan_runner import run_plan
 from accel.codegen import convolutions
 from accel.codegen.build import cpu_features, vector_bytes
 from accel.codegen.products import column_block, row_block
+from accel.codegen.program import LoopNode, TemplateNode
 
 pytestmark = pytest.mark.skipif(vector_bytes() != 64, reason="needs vectors of 64 bytes")
 randn = torch.randn
@@ -312,3 +313,43 @@ def test_accuracy_of_few_rows(shape: tuple[int, int, int]) -> None:
     torch.manual_seed(6)
     x, w = randn(m, k), randn(n, k)
     _is_as_accurate(lambda x, w: F.linear(x, w), x, w)
+
+
+@pytest.mark.parametrize("m", [1, 5, 7, 8, 11, 12, 13, 24, 25, 29])
+def test_small_products_of_any_number_of_rows(m: int) -> None:
+    for k, n in ((20, 48), (33, 17), (64, 400)):
+        b, c = randn(k, n), randn(n)
+        check(lambda x: x @ b, randn(m, k), rtol=1e-4, atol=1e-4, externs=0)
+        check(lambda x: torch.addmm(c, x, b), randn(m, k), rtol=1e-4, atol=1e-4, externs=0)
+
+
+def test_a_weight_of_a_loop_is_turned_once() -> None:
+    weight = randn(256, 64) / 8
+
+    def loop(steps: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        def f(x: torch.Tensor) -> torch.Tensor:
+            for _ in range(steps):
+                x = torch.tanh(F.linear(x, weight))[:, :64]
+            return x
+
+        return f
+
+    for steps, by_rows in ((2, 0), (3, 3), (7, 7)):
+        c = check(loop(steps), randn(8, 64), rtol=1e-4, atol=1e-4, externs=0)
+        texts = [step.text for step in c.program.steps if isinstance(step, TemplateNode)]
+        assert sum("small_gemm<8, 256, 64, false>" in text for text in texts) == by_rows
+        written = [s.buffer for s in c.program.steps if isinstance(s, LoopNode)]
+        turned = [b for b in written if c.graph.buffers[b].view.sizes == (64, 256)]
+        assert len(turned) == (by_rows > 0)
+
+
+def test_a_weight_that_the_graph_writes_is_turned_anew() -> None:
+    def f(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        for _ in range(3):
+            x = F.linear(x, w)
+        w.mul_(0.5)
+        for _ in range(3):
+            x = F.linear(x, w)
+        return x
+
+    check(f, randn(8, 64), randn(64, 64) / 8, rtol=1e-4, atol=1e-4, externs=0)
