@@ -74,8 +74,9 @@ class Builder:
         self.definitions: dict[int, LoopNode] = {}
         self.inlinable: dict[int, tuple[LoopNode, bool]] = {}
         self.products = False  # the templates of products.cpp may be used
-        # Whether they are as fast as ATen's: by dtype, extents, layout and block.
-        self.product_pays: Callable[[Shape], bool] = lambda _shape: True
+        # Whether they are as fast as ATen's: by shape, and whether an epilogue may follow.
+        self.product_pays: Callable[[Shape, bool], bool] = lambda _shape, _epilogue: True
+        self.continued: set[int] = set()  # buffers that some node reads which becomes a loop
         self.read: set[int] = set()  # buffers that some node, output or commit reads
         self.packed_rows: dict[View, View] = {}  # rows of a product -> their packed form
         self.turned_rights: dict[View, View] = {}  # a product's right side -> the same, by rows

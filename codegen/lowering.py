@@ -102,9 +102,11 @@ def lower_graph(
     small = options.products and target.templates
     builder.products = small and options.march == "native" and vector_bytes() == 64
     if options.measure and out_dir is not None:
-        builder.product_pays = lambda shape: pays(shape, out_dir, options)
+        builder.product_pays = lambda shape, epilogue: pays(shape, epilogue, out_dir, options)
     builder.read = {v.buffer for node in graph.nodes for v in node.views()}
     builder.read |= {v.buffer for v in graph.roots()}
+    loops = [n for n in graph.nodes if n.target in LOWERINGS or n.target in MULTIPLE]
+    builder.continued = {v.buffer for node in loops for v in node.views()}
     builder.uses.update(
         right for n in graph.nodes if n.target in PRODUCTS and isinstance(right := n.args[-1], View)
     )

@@ -58,7 +58,7 @@ class Product:
     out: View
     location: str
     templates: bool  # those of products.cpp may be used
-    pays: Callable[[Shape], bool]  # and are as fast as ATen's
+    pays: Callable[[Shape], bool]  # and are as fast as ATen's, with an epilogue if there may be one
 
     @property
     def extents(self) -> tuple[int, int, int]:
@@ -94,7 +94,12 @@ def _product(b: Builder, node: Node) -> Product | None:
     if buffer is None:
         return None
     out = b.program.graph.buffers[buffer].view
-    product = Product(left, right, bias, out, node.location, b.products, b.product_pays)
+    continued = buffer in b.continued
+
+    def pays(shape: Shape) -> bool:
+        return b.product_pays(shape, continued)
+
+    product = Product(left, right, bias, out, node.location, b.products, pays)
     m, n, k = product.extents
     views = [v for v in (left, right, bias, out) if v is not None]
     same = len({v.dtype for v in views}) == 1

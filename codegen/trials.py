@@ -33,8 +33,7 @@ _COLUMNS = 192  # whole units of both kinds; at least two of these stay
 _ROUNDS = 4
 _SECONDS = 0.06  # after which one round is enough
 _COLD_BYTES = 32 << 20  # of right sides that are taken in turn: weights come from memory
-# Fused epilogues save a pass over the results.
-_MARGIN = 1.05
+_MARGIN = 1.05  # what an epilogue, which saves a pass over the results, may cost
 
 
 @dataclass(frozen=True)
@@ -49,22 +48,27 @@ class Shape:
     block: int  # as products.py chooses it: columns of packed rows, or rows, of a unit
 
 
-def pays(shape: Shape, out_dir: Path, options: CodegenOptions) -> bool:
-    """True where the kernels are as fast as ATen's."""
-    shape = _cut(shape)
+def pays(shape: Shape, epilogue: bool, out_dir: Path, options: CodegenOptions) -> bool:
+    """True where the kernels, with what may follow them as their epilogue, are as fast as ATen's."""
+    ours, others = _seconds_of(_cut(shape), out_dir, options)
+    return ours <= others * (_MARGIN if epilogue else 1)
+
+
+def _seconds_of(shape: Shape, out_dir: Path, options: CodegenOptions) -> tuple[float, float]:
+    """Ours and ATen's; zeros where nothing can be measured."""
     path = out_dir / f"trial_{_digest(shape, options)}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        return bool(json.loads(path.read_text())["pays"])
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        known = json.loads(path.read_text())
+        return float(known["ours_s"]), float(known["aten_s"])
     try:
         ours, others = _measure(shape, out_dir, options)
     except (CompileError, OSError, RuntimeError):  # no compiler; no memory
-        return True
-    result = {"pays": ours <= others * _MARGIN, "ours_s": ours, "aten_s": others}
+        return 0.0, 0.0
     with contextlib.suppress(OSError):
         part = path.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps(result | {"shape": str(shape)}))
+        part.write_text(json.dumps({"ours_s": ours, "aten_s": others, "shape": str(shape)}))
         os.replace(part, path)
-    return bool(result["pays"])
+    return ours, others
 
 
 def _digest(shape: Shape, options: CodegenOptions) -> str:

@@ -37,16 +37,18 @@ class Times:
 def test_the_answer_follows_the_times_and_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for folder, times, expected in (
-        ("slower", Times(1.5, 1.0), False),
-        ("faster", Times(1.0, 1.5), True),
-        ("same", Times(1.0, 1.0), True),  # a fused epilogue decides
+    for folder, times, alone, continued in (
+        ("slower", Times(1.5, 1.0), False, False),
+        ("faster", Times(1.0, 1.5), True, True),
+        ("about the same", Times(1.03, 1.0), False, True),  # the epilogue decides
     ):
         monkeypatch.setattr(trials, "_measure", times)
         (tmp_path / folder).mkdir()
-        assert [pays(SHAPE, tmp_path / folder, OPTIONS) for _ in range(3)] == [expected] * 3
+        for _ in range(2):
+            assert pays(SHAPE, False, tmp_path / folder, OPTIONS) is alone
+            assert pays(SHAPE, True, tmp_path / folder, OPTIONS) is continued
         assert times.asked == 1
-        assert pays(replace(SHAPE, m=500), tmp_path / folder, OPTIONS) is expected
+        assert pays(replace(SHAPE, m=500), False, tmp_path / folder, OPTIONS) is alone
         assert times.asked == 2
 
 
@@ -54,11 +56,11 @@ def test_the_answer_follows_the_times_and_is_kept(
 def test_a_damaged_record_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     times = Times(2.0, 1.0)
     monkeypatch.setattr(trials, "_measure", times)
-    assert not pays(SHAPE, tmp_path, OPTIONS)
+    assert not pays(SHAPE, False, tmp_path, OPTIONS)
     (record,) = tmp_path.glob("trial_*.json")
     record.write_text(record.read_text()[:7])
-    assert not pays(SHAPE, tmp_path, OPTIONS)
-    assert times.asked == 2 and json.loads(record.read_text())["pays"] is False
+    assert not pays(SHAPE, False, tmp_path, OPTIONS)
+    assert times.asked == 2 and json.loads(record.read_text())["ours_s"] == 2.0
 
 
 @needs_wide_vectors
@@ -67,7 +69,7 @@ def test_what_cannot_be_measured_is_taken(tmp_path: Path, monkeypatch: pytest.Mo
         raise RuntimeError("no memory")
 
     monkeypatch.setattr(trials, "_measure", fails)
-    assert pays(SHAPE, tmp_path, OPTIONS)
+    assert pays(SHAPE, False, tmp_path, OPTIONS)
     assert not list(tmp_path.iterdir())
 
 
