@@ -6,7 +6,6 @@
 // copied for longer than a call, and nothing is remembered about it.
 // Sums run over at most KB elements before they are added to a total, as BLAS libraries do:
 // the error stays that of blocked summation.
-#include <immintrin.h>
 #ifndef __AVX512F__
 #error "these kernels need vectors of 64 bytes"
 #endif
@@ -276,27 +275,6 @@ void NAME(pack_columns)(const E* x, i64 row_stride, E* packed, i64 M, i64 K, i64
       transpose<W>(r);
       for (int i = 0; i < W && k + i < K; i++) __builtin_memcpy(to + (k + i) * width, &r[i], sizeof(VI));
     }
-  }
-}
-
-// 16 lines of 16 numbers, turned: four pieces of four lines meet in a register as they are loaded, so that
-// shuffles, of which a processor does one or two at a time, are left only within pieces.
-INLINE void turn(const float* from, i64 stride, float* to, i64 to_stride) {
-  _Pragma("GCC unroll 4") for (int c = 0; c < W; c += 4) {
-    __m512 r[4];
-    _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++) {
-      const float* line = from + i * stride + c;
-      r[i] = _mm512_castps128_ps512(_mm_loadu_ps(line));
-      r[i] = _mm512_insertf32x4(r[i], _mm_loadu_ps(line + 4 * stride), 1);
-      r[i] = _mm512_insertf32x4(r[i], _mm_loadu_ps(line + 8 * stride), 2);
-      r[i] = _mm512_insertf32x4(r[i], _mm_loadu_ps(line + 12 * stride), 3);
-    }
-    const __m512d low = (__m512d)_mm512_unpacklo_ps(r[0], r[1]), low2 = (__m512d)_mm512_unpacklo_ps(r[2], r[3]);
-    const __m512d high = (__m512d)_mm512_unpackhi_ps(r[0], r[1]), high2 = (__m512d)_mm512_unpackhi_ps(r[2], r[3]);
-    _mm512_storeu_pd(to + c * to_stride, _mm512_unpacklo_pd(low, low2));
-    _mm512_storeu_pd(to + (c + 1) * to_stride, _mm512_unpackhi_pd(low, low2));
-    _mm512_storeu_pd(to + (c + 2) * to_stride, _mm512_unpacklo_pd(high, high2));
-    _mm512_storeu_pd(to + (c + 3) * to_stride, _mm512_unpackhi_pd(high, high2));
   }
 }
 

@@ -35,6 +35,8 @@ _SMALL_COLUMNS = 512
 _TURNING_USES = 3  # of one weight by one graph, as in a loop: from then on turning it once pays
 _SMALL_WORK = 1 << 19  # multiplications
 _SMALL_WEIGHT = 400  # numbers that `small` turns faster than the others are called
+_SMALL_ROWS = 8  # that are worth turning a weight in pieces of 16x16
+_TURNED_WEIGHT = 10_000  # numbers of it; more of them leave the first-level cache
 _FEW_ROWS = 10
 _MIN_INNER = 16
 _MIN_COLUMNS = 4
@@ -114,11 +116,12 @@ def _product(b: Builder, node: Node) -> Product | None:
 def _is_small(p: Product) -> bool:
     right = p.right
     m, n, k = p.extents
-    if n * k > _SMALL_WEIGHT and _is_weight(p):
+    in_pieces = n % 16 == 0 and k % 16 == 0 and n * k <= _TURNED_WEIGHT
+    if n * k > _SMALL_WEIGHT and _is_weight(p) and not (in_pieces and m >= _SMALL_ROWS):
         return False
     columns = right.strides[1] == 1 or n == 1 or right.strides[0] == 1 or k == 1
     # Columns that lie next to each other are taken as they come, however many.
-    most = _SMALL_COLUMNS if right.strides[1] == 1 else _SMALL_EXTENT
+    most = _SMALL_COLUMNS if right.strides[1] == 1 or in_pieces else _SMALL_EXTENT
     return (
         p.left.dtype == "float32"
         and max(m, k) <= _SMALL_EXTENT
