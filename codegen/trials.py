@@ -56,7 +56,7 @@ def pays(shape: Shape, epilogue: bool, out_dir: Path, options: CodegenOptions) -
 
 def _seconds_of(shape: Shape, out_dir: Path, options: CodegenOptions) -> tuple[float, float]:
     """Ours and ATen's; zeros where nothing can be measured."""
-    path = out_dir / f"trial_{_digest(shape, options)}.json"
+    path = out_dir / f"{_digest(shape, options)}.trial"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(path.read_text())
         return float(known["ours_s"]), float(known["aten_s"])
@@ -65,7 +65,7 @@ def _seconds_of(shape: Shape, out_dir: Path, options: CodegenOptions) -> tuple[f
     except (CompileError, OSError, RuntimeError):  # no compiler; no memory
         return 0.0, 0.0
     with contextlib.suppress(OSError):
-        part = path.with_suffix(f".{os.getpid()}")
+        part = out_dir / f".put_{path.name}.{os.getpid()}"
         part.write_text(json.dumps({"ours_s": ours, "aten_s": others, "shape": str(shape)}))
         os.replace(part, path)
     return ours, others

@@ -238,7 +238,7 @@ class DiskCache:
 
 # What accel writes below its cache directory, and nothing else is ever removed.
 _OWN_FILES = {
-    "plans": ("*.json", "k_*.so", "k_*.o", ".put_*", ".lock_*", ".build_*", _USED),
+    "plans": ("*.json", "k_*.so", "k_*.o", "*.trial", ".put_*", ".lock_*", ".build_*", _USED),
     "code": ("*.twin", "*.tmp"),
 }
 
