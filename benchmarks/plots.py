@@ -62,7 +62,7 @@ def _models(records: list[dict[str, Any]], path: Path) -> Path:
         low = [v["median"] - v["low"] for _, v in shown]
         high = [v["high"] - v["median"] for _, v in shown]
         axis.bar(
-            [i + (k - 1.5) * width for i, _ in shown], [v["median"] for _, v in shown], width,
+            [i + (k - 1.5) * width for i, _ in shown], [v["median"] - 1 for _, v in shown], width, 1,
             yerr=[low, high], color=COLOURS[other], label=other, error_kw={"lw": 0.8},
         )  # fmt: skip
     axis.axhline(1, color="black", lw=0.8)
@@ -73,7 +73,12 @@ def _models(records: list[dict[str, Any]], path: Path) -> Path:
     )
     axis.set_ylabel("times as fast as")
     axis.legend(fontsize=8, frameon=False, ncols=4, loc="upper left")
-    axis.set_ylim(0, max(v["median"] for r in records for v in r["speedup"].values()) * 1.15)
+    axis.set_yscale("log")
+    ticks = (0.8, 1, 1.25, 1.5, 2, 3, 5, 10, 20, 50)
+    axis.set_yticks(ticks, [f"{t:g}" for t in ticks])
+    axis.minorticks_off()
+    axis.grid(axis="y", alpha=0.25)
+    axis.set_ylim(0.8, max(v["median"] for r in records for v in r["speedup"].values()) * 1.8)
     return _save(figure, path)
 
 
