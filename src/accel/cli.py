@@ -276,9 +276,9 @@ def _bench(arguments: list[str]) -> int:
     made.add_argument("--rows", type=int, default=20, help="of the table; default: 20")
     made.add_argument("--json", action="store_true", help="print JSON, all steps")
     words = made.parse_args(arguments)
-    for name in ("rounds", "rows"):
-        if getattr(words, name) < 1:
-            raise _UsageError(f"--{name} wants at least 1, not {getattr(words, name)}")
+    for name, least in (("rounds", 1), ("rows", 1), ("threads", 0)):
+        if getattr(words, name) < least:
+            raise _UsageError(f"--{name} wants at least {least}, not {getattr(words, name)}")
     import torch
 
     from accel import replay
