@@ -154,6 +154,11 @@ def built_name(texts: list[str], options: CodegenOptions) -> str:
     return f"k_{digest(head, source, *texts, *machine)}.so"
 
 
+def multiplies(suffix: str) -> bool:
+    """Whether this CPU has what the products of "f32" or "bf16" are written for."""
+    return vector_bytes() == 64 and (suffix != "bf16" or "avx512_bf16" in cpu_features().split())
+
+
 def prebuild(folder: Path, options: CodegenOptions | None = None) -> None:
     """Makes the objects that every library with matrix products links; for the installation.
 
@@ -164,7 +169,9 @@ def prebuild(folder: Path, options: CodegenOptions | None = None) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".build_") as scratch:
-            for more in _OBJECTS.values():
+            for call, more in _OBJECTS.items():
+                if not multiplies(call.strip("_(")):
+                    continue
                 job = _object_job(compiler, flags, more, source, folder)
                 if not is_sound(job.target):
                     job.run(Path(scratch))

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from accel.codegen.build import PREBUILT, build, built_name, digest
+from accel.codegen.build import PREBUILT, build, built_name, digest, multiplies
 from accel.codegen.options import CodegenOptions, CompileError
 
 # Less work is not worth a measurement; BLAS needs longer for a call than it could gain.
@@ -143,8 +143,9 @@ def prebuild(folder: Path) -> None:
     Errors: CompileError.
     """
     options = CodegenOptions()
-    for dtype in _ELEMENTS:
-        build([_text(dtype)], folder, options)
+    for dtype, (_, suffix, _, _) in _ELEMENTS.items():
+        if multiplies(suffix):
+            build([_text(dtype)], folder, options)
 
 
 _ELEMENTS = {
