@@ -50,48 +50,36 @@ def machine() -> dict[str, Any]:
     }
 
 
-def measure_call(row: CallRow, threads: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One row of calls.py, in a process of its own."""
-    command = [sys.executable, str(HERE / "run_call.py"), row.name, "--threads", str(threads)]
-    if arguments.rounds:
-        command += ["--rounds", str(arguments.rounds)]
-    if arguments.competitors:
-        command += ["--competitors", *arguments.competitors]
+def _alone(script: str, words: list[str], threads: int, timeout_s: int) -> str:
+    """What a script of this folder prints, run for one row. Errors: NotMeasured."""
+    command = [sys.executable, str(HERE / script), *words, "--threads", str(threads)]
     environment = dict(os.environ, OMP_NUM_THREADS=str(threads))
     try:
         done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=ROW_TIMEOUT_S,
-            check=False,
-        )  # fmt: skip
+            command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
+        )
     except subprocess.TimeoutExpired as expired:
-        raise NotMeasured(f"not done after {ROW_TIMEOUT_S} s") from expired
+        raise NotMeasured(f"not done after {timeout_s} s") from expired
     if done.returncode:
         raise NotMeasured(done.stderr.strip().splitlines()[-1] if done.stderr else "it crashed")
-    return json.loads(done.stdout.splitlines()[-1])
+    return done.stdout
+
+
+def measure_call(row: CallRow, threads: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One row of calls.py, in a process of its own."""
+    words = [row.name]
+    if arguments.rounds:
+        words += ["--rounds", str(arguments.rounds)]
+    if arguments.competitors:
+        words += ["--competitors", *arguments.competitors]
+    return json.loads(_alone("run_call.py", words, threads, ROW_TIMEOUT_S).splitlines()[-1])
 
 
 def measure_kernel(name: str, threads: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """One row of bench_kernels.py, in a process of its own."""
-    command = [sys.executable, str(HERE / "bench_kernels.py"), "--here", "--only", name]
-    command += [
-        "--threads",
-        str(threads),
-        "--folder",
-        str(RESULTS),
-        "--rounds",
-        str(arguments.rounds),
-    ]
-    command += ["--competitors", *(arguments.competitors or COMPETITORS)]
-    environment = dict(os.environ, OMP_NUM_THREADS=str(threads))
-    try:
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=KERNEL_TIMEOUT_S,
-            check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired as expired:
-        raise NotMeasured(f"not done after {KERNEL_TIMEOUT_S} s") from expired
-    if done.returncode:
-        raise NotMeasured(done.stderr.strip().splitlines()[-1] if done.stderr else "it crashed")
+    words = ["--here", "--only", name, "--folder", str(RESULTS), "--rounds", str(arguments.rounds)]
+    words += ["--competitors", *(arguments.competitors or COMPETITORS)]
+    _alone("bench_kernels.py", words, threads, KERNEL_TIMEOUT_S)
     return json.loads(record_path(RESULTS, name, threads).read_text())
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from calls import CALL_ROWS, CallRow, Subject, bert, resnet50
-from measure import Competitor
+from measure import Competitor, interval_text
 from run_call import MAKERS, fresh, measure
 from torch import nn
 
@@ -288,8 +288,7 @@ def table_line(result: dict[str, Any]) -> str:
     cells = [result["title"], str(result["threads"])]
     cells += [f"{us[name]:.1f}" if name in us else "" for name in COMPETITORS]
     for name in list(COMPETITORS)[:-1]:
-        ratio = result.get("speedup", {}).get(name)
-        cells.append(_interval(ratio) if ratio else "")
+        cells.append(interval_text(result.get("speedup", {}).get(name), 2))
     ratio = result.get("speedup", {}).get("torch.compile")
     if ratio:
         cells += [f"{result['target']:g}", "yes" if ratio["high"] >= result["target"] else "no"]
@@ -298,10 +297,6 @@ def table_line(result: dict[str, Any]) -> str:
     if not result["facts"].get("accel", {}).get("served_compiled", True):
         cells[-1] += " (not compiled)"
     return "| " + " | ".join(cells) + " |"
-
-
-def _interval(ratio: dict[str, float]) -> str:
-    return f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})"
 
 
 def table(folder: Path) -> str:

@@ -46,6 +46,13 @@ class Interval:
         return {"median": self.median, "low": self.low, "high": self.high}
 
 
+def interval_text(value: dict[str, float] | None, digits: int) -> str:
+    """An interval's JSON as tables show it; nothing where nothing was measured."""
+    if value is None:
+        return ""
+    return f"{value['median']:.{digits}f} ({value['low']:.{digits}f}-{value['high']:.{digits}f})"
+
+
 def bootstrap(values: Sequence[float], seed: int = 0) -> Interval:
     """Median of `values` with a 95% percentile bootstrap interval."""
     generator = random.Random(seed)

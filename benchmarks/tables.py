@@ -12,6 +12,7 @@ from typing import Any
 
 from bench_kernels import records_of, table
 from calls import CALL_ROWS, CallRow
+from measure import interval_text
 from plots import write_plots
 from programs import PROGRAM_ROWS
 
@@ -84,9 +85,9 @@ def _call_line(row: CallRow, record: dict[str, Any], records: dict[Any, Any]) ->
     if "not_measured" in record:
         reason = record["not_measured"].replace("|", "/")
         return f"{start} | not measured: {reason} | | | | | {row.target} | |"
-    times = [_interval(record["us"].get(n), 2) for n in ("eager", "torch.compile", "accel")]
+    times = [interval_text(record["us"].get(n), 2) for n in ("eager", "torch.compile", "accel")]
     speedup = record.get("speedup", {})
-    ratios = [_interval(speedup.get(n), 2) for n in ("eager", "torch.compile")]
+    ratios = [interval_text(speedup.get(n), 2) for n in ("eager", "torch.compile")]
     facts = record["facts"].get("accel", {})
     if facts and not facts["served_compiled"]:
         times[2] += " (**eager**: " + "; ".join(facts["reasons"])[:80] + ")"
@@ -127,13 +128,15 @@ def _program_cell(record: dict[str, Any]) -> str:
     if "not_measured" in record:
         return "not measured: " + record["not_measured"].replace("|", "/").replace("\n", " ")
     cells = [f"{name}: {_seconds(value)}" for name, value in record.get("s", {}).items()]
-    cells += [f"{name}: {_interval(value, 0)} MB" for name, value in record.get("mb", {}).items()]
     cells += [
-        f"**{name}: added {_interval(value, 2)} s**"
+        f"{name}: {interval_text(value, 0)} MB" for name, value in record.get("mb", {}).items()
+    ]
+    cells += [
+        f"**{name}: added {interval_text(value, 2)} s**"
         for name, value in record.get("added_s", {}).items()
     ]
     cells += [
-        f"**{name}: {_interval(value, 3)}x**" for name, value in record.get("ratio", {}).items()
+        f"**{name}: {interval_text(value, 3)}x**" for name, value in record.get("ratio", {}).items()
     ]
     return "<br>".join(cells)
 
@@ -141,10 +144,4 @@ def _program_cell(record: dict[str, Any]) -> str:
 def _seconds(value: dict[str, float]) -> str:
     """An interval in the unit that suits it."""
     scale, unit = next(u for u in _UNITS if value["median"] * u[0] >= 0.1 or u is _UNITS[-1])
-    return f"{_interval({k: v * scale for k, v in value.items()}, 2)} {unit}"
-
-
-def _interval(value: dict[str, float] | None, digits: int) -> str:
-    if value is None:
-        return ""
-    return f"{value['median']:.{digits}f} ({value['low']:.{digits}f}-{value['high']:.{digits}f})"
+    return f"{interval_text({k: v * scale for k, v in value.items()}, 2)} {unit}"

@@ -117,7 +117,7 @@ def build(texts: list[str], out_dir: Path, options: CodegenOptions) -> str:
     compiler = find_compiler(options)
     flags = _flags(options)
     objects, head, source = _around(texts)
-    name = built_name(texts, options)
+    name = _name([head, source, *texts], compiler, flags)
     target = out_dir / name
     if is_sound(target):
         return name
@@ -150,8 +150,11 @@ def _around(texts: list[str]) -> tuple[list[tuple[str, ...]], str, str]:
 def built_name(texts: list[str], options: CodegenOptions) -> str:
     """What `build` calls the library of these kernels. Errors: CompileError without a compiler."""
     _, head, source = _around(texts)
-    machine = [*_flags(options), _compiler_version(find_compiler(options)), cpu_features()]
-    return f"k_{digest(head, source, *texts, *machine)}.so"
+    return _name([head, source, *texts], find_compiler(options), _flags(options))
+
+
+def _name(sources: list[str], compiler: str, flags: list[str]) -> str:
+    return f"k_{digest(*sources, *flags, _compiler_version(compiler), cpu_features())}.so"
 
 
 def multiplies(suffix: str) -> bool:

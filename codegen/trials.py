@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from accel.codegen.build import PREBUILT, build, built_name, digest, multiplies
+from accel.codegen.build import PREBUILT, build, built_name, digest, is_sound, multiplies
 from accel.codegen.options import CodegenOptions, CompileError
 
 # Less work is not worth a measurement; BLAS needs longer for a call than it could gain.
@@ -132,9 +132,10 @@ def _function(s: Shape, out_dir: Path, options: CodegenOptions) -> Callable[...,
 @functools.cache
 def _library(dtype: str, out_dir: Path, options: CodegenOptions) -> ctypes.CDLL:
     texts = [_text(dtype)]
-    name = built_name(texts, options)
-    folder = PREBUILT if (PREBUILT / name).exists() else out_dir
-    return ctypes.CDLL(str(folder / build(texts, folder, options)))
+    library = PREBUILT / built_name(texts, options)
+    if not is_sound(library):
+        library = out_dir / build(texts, out_dir, options)
+    return ctypes.CDLL(str(library))
 
 
 def prebuild(folder: Path) -> None:

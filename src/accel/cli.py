@@ -285,13 +285,17 @@ def _bench(arguments: list[str]) -> int:
 
     if words.threads:
         torch.set_num_threads(words.threads)
-    found = replay.folders(words.folder)
-    results = [replay.replay(folder, words.rounds, words.only) for folder in found]
+    results = []
+    for folder in replay.folders(words.folder):
+        try:
+            results.append(replay.replay(folder, words.rounds, words.only))
+        except replay.ReplayError as error:  # the others may be timed
+            print(f"accel: {error}", file=sys.stderr)
     if words.json:
         print(json.dumps([dataclasses.asdict(r) for r in results], indent=1))
     else:
         print("\n\n".join(replay.table(r, words.rows) for r in results))
-    return 0
+    return 0 if results else 2
 
 
 def _refuse(arguments: list[str]) -> None:

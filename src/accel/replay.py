@@ -36,9 +36,8 @@ class StepTime:
     count: int
     bytes: int  # read or written, at least, by one of them
     in_place_ns: float
-    alone_ns: (
-        float | None
-    )  # None for an operation, which may allocate, and for what works on its result
+    # None for an operation, which may allocate, and for what works on its result.
+    alone_ns: float | None
 
 
 @dataclass
@@ -79,6 +78,8 @@ def replay(folder: Path, rounds: int, only: str = "") -> Replay:
         raise ReplayError(f"{folder / PLAN} is not a plan: {error}") from error
     if plan.get("device"):
         raise ReplayError(f"{folder}: a plan for {plan['device']}; only the processor's are timed")
+    if "sizes" in plan:
+        raise ReplayError(f"{folder}: a graph for several sizes; only those for one are timed")
     steps = [*plan["steps"], *plan["commit"]]
     names = [_name(s) for s in steps]
     if only and only not in names:
@@ -185,11 +186,14 @@ def _numel(row: dict[str, Any]) -> int:
 
 def _made_up(row: dict[str, Any]) -> torch.Tensor:
     """A tensor of this layout: small random numbers, zeros where they may be positions."""
-    dtype = getattr(torch, row["dtype"])
-    made = torch.empty_strided(row["sizes"], row["strides"], dtype=dtype)
+    dtype, sizes, strides = getattr(torch, row["dtype"]), row["sizes"], row["strides"]
+    span = (
+        1 + sum((n - 1) * s for n, s in zip(sizes, strides, strict=True)) if 0 not in sizes else 0
+    )
+    memory = torch.full((span,), dtype == torch.bool, dtype=dtype)
     if dtype.is_floating_point:
-        return made.copy_(torch.rand(row["sizes"]) * 0.1 + 0.01)
-    return made.fill_(dtype == torch.bool)
+        memory = (torch.rand(span) * 0.1 + 0.01).to(dtype)
+    return memory.as_strided(sizes, strides)
 
 
 # ------------------------------------------------------------------------------- in words

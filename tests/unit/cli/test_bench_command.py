@@ -98,3 +98,27 @@ def test_what_cannot_be_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "is not a plan" in capsys.readouterr().err
     assert cli.main(["bench", "kernel", str(tmp_path), "--rounds", "0"]) == 2
     assert "--rounds wants at least 1, not 0" in capsys.readouterr().err
+
+
+def test_inputs_of_any_layout_are_made_up() -> None:
+    rows = [([7, 5], [0, 1]), ([7, 5], [1, 7]), ([], []), ([0, 3], [3, 1]), ([4, 2], [3, 1])]
+    for dtype in ("float32", "bfloat16", "int64", "bool", "complex64"):
+        for sizes, strides in rows:
+            made = replay._made_up({"sizes": sizes, "strides": strides, "dtype": dtype})
+            assert list(made.shape) == sizes and list(made.stride()) == strides
+            assert made.dtype == getattr(torch, dtype)
+
+
+def test_a_graph_that_cannot_be_timed_does_not_hide_the_others(
+    dump: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder,) = replay.folders(dump)
+    for name, extra in (("one size", {}), ("several", {"sizes": {}})):
+        (tmp_path / name).mkdir()
+        plan = json.loads((folder / replay.PLAN).read_text()) | extra
+        (tmp_path / name / replay.PLAN).write_text(json.dumps(plan))
+        (tmp_path / name / replay.TEXT).write_bytes((folder / replay.TEXT).read_bytes())
+    assert cli.main(["bench", "kernel", str(tmp_path), "--rounds", "3"]) == 0
+    out, err = capsys.readouterr()
+    assert "one size: " in out and "several: a graph for several sizes" in err
+    assert cli.main(["bench", "kernel", str(tmp_path / "several")]) == 2
