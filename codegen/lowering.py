@@ -21,7 +21,7 @@ from accel.codegen.builder import Builder, Unsupported
 from accel.codegen.convolutions import lower_convolution
 from accel.codegen.loop_ir import VALUE_TYPE
 from accel.codegen.options import CodegenOptions, CompileError
-from accel.codegen.products import PRODUCTS, lower_product
+from accel.codegen.products import PRODUCTS, count_uses, lower_product
 from accel.codegen.program import ExternNode, LoopNode, Program, TemplateNode, reads, writes
 from accel.codegen.targets import Target
 from accel.codegen.tensor_graph import Node, TensorGraph, View, map_views
@@ -100,16 +100,14 @@ def lower_graph(
     builder = Builder(program)
     builder.splitting = target.splitting
     small = options.products and target.templates
-    builder.products = small and options.march == "native" and vector_bytes() == 64
+    builder.products = templates_run(options, target)
     if options.measure and out_dir is not None:
         builder.product_pays = lambda shape, epilogue: pays(shape, epilogue, out_dir, options)
     builder.read = {v.buffer for node in graph.nodes for v in node.views()}
     builder.read |= {v.buffer for v in graph.roots()}
     loops = [n for n in graph.nodes if n.target in LOWERINGS or n.target in MULTIPLE]
     builder.continued = {v.buffer for node in loops for v in node.views()}
-    builder.uses.update(
-        right for n in graph.nodes if n.target in PRODUCTS and isinstance(right := n.args[-1], View)
-    )
+    builder.uses = count_uses(graph)
     for node in graph.nodes:
         builder.location = node.location
         _lower_node(builder, node, small)
@@ -118,6 +116,12 @@ def lower_graph(
         _lower_commit(builder, commit.region, commit.value)
     _drop_dead(program)
     return program
+
+
+def templates_run(options: CodegenOptions, target: Target) -> bool:
+    """Whether the kernels of products.cpp, for vectors of 64 bytes, may be used."""
+    wanted = options.products and target.templates
+    return wanted and options.march == "native" and vector_bytes() == 64
 
 
 def _moved(node: Node, outs: list[View | None]) -> tuple[Node, list[View | None]]:

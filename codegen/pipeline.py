@@ -15,8 +15,9 @@ from accel.codegen.build import vector_bytes
 from accel.codegen.emit_cpp import emit_epilogue, reads_symbols
 from accel.codegen.epilogues import attach_epilogues
 from accel.codegen.fusion import Group, Step, fuse
+from accel.codegen.layouts import choose_layouts
 from accel.codegen.loop_ir import ITEM_BYTES
-from accel.codegen.lowering import lower_graph
+from accel.codegen.lowering import lower_graph, templates_run
 from accel.codegen.options import CodegenOptions
 from accel.codegen.plan import KernelUse, Planner
 from accel.codegen.products import store_results
@@ -64,6 +65,12 @@ def trace_(c: Compilation) -> str:
 def simplify_(c: Compilation) -> str:
     eliminate_common(c.graph)
     eliminate_dead(c.graph)
+    return c.graph.dump()
+
+
+def layout_(c: Compilation) -> str:
+    if templates_run(c.options, c.target):
+        choose_layouts(c.graph)
     return c.graph.dump()
 
 
@@ -172,6 +179,7 @@ def build_(c: Compilation) -> str:
 PASSES = (
     ("trace", trace_),
     ("simplify", simplify_),
+    ("layout", layout_),
     ("lower", lower_),
     ("fuse", fuse_),
     ("schedule", schedule_),

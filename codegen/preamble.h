@@ -877,3 +877,17 @@ static __attribute__((noinline)) void small_gemm(const float* __restrict__ a, i6
   for (; n + NV * W <= NP; n += NV * W) columns(n, count<NV>{});
   if constexpr (NP % (NV * W) != 0) columns(n, count<1>{});
 }
+
+#ifdef __AVX512F__
+// The same by columns, out.T = w @ rows.T: w is [N,K]; the rows lie as [K,M], or with IN as [M,K]; the
+// results as [N,M], or with OUT as [M,N]. Reads w as it lies, and nothing else is large.
+template <int M, int N, int K, bool IN, bool OUT>
+static void columns_gemm(const float* w, i64 ldw, const float* rows, i64 ldr, const float* bias, i64 bias_n, i64 bias_m,
+                         float* out) {
+  alignas(64) float turned[OUT ? N * M : 1];
+  small_gemm<N, M, K, IN>(w, ldw, rows, ldr, bias, bias_n, bias_m, OUT ? turned : out);
+  if constexpr (OUT)
+    for (int n = 0; n < N; n += 16)
+      for (int m = 0; m < M; m += 16) turn(turned + n * M + m, M, out + m * N + n, N);
+}
+#endif

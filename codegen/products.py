@@ -3,6 +3,8 @@
 In: mm and addmm nodes. Out: template nodes over `products.cpp` and `preamble.h`:
     small     everything fits the first-level caches, where a call costs more than the work, and
               the right side lies as [K, N] or is tiny
+    columns   16 to 48 rows times a weight that lies as [N, K], as out.T = weight @ rows.T: nothing is
+              turned between products that follow each other (`layouts.py`)
     few_rows  up to ten rows times a weight that lies as [N, K]
     product   more rows times such a weight; the rows are packed by a node of their own, which
               products of the same rows share
@@ -14,6 +16,7 @@ in that call.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -25,7 +28,7 @@ from accel.codegen.builder import Builder, Unsupported
 from accel.codegen.loop_ir import Expr
 from accel.codegen.program import TemplateNode
 from accel.codegen.symbols import is_symbolic
-from accel.codegen.tensor_graph import Node, View
+from accel.codegen.tensor_graph import Node, TensorGraph, View
 from accel.codegen.trials import MIN_WORK, Shape
 
 aten = torch.ops.aten
@@ -37,6 +40,8 @@ _SMALL_WORK = 1 << 19  # multiplications
 _SMALL_WEIGHT = 400  # numbers that `small` turns faster than the others are called
 _SMALL_ROWS = 8  # that are worth turning a weight in pieces of 16x16
 _TURNED_WEIGHT = 10_000  # numbers of it; more of them leave the first-level cache
+_COLUMN_ROWS = (16, 32, 48)  # that are whole vectors, few enough for the results of a tile's columns
+_COLUMN_NUMBERS = 6_144  # of the rows, and of the results: half of the first-level cache
 _FEW_ROWS = 10
 _MIN_INNER = 16
 _MIN_COLUMNS = 4
@@ -79,7 +84,7 @@ def lower_product(b: Builder, node: Node) -> None:
     product = _product(b, node)
     if product is None:
         raise Unsupported("not a dense product")
-    if _is_worth_turning(b, product):
+    if not _goes_by_columns(product) and _is_worth_turning(b, product):
         product = replace(product, right=_turned_right(b, product.right))
     for fits, build in _KINDS:
         if fits(product):
@@ -107,7 +112,73 @@ def _product(b: Builder, node: Node) -> Product | None:
     same = len({v.dtype for v in views}) == 1
     rows = left.strides[1] == 1 or k == 1
     dense = out.strides in ((n, 1), (max(n, 1), 1))
-    return product if same and rows and dense and min(m, n, k) > 0 else None
+    by_columns = _lies_by_columns(left) or _lies_by_columns(out)
+    fits = (rows and dense) or (by_columns and _is_few_columns(left, right))
+    return product if same and fits and min(m, n, k) > 0 else None
+
+
+# ---------------------------------------------------------------- by columns
+
+
+def count_uses(graph: TensorGraph) -> Counter[View]:
+    """Products that a view is the right side of."""
+    rights = (n.args[-1] for n in graph.nodes if n.target in PRODUCTS)
+    return Counter(v for v in rights if isinstance(v, View))
+
+
+def may_go_by_columns(graph: TensorGraph, node: Node, uses: Counter[View]) -> bool:
+    """Whether the product may take and give matrices that lie by columns."""
+    if node.target not in PRODUCTS or node.kwargs or node.results[0] is None:
+        return False
+    if any(not isinstance(v, View) or v.dtype != "float32" for v in node.args):
+        return False
+    left, right = node.args[-2:]
+    return uses[right] < _TURNING_USES and _is_few_columns(left, right)
+
+
+def _is_few_columns(left: View, right: View) -> bool:
+    (m, k), n = left.sizes, right.sizes[1]
+    numbers = (m, n, k, *left.strides, *right.strides)
+    return (
+        not any(is_symbolic(x) for x in numbers)
+        and left.dtype == "float32"
+        and m in _COLUMN_ROWS
+        and n % _LANES == k % _LANES == 0
+        and m * max(n, k) <= _COLUMN_NUMBERS
+        and right.strides[0] == 1
+        and right.strides[1] >= k
+    )
+
+
+def _lies_by_columns(view: View) -> bool:
+    return len(view.sizes) == 2 and view.strides == (1, view.sizes[0])
+
+
+def _goes_by_columns(p: Product) -> bool:
+    if not p.templates or not _is_few_columns(p.left, p.right):
+        return False
+    m, n, k = p.extents
+    chained = _lies_by_columns(p.left) or _lies_by_columns(p.out)
+    return chained or (p.left.strides[1] == 1 and m * (n + k) < n * k)
+
+
+def _lower_columns(b: Builder, p: Product) -> None:
+    m, n, k = p.extents
+    bias_m, bias_n = _bias_strides(p.bias)
+    bias = "(const float*)p[2]" if p.bias is not None else "nullptr"
+    out = 3 if p.bias is not None else 2
+    by_columns = _lies_by_columns(p.left)
+    turned_in = "false" if by_columns else "true"
+    turned_out = "false" if _lies_by_columns(p.out) else "true"
+    text = (
+        f'extern "C" void @(void* const* p, long) {{\n'
+        f"  columns_gemm<{m}, {n}, {k}, {turned_in}, {turned_out}>((const float*)p[1], "
+        f"{p.right.strides[1]}, (const float*)p[0], {p.left.strides[1 if by_columns else 0]}, "
+        f"{bias}, {bias_n}, {bias_m}, (float*)p[{out}]);\n"
+        "}\n"
+    )
+    operands = (p.left, p.right) if p.bias is None else (p.left, p.right, p.bias)
+    b.program.steps.append(TemplateNode(p.out.buffer, operands, text, False, p.location))
 
 
 # ---------------------------------------------------------------- small
@@ -382,6 +453,7 @@ def store_results(first_param: int, columns: int) -> str:
 
 
 _KINDS = (
+    (_goes_by_columns, _lower_columns),
     (_is_small, _lower_small),
     (_has_few_rows, _lower_few_rows),
     (_fits_product, _lower_packed),
