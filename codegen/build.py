@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -51,6 +52,12 @@ _SLEEF_NAMES = tuple(f"Sleef_expm1{width}_u10" for width in ("f16", "f8", "d8", 
 _CALLS_SLEEF = re.compile(r"\bm_\w+\(|\bv_(sin|cos|remainder|floor_divide)\(|double")
 _SEAL = b"accel:1:"
 _TIMEOUT_S = 120
+_PAUSES_S = (
+    0.05,
+    0.2,
+    1.0,
+    3.0,
+)  # before the compiler is started again, where processes are limited
 # Texts beyond this many characters are split into parts compiled in parallel.
 _PART_CHARACTERS = 12_000
 
@@ -302,11 +309,22 @@ def _parts(texts: list[str]) -> list[list[str]]:
 
 def _run(command: list[str], folder: Path) -> None:
     try:
-        result = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
-        )
+        result = _start(command, folder)
     except subprocess.TimeoutExpired as error:
         raise CompileError(f"the C++ compiler took more than {_TIMEOUT_S} s") from error
     if result.returncode != 0:
         lines = "\n".join(result.stderr.splitlines()[:8])
         raise CompileError(f"the C++ compiler failed ({result.returncode}): {lines}")
+
+
+def _start(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Errors: OSError when the compiler cannot be started; a full process table is waited for."""
+    run = functools.partial(
+        subprocess.run, command, cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT_S
+    )
+    for pause_s in _PAUSES_S:
+        try:
+            return run()
+        except BlockingIOError:  # EAGAIN of fork
+            time.sleep(pause_s)
+    return run()

@@ -40,7 +40,11 @@ _SMALL_WORK = 1 << 19  # multiplications
 _SMALL_WEIGHT = 400  # numbers that `small` turns faster than the others are called
 _SMALL_ROWS = 8  # that are worth turning a weight in pieces of 16x16
 _TURNED_WEIGHT = 10_000  # numbers of it; more of them leave the first-level cache
-_COLUMN_ROWS = (16, 32, 48)  # that are whole vectors, few enough for the results of a tile's columns
+_COLUMN_ROWS = (
+    16,
+    32,
+    48,
+)  # that are whole vectors, few enough for the results of a tile's columns
 _COLUMN_NUMBERS = 6_144  # of the rows, and of the results: half of the first-level cache
 _FEW_ROWS = 10
 _MIN_INNER = 16

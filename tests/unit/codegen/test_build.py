@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import os
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,3 +82,20 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CompileError, match="cannot build"):
         build([KERNEL], tmp_path / "file" / "folder", CodegenOptions())
+
+
+def test_a_full_process_table_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, refused = subprocess.run, []
+
+    def sometimes(command: list[str], **more: Any) -> Any:
+        if "-shared" in command and len(refused) < 2:
+            refused.append(command)
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return run(command, **more)
+
+    monkeypatch.setattr(build_module.subprocess, "run", sometimes)
+    monkeypatch.setattr(build_module, "_PAUSES_S", (0.0, 0.0))
+    assert (tmp_path / build([KERNEL], tmp_path, CodegenOptions())).exists()
+    assert len(refused) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ randn = torch.randn
 
 
 def layers(*sizes: int, bias: bool = True) -> list[torch.nn.Linear]:
-    return [torch.nn.Linear(k, n, bias=bias) for k, n in zip(sizes, sizes[1:], strict=False)]
+    return [torch.nn.Linear(k, n, bias=bias) for k, n in itertools.pairwise(sizes)]
 
 
 def by_columns(compilation: Any) -> list[str]:
