@@ -880,14 +880,28 @@ static __attribute__((noinline)) void small_gemm(const float* __restrict__ a, i6
 
 #ifdef __AVX512F__
 // The same by columns, out.T = w @ rows.T: w is [N,K]; the rows lie as [K,M], or with IN as [M,K]; the
-// results as [N,M], or with OUT as [M,N]. Reads w as it lies, and nothing else is large.
+// results as [N,M], or with OUT as [M,N]. Reads w as it lies, in units of 32 rows; nothing else is large.
 template <int M, int N, int K, bool IN, bool OUT>
 static void columns_gemm(const float* w, i64 ldw, const float* rows, i64 ldr, const float* bias, i64 bias_n, i64 bias_m,
-                         float* out) {
-  alignas(64) float turned[OUT ? N * M : 1];
-  small_gemm<N, M, K, IN>(w, ldw, rows, ldr, bias, bias_n, bias_m, OUT ? turned : out);
-  if constexpr (OUT)
-    for (int n = 0; n < N; n += 16)
-      for (int m = 0; m < M; m += 16) turn(turned + n * M + m, M, out + m * N + n, N);
+                         float* out, i64 begin, i64 end) {
+  constexpr int UNIT = N < 32 ? N : 32;
+  alignas(64) float columns[IN ? K * M : 1], results[OUT ? UNIT * M : 1];
+  if constexpr (IN) {
+    for (int m = 0; m < M; m += 16)
+      for (int k = 0; k < K; k += 16) turn(rows + m * ldr + k, ldr, columns + k * M + m, M);
+    rows = columns, ldr = M;
+  }
+  const auto some = [&](i64 n, auto lines) __attribute__((always_inline)) {
+    constexpr int L = decltype(lines)::value;
+    small_gemm<L, M, K, false>(w + n * ldw, ldw, rows, ldr, bias ? bias + n * bias_n : bias, bias_n, bias_m,
+                               OUT ? results : out + n * M);
+    if constexpr (OUT)
+      for (int l = 0; l < L; l += 16)
+        for (int m = 0; m < M; m += 16) turn(results + l * M + m, M, out + m * N + n + l, N);
+  };
+  const i64 whole = end < N / UNIT ? end : N / UNIT;
+  for (i64 unit = begin; unit < whole; unit++) some(unit * UNIT, count<UNIT>{});
+  if constexpr (N % UNIT != 0)
+    if (end > N / UNIT) some(N - N % UNIT, count<N % UNIT>{});
 }
 #endif

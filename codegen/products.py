@@ -45,7 +45,9 @@ _COLUMN_ROWS = (
     32,
     48,
 )  # that are whole vectors, few enough for the results of a tile's columns
-_COLUMN_NUMBERS = 6_144  # of the rows, and of the results: half of the first-level cache
+_COLUMN_NUMBERS = 12_288  # of the rows: what tiles read again and again
+_COLUMN_WEIGHT = 1 << 17  # larger ones come from memory, where the others fetch them ahead
+_COLUMN_UNIT = 32  # as in preamble.h
 _FEW_ROWS = 10
 _MIN_INNER = 16
 _MIN_COLUMNS = 4
@@ -148,7 +150,8 @@ def _is_few_columns(left: View, right: View) -> bool:
         and left.dtype == "float32"
         and m in _COLUMN_ROWS
         and n % _LANES == k % _LANES == 0
-        and m * max(n, k) <= _COLUMN_NUMBERS
+        and m * k <= _COLUMN_NUMBERS
+        and n * k <= _COLUMN_WEIGHT
         and right.strides[0] == 1
         and right.strides[1] >= k
     )
@@ -174,15 +177,15 @@ def _lower_columns(b: Builder, p: Product) -> None:
     by_columns = _lies_by_columns(p.left)
     turned_in = "false" if by_columns else "true"
     turned_out = "false" if _lies_by_columns(p.out) else "true"
-    text = (
-        f'extern "C" void @(void* const* p, long) {{\n'
+    body = (
         f"  columns_gemm<{m}, {n}, {k}, {turned_in}, {turned_out}>((const float*)p[1], "
         f"{p.right.strides[1]}, (const float*)p[0], {p.left.strides[1 if by_columns else 0]}, "
-        f"{bias}, {bias_n}, {bias_m}, (float*)p[{out}]);\n"
-        "}\n"
+        f"{bias}, {bias_n}, {bias_m}, (float*)p[{out}], begin, end);\n"
     )
+    units = -(-n // _COLUMN_UNIT)
     operands = (p.left, p.right) if p.bias is None else (p.left, p.right, p.bias)
-    b.program.steps.append(TemplateNode(p.out.buffer, operands, text, False, p.location))
+    text, parallel = shared_text(body, units), p.work > _PARALLEL_WORK and units > 1
+    b.program.steps.append(TemplateNode(p.out.buffer, operands, text, parallel, p.location))
 
 
 # ---------------------------------------------------------------- small

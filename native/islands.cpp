@@ -14,8 +14,6 @@
 #include "guards.h"
 #include "pointers.h"
 
-#include <vector>
-
 namespace accel {
 namespace {
 
@@ -24,16 +22,13 @@ bool broken_landing() {
   return false;
 }
 
-// The indices in a tuple of ints, each below `limit`.
-bool take_locals(PyObject* tuple, size_t limit, std::vector<size_t>& into) {
-  if (!PyTuple_Check(tuple)) return broken_landing();
-  for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(tuple); k++) {
-    size_t index = PyLong_AsSize_t(PyTuple_GET_ITEM(tuple, k));
-    if (index == static_cast<size_t>(-1) && PyErr_Occurred()) return false;
-    if (index >= limit) return broken_landing();
-    into.push_back(index);
-  }
-  return true;
+// The index at `k` in a tuple of ints, which lie below `limit`; -1 with an error set.
+Py_ssize_t local_at(PyObject* tuple, Py_ssize_t k, size_t limit) {
+  Py_ssize_t index = PyLong_AsSsize_t(PyTuple_GET_ITEM(tuple, k));
+  if (index == -1 && PyErr_Occurred()) return -1;
+  if (index >= 0 && static_cast<size_t>(index) < limit) return index;
+  broken_landing();
+  return -1;
 }
 
 // values[first:] as nested pairs (rest, value), the last one bare; None when there are none.
@@ -60,37 +55,37 @@ PyObject* land(_PyInterpreterFrame* frame, PyObject* served) {
     broken_landing();
     return nullptr;
   }
-  size_t count = frame_local_count(frame);
-  std::vector<size_t> written, unset;
-  if (!take_locals(PyTuple_GET_ITEM(landing, 1), count, written) ||
-      !take_locals(PyTuple_GET_ITEM(landing, 2), count, unset)) {
-    return nullptr;
-  }
-  if (static_cast<size_t>(PyTuple_GET_SIZE(values)) < written.size()) {
+  PyObject *written = PyTuple_GET_ITEM(landing, 1), *unset = PyTuple_GET_ITEM(landing, 2);
+  if (!PyTuple_Check(written) || !PyTuple_Check(unset) ||
+      PyTuple_GET_SIZE(values) < PyTuple_GET_SIZE(written)) {
     broken_landing();
     return nullptr;
   }
-  PyObject* chain = chained(values, static_cast<Py_ssize_t>(written.size()));
+  const Py_ssize_t assigned = PyTuple_GET_SIZE(written), total = assigned + PyTuple_GET_SIZE(unset);
+  Pointers<PyObject**> places(static_cast<size_t>(total));
+  PyObject** locals = frame_locals(frame);
+  PyCodeObject* code = frame_code(frame);
+  for (Py_ssize_t k = 0; k < total; k++) {
+    PyObject* indices = k < assigned ? written : unset;
+    Py_ssize_t index = local_at(indices, k < assigned ? k : k - assigned, frame_local_count(frame));
+    if (index < 0) return nullptr;
+    PyObject** place = &locals[index];
+    if (is_own_cell(code, static_cast<size_t>(index))) {
+      place = &reinterpret_cast<PyCellObject*>(*place)->ob_ref;
+    }
+    places[static_cast<size_t>(k)] = place;
+  }
+  PyObject* chain = chained(values, assigned);
   PyObject* answer = chain ? PyTuple_Pack(2, PyTuple_GET_ITEM(landing, 0), chain) : nullptr;
   Py_XDECREF(chain);
   if (!answer) return nullptr;
-  PyObject** locals = frame_locals(frame);
-  std::vector<PyObject*> replaced;
-  replaced.reserve(written.size() + unset.size());
-  PyCodeObject* code = frame_code(frame);
-  auto assign = [&](size_t index, PyObject* value) {  // steals value, which may be NULL
-    PyObject** place = &locals[index];
-    if (is_own_cell(code, index)) {
-      place = &reinterpret_cast<PyCellObject*>(locals[index])->ob_ref;
-    }
-    replaced.push_back(*place);
-    *place = value;
-  };
-  for (size_t k = 0; k < written.size(); k++) {
-    assign(written[k], Py_NewRef(PyTuple_GET_ITEM(values, static_cast<Py_ssize_t>(k))));
+  Pointers<PyObject*> replaced(static_cast<size_t>(total));
+  for (Py_ssize_t k = 0; k < total; k++) {
+    PyObject** place = places[static_cast<size_t>(k)];
+    replaced[static_cast<size_t>(k)] = *place;
+    *place = k < assigned ? Py_NewRef(PyTuple_GET_ITEM(values, k)) : nullptr;
   }
-  for (size_t index : unset) assign(index, nullptr);
-  for (PyObject* old : replaced) Py_XDECREF(old);
+  for (Py_ssize_t k = 0; k < total; k++) Py_XDECREF(replaced[static_cast<size_t>(k)]);
   return answer;
 }
 
