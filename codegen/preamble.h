@@ -767,21 +767,31 @@ INLINE void share(void (*part)(void* const*, i64, i64), void* const* p, i64 unit
 
 // ---- small matrix products
 
-template <int MR, int N, int K, int NV, int W>
+// Every sum is CHAINS sums, each of every so-manyth term.
+template <int MR, int N, int K, int NV, int W, int CHAINS>
 INLINE void gemm_rows(const float* a, i64 lda, const float* b, i64 ldb, const float* bias, i64 bias_m,
                       i64 bias_n, float* out, int n0, int width) {
   typedef vec<float, W> V;
-  V c[MR][NV];
-  for (int i = 0; i < MR; i++)
-    for (int j = 0; j < NV; j++) c[i][j] = V{};
-  for (int k = 0; k < K; k++) {
+  V sums[CHAINS][MR][NV], (&c)[MR][NV] = sums[0];
+  for (int s = 0; s < CHAINS; s++)
+    for (int i = 0; i < MR; i++)
+      for (int j = 0; j < NV; j++) sums[s][i][j] = V{};
+  const auto add = [&](int k, int s) __attribute__((always_inline)) {
     V row[NV];
     for (int j = 0; j < NV; j++) __builtin_memcpy(&row[j], b + k * ldb + n0 + W * j, sizeof(V));
     for (int i = 0; i < MR; i++) {
       V x = a[i * lda + k] - V{};
-      for (int j = 0; j < NV; j++) c[i][j] += x * row[j];
+      for (int j = 0; j < NV; j++) sums[s][i][j] += x * row[j];
     }
-  }
+  };
+  int k = 0;
+  for (; k + CHAINS <= K; k += CHAINS)
+    _Pragma("GCC unroll 4") for (int s = 0; s < CHAINS; s++) add(k + s, s);
+  for (; k < K; k++) add(k, 0);
+  for (int step = 1; step < CHAINS; step *= 2)
+    for (int s = 0; s + step < CHAINS; s += 2 * step)
+      for (int i = 0; i < MR; i++)
+        for (int j = 0; j < NV; j++) sums[s][i][j] += sums[s + step][i][j];
   for (int i = 0; i < MR; i++)
     for (int j = 0; j < NV; j++) {
       int left = width - W * j;
@@ -848,8 +858,10 @@ template <int M, int N, int K, bool T>
 static __attribute__((noinline)) void small_gemm(const float* __restrict__ a, i64 lda, const float* __restrict__ b, i64 ldb,
                        const float* __restrict__ bias, i64 bias_m, i64 bias_n, float* __restrict__ out) {
   constexpr int W = GEMM_LANES, NP = (N + W - 1) / W * W, NV = NP >= 2 * W ? 2 : 1;
+  // BLAS libraries take few rows or columns along the sum, whose rounding errors are smaller then.
+  constexpr int CHAINS = K >= 32 && (M <= 4 || N <= 4) ? 4 : 1;
   // Rows at once: as many as there are registers for, in parts of about the same size.
-  constexpr int MOST = W == 16 ? 12 : NV == 2 ? 6 : 8, PARTS = (M + MOST - 1) / MOST, MR = (M + PARTS - 1) / PARTS;
+  constexpr int MOST = CHAINS > 1 ? (W == 16 ? 6 : 2) / NV : W == 16 ? 12 : NV == 2 ? 6 : 8, PARTS = (M + MOST - 1) / MOST, MR = (M + PARTS - 1) / PARTS;
   alignas(64) float packed[T || N % W ? K * NP : 1];
   const float* rows = b;
   i64 step = ldb;
@@ -868,7 +880,7 @@ static __attribute__((noinline)) void small_gemm(const float* __restrict__ a, i6
   const auto columns = [&](int n, auto vectors) __attribute__((always_inline)) {
     constexpr int V = decltype(vectors)::value;
     const auto some = [&](int i, auto r) __attribute__((always_inline)) {
-      gemm_rows<decltype(r)::value, N, K, V, W>(a + i * lda, lda, rows, step, bias ? bias + i * bias_m : bias, bias_m, bias_n, out + i * N, n, N - n);
+      gemm_rows<decltype(r)::value, N, K, V, W, CHAINS>(a + i * lda, lda, rows, step, bias ? bias + i * bias_m : bias, bias_m, bias_n, out + i * N, n, N - n);
     };
     for (int i = 0; i + MR <= M; i += MR) some(i, count<MR>{});
     if constexpr (M % MR != 0) some(M - M % MR, count<M % MR>{});

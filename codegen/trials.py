@@ -14,6 +14,7 @@ import ctypes
 import functools
 import itertools
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -57,18 +58,31 @@ def pays(shape: Shape, epilogue: bool, out_dir: Path, options: CodegenOptions) -
 def _seconds_of(shape: Shape, out_dir: Path, options: CodegenOptions) -> tuple[float, float]:
     """Ours and ATen's; zeros where nothing can be measured."""
     path = out_dir / f"{_digest(shape, options)}.trial"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        known = json.loads(path.read_text())
-        return float(known["ours_s"]), float(known["aten_s"])
+    known = _kept(path)
+    if known is not None:
+        return known
     try:
         ours, others = _measure(shape, out_dir, options)
     except (CompileError, OSError, RuntimeError):  # no compiler; no memory
         return 0.0, 0.0
-    with contextlib.suppress(OSError):
-        part = out_dir / f".put_{path.name}.{os.getpid()}"
+    part = out_dir / f".put_{path.name}.{os.getpid()}"
+    try:
         part.write_text(json.dumps({"ours_s": ours, "aten_s": others, "shape": str(shape)}))
         os.replace(part, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink()
     return ours, others
+
+
+def _kept(path: Path) -> tuple[float, float] | None:
+    """What an earlier trial has left; None where that is damaged."""
+    try:
+        known = json.loads(path.read_text())
+        times = float(known["ours_s"]), float(known["aten_s"])
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, RecursionError):
+        return None
+    return times if all(0 < t < math.inf for t in times) else None
 
 
 def _digest(shape: Shape, options: CodegenOptions) -> str:
@@ -91,7 +105,8 @@ def _measure(s: Shape, out_dir: Path, options: CodegenOptions) -> tuple[float, f
     count = max(_COLD_BYTES // (s.n * s.k * dtype.itemsize), 1)
     rights = torch.full((count, s.n, s.k) if s.turned else (count, s.k, s.n), 0.5, dtype=dtype)
     turns = itertools.cycle(rights.mT if s.turned else rights)
-    out, sums = torch.empty(s.m, s.n, dtype=dtype), torch.zeros(s.m, s.n)
+    out = torch.empty(s.m, s.n, dtype=dtype)
+    sums = torch.zeros(s.m, s.n, dtype=torch.float32)
     packed = torch.zeros((s.m + 15) // 16 * 16, s.k, dtype=dtype)
     run = _function(s, out_dir, options)
 

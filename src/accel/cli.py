@@ -279,6 +279,9 @@ def _bench(arguments: list[str]) -> int:
     for name, least in (("rounds", 1), ("rows", 1), ("threads", 0)):
         if getattr(words, name) < least:
             raise _UsageError(f"--{name} wants at least {least}, not {getattr(words, name)}")
+    most = max(os.cpu_count() or 1, 64)
+    if words.threads > most:
+        raise _UsageError(f"--threads wants at most {most} here, not {words.threads}")
     import torch
 
     from accel import replay

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from accel.errors import AccelError
+from accel.errors import AccelError, CompileError
 
 PLAN, TEXT = "plan.json", "kernels.cpp"
 ALONE = 5  # runs of a step that follow each other; the first of them is not counted
@@ -64,8 +64,24 @@ def folders(root: Path) -> list[Path]:
 def replay(folder: Path, rounds: int, only: str = "") -> Replay:
     """Times a dumped graph on torch's threads; with `only`, the steps of that kernel or operation.
 
-    Errors: ReplayError; CompileError where the text is not C++.
+    Errors: ReplayError.
     """
+    try:
+        return _replay(folder, rounds, only)
+    except ReplayError:
+        raise
+    except CompileError as error:
+        raise ReplayError(f"{folder / TEXT} cannot be compiled: {error}") from error
+    except OSError as error:
+        raise ReplayError(f"{folder}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ReplayError(f"{folder / TEXT} is not text: {error}") from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        # A plan that somebody changed, or that does not fit its text.
+        raise ReplayError(f"{folder / PLAN} is not a plan for {TEXT}: {error!r}") from error
+
+
+def _replay(folder: Path, rounds: int, only: str) -> Replay:
     from accel import runtime
     from accel.codegen import build
     from accel.codegen.options import CodegenOptions
@@ -94,7 +110,10 @@ def replay(folder: Path, rounds: int, only: str = "") -> Replay:
             library = os.path.join(scratch, name)
         executor = runtime.native.Executor(plan, library)
         inputs = [_made_up(row) for row in plan["inputs"]]
-        executor.run(inputs)
+        try:
+            executor.run(inputs)
+        except runtime.native.ExecutorError as error:
+            raise ReplayError(f"{folder}: made-up inputs do not suit it: {error}") from error
         in_place = [executor.profile(inputs) for _ in range(rounds)]
         alone = _alone(runtime.native.Executor, plan, library, inputs, again, rounds)
     return _summary(folder, plan, steps, in_place, alone, only)

@@ -116,6 +116,8 @@ class CompileService:
         self.cache = DiskCache(Path(config.cache_dir) / "plans", config.cache_size_mb << 20)
         self.worker = Worker()
         self._options: dict[str, Any] = {"verify": True} if config.verify else {}
+        if not config.worker:  # measuring needs torch's threads for itself
+            self._options["measure"] = False
         if config.dump_dir:  # part of the key: what is in the cache would not be dumped
             self._options["dump_dir"] = os.path.abspath(config.dump_dir)
         self._lock = threading.RLock()  # over the tables; never held while calling out

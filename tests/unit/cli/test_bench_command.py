@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -122,3 +123,40 @@ def test_a_graph_that_cannot_be_timed_does_not_hide_the_others(
     out, err = capsys.readouterr()
     assert "one size: " in out and "several: a graph for several sizes" in err
     assert cli.main(["bench", "kernel", str(tmp_path / "several")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        (replay.TEXT, None, "No such file"),
+        (replay.TEXT, b"\xff\xfe\xff", "is not text"),
+        (replay.TEXT, b'extern "C" void other(void* const*, long) {}', "is not a plan for"),
+        (replay.TEXT, b"nonsense", "cannot be compiled"),
+        (replay.PLAN, b"{}", "is not a plan for"),
+        (replay.PLAN, b"[]", "is not a plan for"),
+    ],
+    ids=["no text", "bytes", "renamed", "no C++", "empty plan", "list"],
+)
+def test_what_somebody_has_changed_is_told_in_a_line(
+    file: str,
+    content: bytes | None,
+    words: str,
+    dump: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (folder,) = replay.folders(dump)
+    for name in ("good", "bad"):
+        shutil.copytree(folder, tmp_path / name)
+    if content is None:
+        (tmp_path / "bad" / file).unlink()
+    else:
+        (tmp_path / "bad" / file).write_bytes(content)
+    assert cli.main(["bench", "kernel", str(tmp_path), "--rounds", "3"]) == 0
+    out, err = capsys.readouterr()
+    assert "good: " in out and words in err and "bad" in err and "Traceback" not in err
+
+
+def test_more_threads_than_there_can_be(dump: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "kernel", str(dump), "--threads", "1000000000000"]) == 2
+    assert "--threads wants at most" in capsys.readouterr().err

@@ -66,3 +66,26 @@ def test_error(name: str, dtype: torch.dtype) -> None:
         unit = torch.finfo(dtype).eps * float(exact.square().mean().sqrt())
         bound = max(1.5 * _rmse(eager, exact), unit)
         assert _rmse(ours[0], exact) <= bound, (rows, columns)
+
+
+@pytest.mark.parametrize("uses", [1, 3])
+@pytest.mark.parametrize(
+    "shape", [(100, 128, 1), (1, 128, 128), (4, 128, 16), (8, 100, 3), (2, 64, 64), (33, 47, 1)]
+)
+def test_error_of_few_rows_and_columns(shape: tuple[int, int, int], uses: int) -> None:
+    """BLAS libraries sum along the rows there, in many short sums."""
+    m, k, n = shape
+
+    def model(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return torch.cat([F.linear(x + i, w) for i in range(uses)])
+
+    torch.manual_seed(5)
+    samples = [(torch.randn(m, k), torch.randn(n, k)) for _ in range(max(4000 // (m * n), 8))]
+    graph, _, _ = capture(model, list(samples[0]))
+    c = compile_it(graph)
+    library = library_of(c)
+    ours = torch.stack([run_plan(c.plan, library, list(s))[0] for s in samples])
+    eager = torch.stack([model(*s) for s in samples])
+    exact = torch.stack([model(*(t.double() for t in s)) for s in samples])
+    unit = torch.finfo(torch.float32).eps * float(exact.square().mean().sqrt())
+    assert _rmse(ours, exact) <= max(1.5 * _rmse(eager, exact), unit)

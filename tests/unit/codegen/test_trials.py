@@ -52,15 +52,51 @@ def test_the_answer_follows_the_times_and_is_kept(
         assert times.asked == 2
 
 
+DAMAGES = {
+    "cut": '{"ours',
+    "deep": "[" * 200_000,
+    "long": '{"ours_s": 1' + "0" * 400 + ', "aten_s": 1.0}',
+    "no number": '{"ours_s": NaN, "aten_s": 1.0}',
+    "no time": '{"ours_s": -1.0, "aten_s": 1.0}',
+}
+
+
 @needs_wide_vectors
-def test_a_damaged_record_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_record_is_made_again(
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     times = Times(2.0, 1.0)
     monkeypatch.setattr(trials, "_measure", times)
     assert not pays(SHAPE, False, tmp_path, OPTIONS)
     (record,) = tmp_path.glob("*.trial")
-    record.write_text(record.read_text()[:7])
+    record.write_text(DAMAGES[damage])
     assert not pays(SHAPE, False, tmp_path, OPTIONS)
     assert times.asked == 2 and json.loads(record.read_text())["ours_s"] == 2.0
+
+
+@needs_wide_vectors
+def test_a_record_that_cannot_be_kept_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trials, "_measure", Times(2.0, 1.0))
+    assert not pays(SHAPE, False, tmp_path, OPTIONS)
+    (record,) = tmp_path.glob("*.trial")
+    record.unlink()
+    record.mkdir()
+    assert not pays(SHAPE, False, tmp_path, OPTIONS)
+    assert list(tmp_path.iterdir()) == [record]
+
+
+@needs_wide_vectors
+def test_measuring_minds_no_default_dtype(tmp_path: Path) -> None:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)  # memory of half the size would be written beyond
+    try:
+        assert all(t > 0 for t in trials._measure(SHAPE, tmp_path, OPTIONS))
+        assert trials.torch.zeros(1).dtype == torch.bfloat16
+    finally:
+        torch.set_default_dtype(before)
 
 
 @needs_wide_vectors
