@@ -93,6 +93,12 @@ class _JointTracer(Tracer):
         self.joint.forward = {id(node) for node in self.graph.nodes}
         self._sort_outputs(values)
         self._backward(values)
+        gradients = len(self.graph.output_severed)
+        self._sever_outputs(values)
+        severed = self.graph.output_severed
+        self.graph.output_severed = severed[gradients:] + severed[:gradients]
+        known = self.graph.output_severed
+        self.joint.detached = [k for k in self.joint.detached if known[k] is None]
         return self.joint
 
     def _run_operations(self, values: dict[str, Any]) -> None:
@@ -195,7 +201,7 @@ class _JointTracer(Tracer):
             raise CompileError(f"the gradient of {name} has layout {grad.layout}")
         self.graph.outputs.append(self.view_of(grad))
         self.graph.output_identity.append(id(grad))
-        self.graph.output_detached.append(False)
+        self.graph.output_severed.append(None)
         self.alive.append(grad)
 
 

@@ -145,7 +145,7 @@ class _Splitter:
         halves = Halves(forward)
         forward.outputs = list(self.user_outputs)
         forward.output_identity = self.graph.output_identity[: self.joint.output_count]
-        forward.output_detached = self.graph.output_detached[: self.joint.output_count]
+        forward.output_severed = self.graph.output_severed[: self.joint.output_count]
         forward.commits = self.graph.commits
         forward.speculations = self.graph.speculations
         places: dict[int, Place] = {}
@@ -206,7 +206,7 @@ class _Splitter:
         backward = self._half(nodes, sorted(saved & read) + tangents)
         backward.outputs = list(outputs)
         backward.output_identity = self.graph.output_identity[grads]
-        backward.output_detached = self.graph.output_detached[grads]
+        backward.output_severed = self.graph.output_severed[grads]
         return backward
 
     def visible_reads(self) -> list[tuple[Place, int]]:
@@ -352,5 +352,5 @@ class _Splitter:
                 return ("output", k)
         forward.outputs.append(whole)
         forward.output_identity.append(-1 - buffer)
-        forward.output_detached.append(False)
+        forward.output_severed.append(None)
         return ("output", len(forward.outputs) - 1)

@@ -18,7 +18,7 @@ from accel.codegen.memory import Life, place
 from accel.codegen.options import CompileError
 from accel.codegen.program import ExternNode, Program, TemplateNode, reads, writes
 from accel.codegen.symbols import Dim, is_same, is_symbolic, node
-from accel.codegen.tensor_graph import View, nested_views
+from accel.codegen.tensor_graph import Severed, View, nested_views
 
 # Their kernels copy the whole storage of what they are given, offset and all.
 _COPIES_STORAGE = frozenset(
@@ -58,6 +58,7 @@ class Planner:
         self.buffers: list[dict[str, Any]] = []
         self.ids: dict[int, int] = {}
         self.view_ids: dict[Any, int] = {}
+        self.severed_ids: dict[int, int] = {}  # by the tensor's identity
         self.dynamic = {
             r for s in steps if isinstance(s, ExternNode) for r in s.results if r is not None
         }
@@ -194,16 +195,25 @@ class Planner:
             return base_id
         key = (view, again)
         if key not in self.view_ids:
-            self.view_ids[key] = len(self.buffers)
-            self.buffers.append(
-                {
-                    "kind": "view",
-                    "base": base_id,
-                    "offset": _plain(view.offset),
-                    **self._layout(view),
-                }
-            )
+            self.view_ids[key] = self._add_view(view, {})
         return self.view_ids[key]
+
+    def _add_view(self, view: View, more: dict[str, Any]) -> int:
+        base, offset = self.id_of(view.buffer), _plain(view.offset)
+        row = {"kind": "view", "base": base, "offset": offset, **self._layout(view), **more}
+        self.buffers.append(row)
+        return len(self.buffers) - 1
+
+    def _severed_id(self, severed: Severed) -> int:
+        """The plan's buffer for a tensor without history on another's memory."""
+        known = self.severed_ids.get(severed.identity)
+        if known is None:
+            if severed.of is not None:
+                more = {"severed": "detach", "of": self._severed_id(severed.of)}
+            else:
+                more = {"severed": "detach" if severed.shares_version else "data"}
+            known = self.severed_ids[severed.identity] = self._add_view(severed.view, more)
+        return known
 
     def _layout(self, view: View) -> dict[str, Any]:
         return {
@@ -221,18 +231,19 @@ class Planner:
         }
         result = []
         g = self.graph
-        for view, identity, detached in zip(
-            g.outputs, g.output_identity, g.output_detached, strict=True
+        for view, identity, severed in zip(
+            g.outputs, g.output_identity, g.output_severed, strict=True
         ):
-            if identity not in ids:
+            if severed is not None and identity not in ids:
+                ids[identity] = self._severed_id(severed)
+                if identity != severed.identity:
+                    ids[identity] = self._add_view(view, {"of": ids[identity]})
+            elif identity not in ids:
                 again = 0
                 while used.get(self.view_id(view, again), identity) != identity:
                     again += 1
                 ids[identity] = self.view_id(view, again)
                 used[ids[identity]] = identity
-                row = self.buffers[ids[identity]]
-                if row["kind"] == "view" and detached:
-                    row["detached"] = True
             result.append(ids[identity])
         return result
 

@@ -96,6 +96,20 @@ class Commit:
     versions: int = 1
 
 
+@dataclass(frozen=True)
+class Severed:
+    """A tensor on another's memory that autograd does not know as its view (`detach`, `data`).
+
+    `view` is its layout over the memory's first tensor, whose version it shares or not; one that has
+    its version from another severed tensor says so with `of`. An output is it, or a view of it.
+    """
+
+    identity: int
+    view: View
+    shares_version: bool
+    of: Severed | None = None
+
+
 @dataclass
 class TensorGraph:
     buffers: list[Buffer] = field(default_factory=list)
@@ -104,8 +118,7 @@ class TensorGraph:
     outputs: list[View] = field(default_factory=list)
     # Which outputs and inputs are one tensor object: equal numbers, same tensor.
     output_identity: list[int] = field(default_factory=list)
-    # Which outputs are views that do not know their base, as `detach` gives them.
-    output_detached: list[bool] = field(default_factory=list)
+    output_severed: list[Severed | None] = field(default_factory=list)
     input_identity: list[int] = field(default_factory=list)
     commits: list[Commit] = field(default_factory=list)
     speculations: list[tuple[View, bool]] = field(default_factory=list)

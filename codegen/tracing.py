@@ -8,9 +8,10 @@ recorded sizes, strides, dtypes and storage offsets, so the operations are eager
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +29,7 @@ from accel.codegen.targets import target_of
 from accel.codegen.tensor_graph import (
     Commit,
     Node,
+    Severed,
     TensorGraph,
     View,
     contiguous_strides,
@@ -128,6 +130,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         with inference, self.source.autocasting(), self._symbolically(), self.fake_mode, self:
             self._run_operations(values)
         self._finish(values)
+        self._sever_outputs(values)
         if self.shapes is not None:
             self._finish_sizes(self.shapes, values)
         return self.graph
@@ -274,14 +277,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         if not str(value.device) == self.device == meta.device:
             raise CompileError(f"output {name} is on {value.device}, the graph on {self.device}")
         self.graph.output_identity.append(id(value))
-        self.graph.output_detached.append(value._base is None)
         self.alive.append(value)
         if value.is_conj() or value.is_neg():
             raise CompileError(f"output {name} is lazily conjugated or negated")
-        view = self.view_of(value)
+        view = self._place_of(value)
         state = self.storages[_key(value)]
-        if state.input is not None:  # its memory is the input's, after the commit as well
-            view = View(state.original, view.sizes, view.strides, view.offset, view.dtype)
         if any(is_symbolic(n) for n in (*view.sizes, *view.strides)):
             return _symbolic_output(name, view, meta)
         if view.strides == meta.strides:
@@ -294,6 +294,44 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         if state.input is not None or view.numel != self.graph.buffers[state.buffer].numel:
             raise CompileError(f"aliasing: output {name} is a view with other strides")
         return self._copied(view, meta.strides)
+
+    def _sever_outputs(self, values: dict[str, Any]) -> None:
+        """Which outputs lie on a tensor's memory without being its views, as autograd has views.
+
+        Counts versions up: the last that is asked of the tensors.
+        """
+        inputs = {id(values[name]): _base(values[name]) for name, _ in self.source.inputs}
+        first = {_key(root): root for root in inputs.values()}
+        known: dict[Any, list[tuple[torch.Tensor, Severed]]] = defaultdict(list)
+        for name in self.source.outputs:
+            value = values[name]
+            severed = None
+            if id(value) not in inputs:
+                with self._blaming(self._maker(name)):
+                    severed = self._severed(value, first, known[_key(value)])
+            self.graph.output_severed.append(severed)
+
+    def _severed(
+        self, value: Any, first: dict[Any, Any], known: list[tuple[torch.Tensor, Severed]]
+    ) -> Severed | None:
+        base = _base(value)
+        view = self._place_of(base)
+        whole = view == self.graph.buffers[view.buffer].view
+        root = first.setdefault(_key(value), base if whole else None)
+        if root is base:
+            return None
+        severed = next((s for tensor, s in known if tensor is base), None)
+        if severed is None:
+            severed = Severed(id(base), view, *_version_of(base, root, known))
+            known.append((base, severed))
+        if severed.view.dtype != _dtype_name(value.dtype):
+            raise CompileError("aliasing: an output looks at a detached tensor as another dtype")
+        return severed
+
+    def _place_of(self, value: torch.Tensor) -> View:
+        """Where an output lies; its memory is an input's after the commit as well."""
+        view, state = self.view_of(value), self.storages[_key(value)]
+        return view if state.input is None else replace(view, buffer=state.original)
 
     def _copied(self, view: View, strides: tuple[int, ...]) -> View:
         result = self.graph.new_buffer(span(view.sizes, strides), view.dtype, view.sizes, strides)
@@ -583,6 +621,31 @@ def _symbolic_output(name: str, view: View, meta: TensorMeta) -> View:
 
 def _key(tensor: torch.Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
+
+
+def _base(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor that autograd knows it as a view of, or itself."""
+    return tensor if tensor._base is None else tensor._base
+
+
+def _version_of(
+    tensor: torch.Tensor, root: torch.Tensor | None, known: list[tuple[torch.Tensor, Severed]]
+) -> tuple[bool, Severed | None]:
+    """Whether it has the version of its memory's first tensor, or that of a severed one."""
+    if root is not None and _share_version(root, tensor):
+        return True, None
+    if root is None and not known:  # the first to be seen stands for the one that nobody sees
+        return True, None
+    for other, severed in known:
+        if _share_version(other, tensor):
+            return severed.shares_version, None if severed.shares_version else severed
+    return False, None
+
+
+def _share_version(a: torch.Tensor, b: torch.Tensor) -> bool:
+    before = b._version
+    torch.autograd.graph.increment_version(a)
+    return bool(b._version != before)
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

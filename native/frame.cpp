@@ -276,7 +276,8 @@ at::Tensor Frame::output_of(uint32_t id) {
     case BufferKind::input:
     case BufferKind::output: return tensors_[id];
     case BufferKind::dynamic: return tensors_[id] = dynamic_output(tensors_[id]);
-    case BufferKind::view: return view_output(id);
+    case BufferKind::view:
+      return plan_.buffers[id].severed == Buffer::no ? view_output(id) : severed_output(id);
     case BufferKind::arena: break;
   }
   at::Tensor copy = allocate_output(layout(id), plan_.device);
@@ -298,9 +299,23 @@ at::Tensor Frame::view_output(uint32_t id) {
   auto size = static_cast<int64_t>(c10::elementSize(view.dtype));
   // Through the dispatcher: `_base`, the shared version counter and the view's autograd
   // metadata are then eager's.
-  at::Tensor result = root.as_strided(view.sizes, view.strides,
-                                      root.storage_offset() + buffer.offset_bytes / size);
-  return buffer.detached ? result.detach() : result;
+  int64_t offset = root.storage_offset() + buffer.offset_bytes / size;
+  at::Tensor from = buffer.of == NO_BUFFER ? root : severed_output(buffer.of);
+  at::Tensor result = from.as_strided(view.sizes, view.strides, offset);
+  switch (buffer.severed) {
+    case Buffer::no: return result;
+    case Buffer::detach: return result.detach();
+    case Buffer::data: return result.variable_data();
+  }
+  return result;
+}
+
+// One tensor in a run: others may be its views.
+at::Tensor Frame::severed_output(uint32_t id) {
+  for (const auto& [known, tensor] : severed_) {
+    if (known == id) return tensor;
+  }
+  return severed_.emplace_back(id, view_output(id)).second;
 }
 
 // An extern may return an alias: of the arena (copied: outputs own their memory), of an
@@ -329,6 +344,7 @@ at::Tensor Frame::dynamic_output(const at::Tensor& tensor) {
 void Frame::end() noexcept {
   if (!inputs_) return;
   inputs_ = nullptr;
+  severed_.clear();
   for (uint32_t id = 0; id < tensors_.size(); ++id) {
     const Buffer& buffer = plan_.buffers[id];
     at::Tensor& tensor = tensors_[id];

@@ -47,6 +47,7 @@ class Frame {
   void prepare_view(uint32_t id);
   at::Tensor output_of(uint32_t id);
   at::Tensor view_output(uint32_t id);
+  at::Tensor severed_output(uint32_t id);
   at::Tensor dynamic_output(const at::Tensor& tensor);
 
   const Plan& plan_;
@@ -54,6 +55,7 @@ class Frame {
   uint32_t arena_uses_ = 0;          // references to its storage that are the frame's own
   std::vector<void*> pointers_;      // by buffer id; a view's offset added
   std::vector<at::Tensor> tensors_;  // by buffer id; inputs are borrowed, see end()
+  std::vector<std::pair<uint32_t, at::Tensor>> severed_;  // outputs of this run, see plan.h
   std::vector<void*> arguments_;     // of the kernel being called
   std::vector<uint64_t> values_;     // of the kernel being launched
   c10::TensorImpl* const* inputs_ = nullptr;

@@ -188,8 +188,10 @@ class PlanParser {
 
   void parse_view(const py::dict& dict, const std::string& where, uint32_t id, Buffer& buffer) {
     buffer.layout = parse_layout(dict, where);
-    if (dict.contains("detached")) {
-      buffer.detached = take<bool>(dict["detached"], where + ".detached", "a bool");
+    static constexpr Named<Buffer::Severed> SEVERED[] = {{"detach", Buffer::detach},
+                                                         {"data", Buffer::data}};
+    if (dict.contains("severed")) {
+      buffer.severed = by_name(SEVERED, text(dict, "severed", where), where + ".severed");
     }
     int64_t base = integer(dict, "base", where);
     if (base < 0 || base >= static_cast<int64_t>(id)) fail(where, "its base must come before it");
@@ -198,6 +200,14 @@ class PlanParser {
     if (offset < 0 || __builtin_mul_overflow(offset, size, &offset)) fail(where, "a bad offset");
     const Buffer& parent = plan_.buffers[static_cast<size_t>(base)];
     buffer.root = parent.root;
+    if (dict.contains("of")) {
+      buffer.of = buffer_id(dict["of"], where + ".of");
+      const Buffer& other = plan_.buffers[buffer.of];
+      if (other.severed == Buffer::no || other.root != buffer.root ||
+          other.layout.dtype != buffer.layout.dtype) {
+        fail(where, "'of' is no severed view of the same memory");
+      }
+    }
     buffer.offset_bytes = offset + (parent.kind == BufferKind::view ? parent.offset_bytes : 0);
     const Buffer& root = plan_.buffers[buffer.root];
     // An input may lie in a larger storage and a view reach what the input does not

@@ -23,6 +23,8 @@ struct PlanError : std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
+constexpr uint32_t NO_BUFFER = UINT32_MAX;
+
 enum class BufferKind : uint8_t { input, arena, output, dynamic, view };
 
 struct Layout {
@@ -40,7 +42,10 @@ struct Buffer {
   bool has_layout = false;   // false: a dynamic buffer whose layout the plan does not say
   bool written = false;      // an input that some commit step writes
   bool as_tensor = false;    // some extern wants it as a tensor
-  bool detached = false;     // a view that, as an output, does not know its base (Tensor.detach)
+  // A view that, as an output, does not know its base: it shares its version (Tensor.detach) or
+  // has one of its own (Tensor.data).
+  enum Severed : uint8_t { no, detach, data } severed = no;
+  uint32_t of = NO_BUFFER;   // the severed view that it, as an output, is a view or alias of
   uint32_t index = 0;        // of an input: its position; of an output: its number
   uint32_t root = 0;
   int64_t offset_bytes = 0;  // arena: from its start; view: from its root's first element
@@ -67,8 +72,6 @@ struct LaunchStep {
 struct ExternStep;
 // A direct call that takes its tensors from `tensors` (indexed by buffer id).
 using DirectCall = void (*)(const ExternStep& step, at::Tensor* tensors, at::Tensor* results);
-
-constexpr uint32_t NO_BUFFER = UINT32_MAX;
 
 // One argument in schema order. Exactly one of: a buffer, a list of buffers, a constant.
 struct ExternArgument {

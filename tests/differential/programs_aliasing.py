@@ -450,3 +450,92 @@ def _(s: Session) -> None:
 
     for size in (20, 20, 30, 30, 50, 20):
         s.call(facts, torch.randn(size, 3))
+
+
+def _relations(tensors: list[torch.Tensor]) -> list[object]:
+    """What autograd knows of tensors on one memory: bases, versions that they share."""
+    facts: list[object] = []
+    for t in tensors:
+        base = next((k for k, other in enumerate(tensors) if t._base is other), None)
+        facts.append((t.requires_grad, t._is_view(), base))
+    for t in tensors:
+        before = [other._version for other in tensors]
+        with torch.no_grad():
+            try:
+                t.detach().add_(0)
+            except RuntimeError as error:
+                facts.append(str(error)[:40])
+        facts.append([o._version - b for o, b in zip(tensors, before, strict=True)])
+    return facts
+
+
+def _severed(x):
+    kept = x.detach()
+    own = x.data
+    return (
+        x.detach()[:, 1:], x[1:].detach(), x[1:].detach()[:1], kept, kept.t(), kept[0],
+        own, own[1:], own.detach(), own.detach()[0], x.data.view(-1),
+    )  # fmt: skip
+
+
+@program(PROGRAMS, "views of detached aliases and of data")
+def _(s: Session) -> None:
+    facts = s.watch([])
+
+    def alone(x):
+        return _severed(x)
+
+    def beside(x):
+        return *_severed(x), x * 2
+
+    def fresh(x):
+        h = x.tanh()
+        return h.data, h, h.detach()[1:], h.data[0], h[1:]
+
+    def hidden(x):
+        h = x.tanh()
+        return h.detach()[1:], h.data[0]
+
+    for function in (alone, beside):
+        f = s.root(function)
+        for _ in range(6):
+            w = torch.ones(3, 4, requires_grad=True)
+            x = w * 3 if function is alone else w
+            out = s.call(f, x)
+            facts.append(_relations([x, *out]))
+            (x * out[3]).sum().backward()
+            facts.append(w.grad.tolist())
+            facts.append(_relations([torch.ones(3, 4), *s.call(f, torch.ones(3, 4))]))
+    for function in (fresh, hidden):
+        f = s.root(function)
+        for _ in range(6):
+            facts.append(_relations(list(s.call(f, torch.ones(3, 4)))))
+
+
+@program(PROGRAMS, "a target behind a stop-gradient")
+def _(s: Session) -> None:
+    def target(h):
+        return h.detach()[:, 1:]
+
+    f, grads = s.root(target), s.watch([])
+    for k in range(6):
+        w = torch.full((2, 3), 1.0 + k, requires_grad=True)
+        h = w * 3
+        (h[:, :-1] * s.call(f, h)).sum().backward()
+        grads.append(w.grad.tolist())
+
+
+@program(PROGRAMS, "writes to data beside a backward")
+def _(s: Session) -> None:
+    def f(x):
+        return x.data, x * 2
+
+    f, outcomes = s.root(f), s.watch([])
+    w = torch.ones(3, requires_grad=True)
+    for k in range(6):
+        x = torch.full((3,), 2.0 + k)
+        d, _ = s.call(f, x)
+        y = (w * x).sum()
+        d.add_(1)
+        y.backward()
+        outcomes.append((w.grad.tolist(), x._version, d._version, x.tolist()))

@@ -267,7 +267,7 @@ def test_passes_are_dumped(tmp_path: object) -> None:
     folder = Path(str(tmp_path)) / "dump"
     compile_it(one_operation("torch.relu"), dump_dir=folder)
     names = [p.name for p in sorted(folder.iterdir())]
-    assert names[0] == "00_trace.txt" and "07_build.txt" in names
+    assert names[0] == "00_trace.txt" and "08_build.txt" in names
     assert names[-2:] == ["kernels.cpp", "plan.json"]  # what `accel bench kernel` reads
 
 
@@ -287,7 +287,14 @@ def test_big_graphs_use_threads() -> None:
     assert any(s.get("parallel") for s in c.plan["steps"])
 
 
-def test_detached_outputs_are_marked() -> None:
-    c = check(lambda x: (x.detach(), x.view(-1), x.t().detach(), x * 2), randn(3, 4), native=True)
-    marked = [c.plan["buffers"][i].get("detached", False) for i in c.plan["outputs"]]
-    assert marked == [True, False, True, False]
+def test_severed_outputs_are_marked() -> None:
+    def function(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        own = x.data
+        return x.detach(), x.view(-1), x.t().detach(), x * 2, x.detach()[1:], own[0], own.detach()
+
+    c = check(function, randn(3, 4), native=True)
+    rows = [c.plan["buffers"][i] for i in c.plan["outputs"]]
+    how = [row.get("severed") for row in rows]
+    assert how == ["detach", None, "detach", None, None, None, "detach"]
+    of = [c.plan["buffers"][row["of"]]["severed"] if "of" in row else None for row in rows]
+    assert of == [None, None, None, None, "detach", "data", "data"]

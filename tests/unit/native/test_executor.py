@@ -960,17 +960,37 @@ class TestMemory:
         assert storage_died() is None
 
 
-def test_detached_views_do_not_know_their_base() -> None:
+def test_severed_views_do_not_know_their_base() -> None:
     b = Builder()
     source = b.input(EIGHT)
-    plain, detached = b.view(source, EIGHT), b.view(source, EIGHT)
-    plan = b.plan(plain, detached)
-    plan["buffers"][detached]["detached"] = True
+    plain, kept, own, inner, again = (b.view(source, EIGHT) for _ in range(5))
+    plan = b.plan(plain, kept, inner, own, again)
+    plan["buffers"][kept]["severed"] = "detach"
+    plan["buffers"][own]["severed"] = "data"
+    plan["buffers"][inner]["of"] = own
+    plan["buffers"][again] |= {"of": own, "severed": "detach"}
     x = torch.randn(8)
     count = x._use_count()
-    first, second = _native.Executor(plan).run([x])
-    assert first._base is x and second._base is None
+    first, second, third, fourth, fifth = _native.Executor(plan).run([x])
+    assert first._base is x and second._base is None and fourth._base is None
+    assert third._base is fourth and fifth._base is None
     second.add_(1)
-    assert x._version == second._version == 1 and torch.equal(first, x)
+    assert x._version == second._version == first._version == 1 and torch.equal(first, x)
+    third.add_(1)
+    assert x._version == 1 and third._version == fourth._version == fifth._version == 1
+    assert torch.equal(third, x)
     del first
     assert x._use_count() == count
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [({"severed": "cut"}, "severed"), ({"of": 0}, "no severed view"), ({"of": 9}, "no buffer 9")],
+)
+def test_severed_views_that_cannot_be(change: dict[str, object], fault: str) -> None:
+    b = Builder()
+    source = b.input(EIGHT)
+    plan = b.plan(b.view(source, EIGHT))
+    plan["buffers"][-1] |= change
+    with pytest.raises(ValueError, match=fault):
+        _native.Executor(plan)
