@@ -49,7 +49,7 @@ _OBJECT_SOURCE = Path(__file__).with_name("products.cpp")
 PREBUILT = Path(__file__).parent.parent / "_products"
 # Of each kind of vector functions one; torch has all or none.
 _SLEEF_NAMES = tuple(f"Sleef_expm1{width}_u10" for width in ("f16", "f8", "d8", "d4"))
-_CALLS_SLEEF = re.compile(r"\bm_\w+\(|\bv_(sin|cos|remainder|floor_divide)\(|double")
+_CALLS_SLEEF = re.compile(r"\bm_\w+\(|\bv_(sin|cos|asinh|acosh|remainder|floor_divide)\(|double")
 _SEAL = b"accel:1:"
 _TIMEOUT_S = 120
 _PAUSES_S = (

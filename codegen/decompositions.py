@@ -19,6 +19,15 @@ from accel.codegen.options import CompileError
 aten = torch.ops.aten
 
 
+def _cast(x: Any, dtype: torch.dtype) -> Any:
+    """`x.to(dtype)`, which here would stay an operation that has no lowering."""
+    return x if x.dtype == dtype else aten._to_copy.default(x, dtype=dtype)
+
+
+def _widened(x: Any) -> Any:
+    return _cast(x, torch.float32) if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
 def _batch_norm(
     x: Any, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float
 ) -> Any:
@@ -32,7 +41,7 @@ def _batch_norm(
     shift = -mean * scale
     if bias is not None:
         shift = shift + bias
-    out = (x.to(wide) * scale.view(shape) + shift.view(shape)).to(x.dtype)
+    out = _cast(_cast(x, wide) * scale.view(shape) + shift.view(shape), x.dtype)
     empty = x.new_empty(0, dtype=mean.dtype)
     return out, empty, empty.clone()
 
@@ -42,7 +51,7 @@ def _batch_norm_training(
 ) -> Any:
     shape = [1, -1] + [1] * (x.dim() - 2)
     axes = [d for d in range(x.dim()) if d != 1]
-    wide = x if x.dtype not in (torch.bfloat16, torch.float16) else x.float()
+    wide = _widened(x)
     batch_mean = wide.mean(axes)
     centred = wide - batch_mean.view(shape)
     batch_var = (centred * centred).mean(axes)
@@ -58,20 +67,27 @@ def _batch_norm_training(
     if var is not None:
         unbiased = batch_var * (count / max(count - 1, 1))
         var.mul_(1 - momentum).add_(unbiased, alpha=momentum)
-    return out.to(x.dtype), batch_mean, invstd
+    return _cast(out, x.dtype), batch_mean, invstd
 
 
 def _var(x: Any, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
+    return _cast(_wide_var(x, dim, correction, keepdim), x.dtype)
+
+
+def _wide_var(x: Any, dim: Any, correction: Any, keepdim: bool) -> Any:
+    """In float64, as ATen computes it."""
     _check_freedom(x, dim, correction)
     axes = list(range(x.dim())) if dim is None or len(dim) == 0 else [d % x.dim() for d in dim]
-    wide = x if x.dtype not in (torch.bfloat16, torch.float16) else x.float()
+    wide = _widened(x)
     count = 1
     for d in axes:
         count *= x.size(d)
-    centred = wide - wide.mean(axes, keepdim=True)
-    total = (centred * centred).sum(axes, keepdim=keepdim)
+    # Squares overflow in less, and what the mean was rounded by is taken off again.
+    centred = _cast(wide - wide.mean(axes, keepdim=True), torch.float64)
+    off = centred.sum(axes, keepdim=keepdim)
+    total = (centred * centred).sum(axes, keepdim=keepdim) - off * off / count
     divisor = count - (1 if correction is None else correction)
-    return (total / divisor).to(x.dtype)
+    return total / divisor
 
 
 def _check_freedom(x: Any, dim: Any, correction: Any) -> None:
@@ -89,8 +105,7 @@ def _check_freedom(x: Any, dim: Any, correction: Any) -> None:
 
 def _std(x: Any, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
     _check_freedom(x, dim, correction)
-    wide = x if x.dtype not in (torch.bfloat16, torch.float16) else x.float()
-    return torch.sqrt(_var(wide, dim, correction=correction, keepdim=keepdim)).to(x.dtype)
+    return _cast(torch.sqrt(_wide_var(x, dim, correction, keepdim)), x.dtype)
 
 
 def _var_mean(x: Any, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:

@@ -671,7 +671,7 @@ template <int PHASE, class V> INLINE V sine(V x) {
   V y = (q & 1) != 0 ? c : s;
   return (V)((I)y ^ ((q & 2) << 30));
 }
-template <class V> INLINE bool all_below(V x, float limit) {
+template <class V> INLINE bool all_below(V x, element<V> limit) {
   bool all = true;
   for (int l = 0; l < LANES(V); l++) all &= x[l] < limit;
   return all;
@@ -685,6 +685,20 @@ template <class V> INLINE V v_cos(V x) {
   else return all_below(v_abs(x), 8192.f) ? sine<1>(x) : m_cos(x);
 }
 
+// asinh, acosh: the library squares its argument; a large one is its logarithm and that of 2.
+template <class V> INLINE V large_area(V x, V y) {
+  typedef element<V> T;
+  const T limit = sizeof(T) == 8 ? (T)1e150 : (T)1e18f;
+  const V a = v_abs(x);
+  if (all_below(a, limit)) return y;
+  V logarithm;
+  if constexpr (sizeof(T) == 8) logarithm = m_log(a);
+  else logarithm = v_log(a);
+  return a >= limit ? logarithm + (T)0.693147180559945309417 : y;
+}
+template <class V> INLINE V v_asinh(V x) { return m_copysign(large_area(x, m_asinh(x)), x); }
+template <class V> INLINE V v_acosh(V x) { return x < 0 ? m_acosh(x) : large_area(x, m_acosh(x)); }
+
 template <class V> INLINE V v_truncate_divide(V a, V b) {
   if constexpr (is_same_<element<V>, int>::value || is_same_<element<V>, i64>::value) return a / b;
   else return v_trunc(a / b);
@@ -695,14 +709,16 @@ template <class V> INLINE V v_floor_divide(V a, V b) {
     V q = a / b;
     return ((a % b != 0) & ((a < 0) != (b < 0))) ? q - 1 : q;
   } else {
-    V m = m_fmod(a, b);
-    V q = (a - m) / b;
+    V m = m_fmod(a, b), exact = a / b;
+    // Where the quotient is infinite the library has no remainder.
+    V inf = V{} + (element<V>)__builtin_inf();
+    V q = (((v_abs(exact) == inf) & (v_abs(a) != inf)) ? a : a - m) / b;
     q = ((m != 0) & ((b < 0) != (m < 0))) ? q - 1 : q;
     V f = v_floor(q);
     f = (q - f > (element<V>)0.5) ? f + 1 : f;
-    V zero = m_copysign(V{}, a / b);
+    V zero = m_copysign(V{}, exact);
     V r = q != 0 ? f : zero;
-    return b == 0 ? a / b : r;
+    return b == 0 ? exact : r;
   }
 }
 template <class V> INLINE V v_remainder(V a, V b) {

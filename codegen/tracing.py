@@ -8,6 +8,7 @@ recorded sizes, strides, dtypes and storage offsets, so the operations are eager
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -220,19 +221,28 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
     def _answer(self, o: Operation, values: dict[str, Any]) -> Any:
         args, kwargs = (map_values(v, lambda ref: values[ref.name]) for v in (o.args, o.kwargs))
         try:
-            if o.target in _CHECKED:
-                torch._assert_async(_CHECKED[o.target](*args, **kwargs))
-            if o.target in _INDEXING and indexing.applies(args[1]):
-                return _INDEXING[o.target](*args)
-            if o.kind == "call_method":
-                return getattr(args[0], o.target)(*args[1:], **kwargs)
-            return resolve(o.target)(*args, **kwargs)
+            with warnings.catch_warnings(record=True) as given:
+                warnings.simplefilter("always")
+                answer = self._result(o, args, kwargs)
         except CompileError:
             raise
         except Exception as error:  # whatever torch raises: the graph is not ours to run
             text = (str(error).splitlines() or [""])[0]
             why = f"{type(error).__name__}: {text}"
             raise CompileError(untraceable(o.target, o.location, why)) from error
+        if given:  # only the program itself can warn, at its own line and by its own filters
+            text = (str(given[0].message).splitlines() or [""])[0]
+            raise CompileError(untraceable(o.target, o.location, f"it warns: {text}"))
+        return answer
+
+    def _result(self, o: Operation, args: Any, kwargs: Any) -> Any:
+        if o.target in _CHECKED:
+            torch._assert_async(_CHECKED[o.target](*args, **kwargs))
+        if o.target in _INDEXING and indexing.applies(args[1]):
+            return _INDEXING[o.target](*args)
+        if o.kind == "call_method":
+            return getattr(args[0], o.target)(*args[1:], **kwargs)
+        return resolve(o.target)(*args, **kwargs)
 
     # ------------------------------------------------------------ inputs, outputs
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy
 import torch
+import torch.nn.functional as F
 from harness import ANY, EAGER, Program, Session, program
 
 PROGRAMS: list[Program] = []
@@ -665,3 +666,30 @@ def _(s: Session) -> None:
     s.miss(f, torch.ones(2), make(2, 2.5))
     s.call(f, torch.ones(2), make(2, torch.ones(2)))
     s.call(f, torch.ones(2), make(2, torch.ones(2) * 3))
+
+
+@program(PROGRAMS, "warnings that torch's Python functions give")
+def _(s: Session) -> None:
+    given = s.watch([])
+
+    def loss(a, b):
+        return F.mse_loss(a, b) * 2
+
+    def shares(x):
+        y = torch.relu(x) + 1
+        return F.softmax(y) * 2
+
+    f, g = s.root(loss), s.root(shares)
+    for n in range(3, 11):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            s.call(f, torch.ones(n, 1), torch.ones(n))
+            s.call(g, torch.ones(3, n))
+        given.append([(str(w.message)[:60], w.category.__name__) for w in caught])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            try:
+                s.call(f, torch.ones(3, 1), torch.ones(3))
+            except UserWarning as error:
+                given.append(str(error)[:40])

@@ -89,3 +89,25 @@ def test_error_of_few_rows_and_columns(shape: tuple[int, int, int], uses: int) -
     exact = torch.stack([model(*(t.double() for t in s)) for s in samples])
     unit = torch.finfo(torch.float32).eps * float(exact.square().mean().sqrt())
     assert _rmse(ours, exact) <= max(1.5 * _rmse(eager, exact), unit)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("scale, offset", [(1e30, 0.0), (1e-30, 0.0), (1e-3, 1e4), (1.0, -1e6)])
+def test_variances_of_hard_numbers(scale: float, offset: float, dtype: torch.dtype) -> None:
+    """Squares that overflow or vanish in float32, and deviations that its mean hides."""
+    torch.manual_seed(4)
+    x = (torch.randn(7, 3000) * scale + offset).to(dtype)
+    for function in (
+        lambda x: x.std(),
+        lambda x: x.std(-1, correction=0),
+        lambda x: x.std(0),
+        lambda x: torch.var_mean(x, -1)[0].sqrt(),
+    ):
+        graph, sources, (eager,) = capture(function, [x])
+        c = compile_it(graph)
+        ours = run_plan(c.plan, library_of(c), sources)[0]
+        exact = function(x.double())
+        unit = torch.finfo(dtype).eps * exact.abs().max()
+        assert (ours.double() - exact).abs().max() <= max(
+            1.5 * (eager.double() - exact).abs().max(), 2 * unit
+        )
