@@ -14,6 +14,7 @@ from typing import Any
 from accel.codegen.build import vector_bytes
 from accel.codegen.emit_cpp import emit_epilogue, reads_symbols
 from accel.codegen.epilogues import attach_epilogues
+from accel.codegen.forwarding import forward_writes
 from accel.codegen.fusion import Group, Step, fuse
 from accel.codegen.layouts import choose_layouts
 from accel.codegen.loop_ir import ITEM_BYTES
@@ -64,6 +65,7 @@ def trace_(c: Compilation) -> str:
 
 def simplify_(c: Compilation) -> str:
     eliminate_common(c.graph)
+    forward_writes(c.graph)
     eliminate_dead(c.graph)
     return c.graph.dump()
 
