@@ -324,12 +324,16 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
     def _severed(
         self, value: Any, first: dict[Any, Any], known: list[tuple[torch.Tensor, Severed]]
     ) -> Severed | None:
-        base = _base(value)
-        view = self._place_of(base)
-        whole = view == self.graph.buffers[view.buffer].view
-        root = first.setdefault(_key(value), base if whole else None)
-        if root is base:
+        base, key = _base(value), _key(value)
+        if first.get(key) is base:
             return None
+        view = self._place_of(base)
+        if key not in first:
+            whole = view == self.graph.buffers[view.buffer].view
+            first[key] = base if whole else None
+            if whole:
+                return None
+        root = first[key]
         severed = next((s for tensor, s in known if tensor is base), None)
         if severed is None:
             severed = Severed(id(base), view, *_version_of(base, root, known))

@@ -172,9 +172,10 @@ def test_operation(info: Any, dtype: torch.dtype, grad: bool) -> None:
             continue
         name = _name(info)
         # A function of torch.masked defines a class.
-        assert served or name in LEFT_TO_PYTHON or name.startswith("masked."), str(
-            accel.explain(call)(*_fresh((sample.input, sample.args, sample.kwargs)))
-        )
+        if served or name in LEFT_TO_PYTHON or name.startswith("masked."):
+            continue
+        text = str(accel.explain(call)(*_fresh((sample.input, sample.args, sample.kwargs))))
+        assert "it warns: " in text, text  # deprecated, mostly: the program's filters decide
 
 
 def _only_views(outcome: dict[str, Any], grad: bool) -> bool:
