@@ -131,13 +131,13 @@ def no_exit() -> Subject:
     return Subject(whole, (torch.randn(8, 16), torch.randn(8, 16)))
 
 
-def _mlp() -> nn.Module:
-    layers = [part for _ in range(3) for part in (nn.Linear(64, 64), nn.ReLU())]
+def _mlp(width: int) -> nn.Module:
+    layers = [part for _ in range(3) for part in (nn.Linear(width, width), nn.ReLU())]
     return nn.Sequential(*layers).eval()
 
 
-def printing_loop() -> Subject:
-    model, sink = _mlp(), open(os.devnull, "w")
+def printing_loop(width: int = 64) -> Subject:
+    model, sink = _mlp(width), open(os.devnull, "w")
 
     def loop(x: torch.Tensor) -> torch.Tensor:
         for i in range(100):
@@ -146,11 +146,11 @@ def printing_loop() -> Subject:
             print(i, file=sink)
         return x
 
-    return Subject(loop, (torch.randn(32, 64),))
+    return Subject(loop, (torch.randn(32, width),))
 
 
-def silent_loop() -> Subject:
-    model = _mlp()
+def silent_loop(width: int = 64) -> Subject:
+    model = _mlp(width)
 
     def loop(x: torch.Tensor) -> torch.Tensor:
         for _ in range(100):
@@ -158,7 +158,7 @@ def silent_loop() -> Subject:
             x = x / x.abs().max()
         return x
 
-    return Subject(loop, (torch.randn(32, 64),))
+    return Subject(loop, (torch.randn(32, width),))
 
 
 def bert() -> Subject:
@@ -204,6 +204,16 @@ CALL_ROWS = [
     CallRow("loop-print", "100 rounds of a small MLP, a print in each", printing_loop, 30,
             "0.8x the speed of the row below", of_baseline=0.8, baseline="loop-nothing"),
     CallRow("loop-nothing", "the same loop without the print", silent_loop, 30, "(baseline)"),
+    CallRow("loop-print-128", "the loop with a print, layers of 128",
+            functools.partial(printing_loop, 128), 20, "0.8x the speed of the row below",
+            of_baseline=0.8, baseline="loop-nothing-128"),
+    CallRow("loop-nothing-128", "the same loop without the print",
+            functools.partial(silent_loop, 128), 20, "(baseline)"),
+    CallRow("loop-print-256", "the loop with a print, layers of 256",
+            functools.partial(printing_loop, 256), 15, "0.8x the speed of the row below",
+            of_baseline=0.8, baseline="loop-nothing-256"),
+    CallRow("loop-nothing-256", "the same loop without the print",
+            functools.partial(silent_loop, 256), 15, "(baseline)"),
     CallRow("mlp50", "50 x (Linear 16x16, ReLU), batch 8", mlp50, 60, "3x torch.compile",
             over_compile=3.0),
     CallRow("softmax", "softmax on 64x1024", softmax, 60, "1.5x torch.compile", over_compile=1.5),
