@@ -53,6 +53,7 @@ _PARALLEL_NS = 12_000.0
 _NS_PER_VECTOR_OP = 0.35
 _NS_PER_BYTE = 0.03
 _NS_PER_STRIDED_ELEMENT = 0.7
+_NS_PER_TURNED_ELEMENT = 0.15  # in tiles
 _STRIDED_PENALTY = 12.0
 _ACROSS_COST = 12.0  # of a reduction over the lanes of one vector
 _MIN_UNITS = 64
@@ -337,7 +338,9 @@ class KernelBuilder:
             total += count * (_cost(node.expr) + 1) * _NS_PER_VECTOR_OP / self.lanes
             for a, dtype in _accesses(node, self.writer, self.stored):
                 if self.vector and hint(a.coefficient(self.vector)) > 1:
-                    total += count * _NS_PER_STRIDED_ELEMENT
+                    in_tiles = self.kernel.tile_var is not None
+                    each = _NS_PER_TURNED_ELEMENT if in_tiles else _NS_PER_STRIDED_ELEMENT
+                    total += count * (each + in_tiles * ITEM_BYTES[dtype] * _NS_PER_BYTE)
                 elif self.vector and hint(a.coefficient(self.vector)):
                     total += count * ITEM_BYTES[dtype] * _NS_PER_BYTE
         return total
