@@ -33,6 +33,7 @@ _MAX_TAPS = 64
 # From so many pixels of several images on oneDNN's own layout of the weights, made anew in each call,
 # costs less than it gains: it skips the taps that fall outside of an image.
 _PIXELS_FOR_ONEDNN = 256
+_FEW_CHANNELS, _FIRST_IMAGES, _FIRST_FILTERS = 16, 4, 32
 _MAX_NUMEL = 1 << 30  # places in the images are 32-bit
 _WIDE = 64  # columns of a unit, as in products.cpp
 _PARALLEL_WORK = 1 << 20
@@ -131,7 +132,10 @@ def _convolution(b: Builder, node: Node, out: View) -> _Convolution:
     if c.filters < fewest or min(c.pixels, c.products) < _MIN_EXTENT:
         raise Unsupported("too small")
     if c.images > 1 and c.taps != (1, 1) and c.images * c.pixels >= _PIXELS_FOR_ONEDNN:
-        raise Unsupported("enough pixels for oneDNN")
+        # Of the first layer of a network oneDNN makes little: a handful of channels.
+        first = c.channels < _FEW_CHANNELS and c.images >= _FIRST_IMAGES
+        if not first or (c.step == (1, 1) and c.filters > _FIRST_FILTERS):
+            raise Unsupported("enough pixels for oneDNN")
     if c.taps[0] * c.taps[1] > _MAX_TAPS or images * channels * c.plane > _MAX_NUMEL:
         raise Unsupported("too big")
     return c

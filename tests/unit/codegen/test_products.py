@@ -353,3 +353,18 @@ def test_a_weight_that_the_graph_writes_is_turned_anew() -> None:
         return x
 
     check(f, randn(8, 64), randn(64, 64) / 8, rtol=1e-4, atol=1e-4, externs=0)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(4, 3, 64, 32, 40, 7, 2, 3), (5, 1, 32, 20, 28, 5, 1, 2), (4, 3, 96, 33, 31, 4, 4, 0)],
+    ids=str,
+)
+def test_first_layers_over_several_images(shape: tuple[int, ...]) -> None:
+    images, channels, filters, height, width, taps, step, padding = shape
+    weight, bias = randn(filters, channels, taps, taps) / taps, randn(filters)
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(F.conv2d(x, weight, bias, step, padding))
+
+    check(model, randn(images, channels, height, width), rtol=1e-4, atol=1e-5, externs=0)
