@@ -9,7 +9,6 @@ recorded sizes, strides, dtypes and storage offsets, so the operations are eager
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -25,12 +24,12 @@ from accel.codegen.decompositions import DECOMPOSITIONS
 from accel.codegen.loop_ir import VALUE_TYPE
 from accel.codegen.options import CompileError
 from accel.codegen.result_shapes import RESULTS
+from accel.codegen.severing import Relations
 from accel.codegen.symbols import hint, is_symbolic
 from accel.codegen.targets import target_of
 from accel.codegen.tensor_graph import (
     Commit,
     Node,
-    Severed,
     TensorGraph,
     View,
     contiguous_strides,
@@ -310,37 +309,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
 
         Counts versions up: the last that is asked of the tensors.
         """
-        inputs = {id(values[name]): _base(values[name]) for name, _ in self.source.inputs}
-        first = {_key(root): root for root in inputs.values()}
-        known: dict[Any, list[tuple[torch.Tensor, Severed]]] = defaultdict(list)
+        inputs = [values[name] for name, _ in self.source.inputs]
+        relations = Relations(inputs, self._place_of, self.graph)
         for name in self.source.outputs:
-            value = values[name]
-            severed = None
-            if id(value) not in inputs:
-                with self._blaming(self._maker(name)):
-                    severed = self._severed(value, first, known[_key(value)])
-            self.graph.output_severed.append(severed)
-
-    def _severed(
-        self, value: Any, first: dict[Any, Any], known: list[tuple[torch.Tensor, Severed]]
-    ) -> Severed | None:
-        base, key = _base(value), _key(value)
-        if first.get(key) is base:
-            return None
-        view = self._place_of(base)
-        if key not in first:
-            whole = view == self.graph.buffers[view.buffer].view
-            first[key] = base if whole else None
-            if whole:
-                return None
-        root = first[key]
-        severed = next((s for tensor, s in known if tensor is base), None)
-        if severed is None:
-            severed = Severed(id(base), view, *_version_of(base, root, known))
-            known.append((base, severed))
-        if severed.view.dtype != _dtype_name(value.dtype):
-            raise CompileError("aliasing: an output looks at a detached tensor as another dtype")
-        return severed
+            with self._blaming(self._maker(name)):
+                self.graph.output_severed.append(relations.severed(values[name]))
 
     def _place_of(self, value: torch.Tensor) -> View:
         """Where an output lies; its memory is an input's after the commit as well."""
@@ -635,31 +608,6 @@ def _symbolic_output(name: str, view: View, meta: TensorMeta) -> View:
 
 def _key(tensor: torch.Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
-
-
-def _base(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor that autograd knows it as a view of, or itself."""
-    return tensor if tensor._base is None else tensor._base
-
-
-def _version_of(
-    tensor: torch.Tensor, root: torch.Tensor | None, known: list[tuple[torch.Tensor, Severed]]
-) -> tuple[bool, Severed | None]:
-    """Whether it has the version of its memory's first tensor, or that of a severed one."""
-    if root is not None and _share_version(root, tensor):
-        return True, None
-    if root is None and not known:  # the first to be seen stands for the one that nobody sees
-        return True, None
-    for other, severed in known:
-        if _share_version(other, tensor):
-            return severed.shares_version, None if severed.shares_version else severed
-    return False, None
-
-
-def _share_version(a: torch.Tensor, b: torch.Tensor) -> bool:
-    before = b._version
-    torch.autograd.graph.increment_version(a)
-    return bool(b._version != before)
 
 
 def _dtype_name(dtype: torch.dtype) -> str:
