@@ -4,6 +4,9 @@ In: a tensor graph. Out: the same graph, in which views that lie wholly inside o
 of what a "write" has replaced look at the written value, or at what was there before. Invariant:
 every view has the values it had; writes that nobody reads any more are left to
 `eliminate_dead`. Gates of a recurrent cell, changed in place piece by piece, become plain values.
+
+Not for a joint graph of forward and backward: which tensor a backward saves, and which write makes that an
+error, is then still to be read off it.
 """
 
 from __future__ import annotations

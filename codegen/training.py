@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from accel.codegen import pipeline
-from accel.codegen.forwarding import forward_writes
 from accel.codegen.joint import Component, Joint, trace_joint
 from accel.codegen.options import CodegenOptions, CompileError
 from accel.codegen.partition import Backward, Place, needed_for, of_component, split, visible_reads
@@ -66,7 +65,6 @@ def compile_training(
 def _joint(source: SegmentGraph) -> Joint:
     joint = trace_joint(source)
     eliminate_common(joint.graph)
-    forward_writes(joint.graph)
     eliminate_dead(joint.graph)
     return joint
 

@@ -347,3 +347,40 @@ def _(s: Session) -> None:
             return w.grad
 
         s.call(step)
+
+
+@program(PROGRAMS, "what a written part of a tensor came from is written before the backward")
+def _(s: Session) -> None:
+    w = s.watch(leaf(3, 2))
+
+    def given(x, y):
+        x[:, :2] = y
+        return (x[:, :2] * w).sum(), x
+
+    def made(x, y):
+        h = x * 1
+        h[:, :2] = y
+        return (h[:, :2] * w).sum(), h
+
+    def source(y, result):
+        y.add_(1)
+
+    def result(y, result):
+        result.add_(1)
+
+    for function, change in ((given, source), (made, source), (made, result)):
+        f = s.root(function)
+        for _ in range(5):
+
+            def step(f=f, change=change):
+                w.grad = None
+                y = torch.ones(3, 2)
+                loss, out = f(torch.ones(3, 4), y)
+                change(y, out)
+                try:
+                    loss.backward()
+                except RuntimeError as error:  # eager names another layout and version there
+                    return str(error).partition(": [")[0]
+                return w.grad
+
+            s.call(step)
