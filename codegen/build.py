@@ -52,12 +52,8 @@ _SLEEF_NAMES = tuple(f"Sleef_expm1{width}_u10" for width in ("f16", "f8", "d8", 
 _CALLS_SLEEF = re.compile(r"\bm_\w+\(|\bv_(sin|cos|asinh|acosh|remainder|floor_divide)\(|double")
 _SEAL = b"accel:1:"
 _TIMEOUT_S = 120
-_PAUSES_S = (
-    0.05,
-    0.2,
-    1.0,
-    3.0,
-)  # before the compiler is started again, where processes are limited
+# Before the compiler is started again, where processes are limited.
+_PAUSES_S = (0.05, 0.2, 1.0, 3.0)
 # Texts beyond this many characters are split into parts compiled in parallel.
 _PART_CHARACTERS = 12_000
 

@@ -93,12 +93,9 @@ class _JointTracer(Tracer):
         self.joint.forward = {id(node) for node in self.graph.nodes}
         self._sort_outputs(values)
         self._backward(values)
-        gradients = len(self.graph.output_severed)
         self._sever_outputs(values)
         severed = self.graph.output_severed
-        self.graph.output_severed = severed[gradients:] + severed[:gradients]
-        known = self.graph.output_severed
-        self.joint.detached = [k for k in self.joint.detached if known[k] is None]
+        self.joint.detached = [k for k in self.joint.detached if severed[k] is None]
         return self.joint
 
     def _run_operations(self, values: dict[str, Any]) -> None:

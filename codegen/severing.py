@@ -30,12 +30,14 @@ class Relations:
         self.place_of = place_of
         self.graph = graph
         # By memory: the tensor that its buffer is (None: nobody sees it), and the severed ones.
-        self.first: dict[int, torch.Tensor | None] = {_key(_base(t)): _base(t) for t in inputs}
+        self.first: dict[int, torch.Tensor | None] = {
+            storage_key(_base(t)): _base(t) for t in inputs
+        }
         self.known: dict[int, list[tuple[torch.Tensor, Severed]]] = defaultdict(list)
 
     def severed(self, output: torch.Tensor) -> Severed | None:
         """Errors: CompileError for a view that changes the dtype of a severed tensor."""
-        base, key = _base(output), _key(output)
+        base, key = _base(output), storage_key(output)
         if id(output) in self.inputs or self.first.get(key) is base:
             return None
         view = self.place_of(base)
@@ -70,7 +72,7 @@ def _base(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor._base is None else tensor._base
 
 
-def _key(tensor: torch.Tensor) -> int:
+def storage_key(tensor: torch.Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 

@@ -24,7 +24,7 @@ from accel.codegen.decompositions import DECOMPOSITIONS
 from accel.codegen.loop_ir import VALUE_TYPE
 from accel.codegen.options import CompileError
 from accel.codegen.result_shapes import RESULTS
-from accel.codegen.severing import Relations
+from accel.codegen.severing import Relations, storage_key
 from accel.codegen.symbols import hint, is_symbolic
 from accel.codegen.targets import target_of
 from accel.codegen.tensor_graph import (
@@ -267,7 +267,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
             span(sizes, strides), meta.dtype, sizes, strides, input=index
         )
         self.graph.inputs.append(buffer.id)
-        self.storages[_key(fake)] = _Storage(
+        self.storages[storage_key(fake)] = _Storage(
             buffer.id, meta.dtype, index, meta.storage_offset, buffer.id
         )
         self.alive.append(fake)
@@ -290,7 +290,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         if value.is_conj() or value.is_neg():
             raise CompileError(f"output {name} is lazily conjugated or negated")
         view = self._place_of(value)
-        state = self.storages[_key(value)]
+        state = self.storages[storage_key(value)]
         if any(is_symbolic(n) for n in (*view.sizes, *view.strides)):
             return _symbolic_output(name, view, meta)
         if view.strides == meta.strides:
@@ -310,14 +310,15 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         Counts versions up: the last that is asked of the tensors.
         """
         inputs = [values[name] for name, _ in self.source.inputs]
-        relations = Relations(inputs, self._place_of, self.graph)
+        relations, severed = Relations(inputs, self._place_of, self.graph), []
         for name in self.source.outputs:
             with self._blaming(self._maker(name)):
-                self.graph.output_severed.append(relations.severed(values[name]))
+                severed.append(relations.severed(values[name]))
+        self.graph.output_severed = [*severed, *self.graph.output_severed]  # gradients come last
 
     def _place_of(self, value: torch.Tensor) -> View:
         """Where an output lies; its memory is an input's after the commit as well."""
-        view, state = self.view_of(value), self.storages[_key(value)]
+        view, state = self.view_of(value), self.storages[storage_key(value)]
         return view if state.input is None else replace(view, buffer=state.original)
 
     def _copied(self, view: View, strides: tuple[int, ...]) -> View:
@@ -405,7 +406,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         outs = list(out) if isinstance(out, (tuple, list)) else [out]
         if not func._schema.returns and func not in _OF_METADATA:
             outs = []  # a check, or an effect: nobody reads it, and it must not be lost
-        fresh = [isinstance(t, torch.Tensor) and _key(t) not in self.storages for t in outs]
+        fresh = [isinstance(t, torch.Tensor) and storage_key(t) not in self.storages for t in outs]
         if outs and not any(fresh):
             return
         node = Node(
@@ -419,7 +420,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
             self.origin,
         )
         for t, is_fresh in zip(outs, fresh, strict=True):
-            if isinstance(t, torch.Tensor) and not is_fresh and _key(t) in self.storages:
+            if isinstance(t, torch.Tensor) and not is_fresh and storage_key(t) in self.storages:
                 raise CompileError(f"aliasing: {func} returns both fresh tensors and views")
             node.results.append(self._fresh(t).id if isinstance(t, torch.Tensor) else None)
         self.graph.nodes.append(node)
@@ -432,7 +433,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         sizes, strides = self._numbers(tensor.shape), self._numbers(tensor.stride())
         dtype = _dtype_name(tensor.dtype)
         buffer = self.graph.new_buffer(span(sizes, strides), dtype, sizes, strides)
-        self.storages[_key(tensor)] = _Storage(
+        self.storages[storage_key(tensor)] = _Storage(
             buffer.id, dtype, shift=self._number(tensor.storage_offset())
         )
         return buffer
@@ -443,7 +444,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         if isinstance(source, FakeTensor):
             out = func(*args, **kwargs)
             self.alive.append(out)
-            if _key(out) not in self.storages:
+            if storage_key(out) not in self.storages:
                 self._record(aten.clone.default, args, {}, out)
             return out
         return self._adopt(source)
@@ -467,7 +468,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         buffer = self.graph.new_buffer(
             len(values), dtype, sizes, contiguous_strides(sizes), constant=values
         )
-        self.storages[_key(out)] = _Storage(buffer.id, buffer.dtype)
+        self.storages[storage_key(out)] = _Storage(buffer.id, buffer.dtype)
         self.alive += [out, copy]
         return out
 
@@ -484,12 +485,12 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         """The tensor as a view of its storage's present buffer."""
         if not isinstance(tensor, FakeTensor):
             tensor = self._adopt(tensor)
-        state = self.storages.get(_key(tensor))
+        state = self.storages.get(storage_key(tensor))
         if state is None:
             raise CompileError("a tensor from outside the graph")
         if tensor.is_conj() or tensor.is_neg():
             tensor = self._computed(tensor)
-            state = self.storages[_key(tensor)]
+            state = self.storages[storage_key(tensor)]
         dtype = _dtype_name(tensor.dtype)
         shift = state.shift
         if dtype != state.dtype:
@@ -561,7 +562,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         """The storage under `target` has `value` (broadcast, cast) there from now on."""
         if target.is_conj() or target.is_neg():
             raise CompileError("a write to a lazily conjugated or negated tensor")
-        state = self.storages[_key(target)]
+        state = self.storages[storage_key(target)]
         region = self.view_of(target)
         if region.dtype != state.dtype:
             raise CompileError("a write through a view of another dtype")
@@ -604,10 +605,6 @@ def _symbolic_output(name: str, view: View, meta: TensorMeta) -> View:
             raise CompileError(f"output {name} has other strides in eager")
         strides.append(traced if hint(traced) == eager else eager)
     return View(view.buffer, view.sizes, tuple(strides), view.offset, view.dtype)
-
-
-def _key(tensor: torch.Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
 
 
 def _dtype_name(dtype: torch.dtype) -> str:
