@@ -29,7 +29,7 @@ FIRST, LATER = 20, 10
 # call itself) has written what the forward read: nothing can compute them, and the error says so
 # (accel.compile.gradients). And one that asks two backwards for the same bits, of which one is
 # eager's.
-_MODIFIED = "'message': 'accel: this backward needs "
+_MODIFIED = "'accel: this backward needs "
 DOCUMENTED = {
     "a gradient at one output, of a state that the call has written": _MODIFIED,
     "a gradient at one output, of an input written since": _MODIFIED,
@@ -38,6 +38,7 @@ DOCUMENTED = {
     "a buffer follows the weights": _MODIFIED,
     "what only an unused result's backward reads is written": _MODIFIED,
     "results and inputs are written that this backward does not read": _MODIFIED,
+    "what a written part of a tensor came from is written before the backward": _MODIFIED,
     "gradcheck in float64": "Backward is not reentrant",
 }
 
