@@ -40,11 +40,11 @@ FLAGS = [
     "-fno-tree-loop-distribute-patterns",
     "-w",
 ]
-PREAMBLE = Path(__file__).with_name("preamble.h")
-PRODUCTS = Path(__file__).with_name("products.h")
+_HEADERS = ("preamble.h", "functions.h")  # what every kernel may use
+# ... and one with such a call.
+_SMALL_PRODUCTS = ("small_products.h", re.compile(r"\b(small|columns)_gemm<"))
 # Compiled once for a machine: products of floats, and of pairs of bfloat16.
 _OBJECTS = {"_f32(": (), "_bf16(": ("-DPRODUCTS_OF_PAIRS",)}
-_OBJECT_SOURCE = Path(__file__).with_name("products.cpp")
 # Those that were made when accel was installed; of use on a machine of the same kind.
 PREBUILT = Path(__file__).parent.parent / "_products"
 # Of each kind of vector functions one; torch has all or none.
@@ -146,8 +146,12 @@ def build(texts: list[str], out_dir: Path, options: CodegenOptions) -> str:
 def _around(texts: list[str]) -> tuple[list[tuple[str, ...]], str, str]:
     """Flags of the objects that kernels call, what stands before them, the objects' source."""
     objects = [more for call, more in _OBJECTS.items() if any(call in t for t in texts)]
-    head = PREAMBLE.read_text() + (PRODUCTS.read_text() if objects else "")
-    return objects, head, _object_source() if objects else ""
+    headers = [*_HEADERS]
+    if any(map(_SMALL_PRODUCTS[1].search, texts)):
+        headers.append(_SMALL_PRODUCTS[0])
+    if objects:
+        headers.append("products.h")
+    return objects, _sources(*headers), _object_source() if objects else ""
 
 
 def built_name(texts: list[str], options: CodegenOptions) -> str:
@@ -208,7 +212,11 @@ def _flags(options: CodegenOptions) -> list[str]:
 
 
 def _object_source() -> str:
-    return PREAMBLE.read_text() + _OBJECT_SOURCE.read_text()
+    return _sources("preamble.h", "small_products.h", "products.cpp")
+
+
+def _sources(*names: str) -> str:
+    return "".join(Path(__file__).with_name(name).read_text() for name in names)
 
 
 def _object_job(

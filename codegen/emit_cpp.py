@@ -1,7 +1,7 @@
 """Loop IR -> C++.
 
 In: a verified `Kernel` and its lane count. Out: the text of one function, without the
-preamble it needs (`preamble.h`). Invariant: names are numbered in order of appearance, so
+headers it needs (`build.py`). Invariant: names are numbered in order of appearance, so
 kernels that do the same on other buffers have the same text.
 """
 
@@ -13,24 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 from accel.codegen import loop_ir as ir
-from accel.codegen.affine import Affine
-from accel.codegen.emitted_lines import Lines
-from accel.codegen.scalar_ops import SCALAR_OPS
+from accel.codegen.cpp_expressions import COMPUTE_TYPE, MEMORY_TYPE, Expressions
+from accel.codegen.jamming import copied
 from accel.codegen.symbols import hint, is_same, is_symbolic
 
-MEMORY_TYPE = {
-    "float32": "float",
-    "float64": "double",
-    "bfloat16": "bfloat16",
-    "float16": "float16",
-    "int64": "i64",
-    "int32": "int",
-    "int16": "short",
-    "int8": "signed char",
-    "uint8": "unsigned char",
-    "bool": "boolean",
-}
-COMPUTE_TYPE = {"f32": "float", "f64": "double", "i32": "int", "i64": "i64", "bool": "int"}
 COMBINE = {
     "sum": "{0} + {1}",
     "prod": "{0} * {1}",
@@ -56,6 +42,8 @@ SYMBOL = "const i64 s{0} = ((const i64*)p[{1}])[{0}];"
 # Longer chains of additions are cut: a part is added up before the next begins.
 _SUM_CHAIN = 32
 _UNROLL = 4
+# Of values that are the same in all lanes so many are computed: narrow roots and divisions take less time.
+_UNIFORM_LANES = 4
 # Threads share out at least this many units where the loops allow it.
 _MIN_UNITS = 32
 
@@ -75,10 +63,6 @@ def emit_epilogue(
     return _Emitter(kernel, lanes, "@").epilogue(first_param, columns, pieces)
 
 
-def _first(pair: tuple[str, Any]) -> str:
-    return pair[0]
-
-
 def _chain(additions: int) -> int:
     """How many additions to make at once of so many: the square root balances both levels."""
     return int(min(max(2 ** round(math.log2(max(additions, 1)) / 2), _SUM_CHAIN), 8 * _SUM_CHAIN))
@@ -92,16 +76,13 @@ def identity(kind: str, type_: str) -> str:
     return {"sum": "0", "prod": "1", "any": "0", "all": "-1"}[kind]
 
 
-class _Emitter(Lines):
+class _Emitter(Expressions):
     def __init__(self, kernel: ir.Kernel, lanes: int, name: str) -> None:
-        super().__init__()
-        self.kernel, self.lanes, self.name = kernel, lanes, name
+        super().__init__(kernel, lanes)
+        self.name, self.body = name, kernel.body
         self.types: dict[str, str] = {}
         self.accumulators: dict[str, tuple[str, str, int, bool]] = {}
-        self.tables: list[str] = []
-        self.tiles: dict[str, str] = {}  # pointer of a strided load -> its tile
         self.rounded: set[str] = set()  # locals that are rounded to bfloat16
-        self.in_vector = False
 
     # ------------------------------------------------------------ function
 
@@ -114,12 +95,11 @@ class _Emitter(Lines):
             const = "" if param.written else "const "
             type_ = f"{const}{MEMORY_TYPE[param.dtype]}*"
             self.line(f"{type_} __restrict__ const p{i} = ({type_})p[{i}];")
-        for name, (length, type_) in k.scratch.items():
-            size = length * (self.lanes if k.lanes_over_rows else 1)
-            size = -(-size // self.lanes) * self.lanes
-            row = self.rename(name + "/row", "row")
-            self.line(f"alignas(64) {COMPUTE_TYPE[type_]} {row}[{size}];")
-        self.line("for (i64 unit = begin; unit < end; ++unit) {")
+        self.line("i64 unit = begin;")
+        if k.jammed is not None:
+            self._jammed_rows(k.jammed)
+        self._row_buffers(k.scratch)
+        self.line("for (; unit < end; ++unit) {")
         self.depth += 1
         self._decode(parts)
         for statement in k.body:
@@ -140,11 +120,32 @@ class _Emitter(Lines):
             else (f"{self.name}_part(p, 0, {units})")
         )
         head = f"static void {self.name}_part(void* const* p, i64 begin, i64 end) {{"
-        lanes = f"  constexpr int L = {self.lanes};"
+        lanes = f"  constexpr int L = {self.lanes}, U = {min(self.lanes, _UNIFORM_LANES)};"
         sizes = _symbols("\n".join(self.lines), len(k.params))
         of_call = "".join(_symbols(call, len(k.params)))
         entry = f'extern "C" void {self.name}(void* const* p, long threads) {{{of_call} {call}; }}'
         return "\n".join([head, lanes, *sizes, *tables, *self.lines, "}", entry, ""])
+
+    def _row_buffers(self, scratch: dict[str, tuple[int, str]]) -> None:
+        for name, (length, type_) in scratch.items():
+            size = length * (self.lanes if self.kernel.lanes_over_rows else 1)
+            size = -(-size // self.lanes) * self.lanes
+            row = self.rename(name + "/row", "row")
+            self.line(f"alignas(64) {COMPUTE_TYPE[type_]} {row}[{size}];")
+
+    def _jammed_rows(self, jammed: ir.Jammed) -> None:
+        self._row_buffers(jammed.scratch)
+        self.line(f"for (; unit + {jammed.rows} <= end; unit += {jammed.rows}) {{")
+        self.depth += 1
+        for row in range(jammed.rows):
+            self.line(f"const i64 unit_{row} = unit + {row};")
+            self._decode(1, row)
+        self.body = jammed.body
+        for statement in jammed.body:
+            self.statement(statement)
+        self.body = self.kernel.body
+        self.depth -= 1
+        self.line("}")
 
     def epilogue(self, first_param: int, columns: int, pieces: bool) -> str:
         k = self.kernel
@@ -182,7 +183,8 @@ class _Emitter(Lines):
             "const float* values) {"
         )
         tables = [f"  {t}" for t in self.tables]
-        body = [head, f"  constexpr int L = {self.lanes};", *tables, *self.lines, "}"]
+        constants = f"  constexpr int L = {self.lanes}, U = {min(self.lanes, _UNIFORM_LANES)};"
+        body = [head, constants, *tables, *self.lines, "}"]
         results = f"static constexpr Results @_results = {{@_finish, {name}}};"
         return "\n".join([*body, where, results, ""])
 
@@ -205,22 +207,26 @@ class _Emitter(Lines):
             return body[0]
         return None
 
-    def _decode(self, parts: int) -> None:
+    def _decode(self, parts: int, row: int | None = None) -> None:
+        """The outer variables of a unit, or of one of several."""
         tiled = self.kernel.tile_var
+        suffix = "" if row is None else f"_{row}"
         factors = [
-            ("tile", -(-n // self.lanes)) if v == tiled else (self.var(v), n)
+            ("tile", -(-n // self.lanes))
+            if v == tiled
+            else (self.var(v if row is None else copied(v, row)), n)
             for v, n in self.kernel.outer
         ]
         if parts > 1:
             factors.append(("part", parts))
-        rest = "unit"
+        rest = f"unit{suffix}"
         for i in range(len(factors) - 1, -1, -1):
             name, size = factors[i]
             if i == 0:
                 self.line(f"const i64 {name} = {rest};")
                 continue
             self.line(f"const i64 {name} = {rest} % {size};")
-            after = f"u{i}"
+            after = f"u{i}{suffix}"
             self.line(f"const i64 {after} = {rest} / {size};")
             rest = after
 
@@ -309,6 +315,7 @@ class _Emitter(Lines):
 
     def _step_function(self, loop: ir.Loop, accumulators: list[str]) -> None:
         """`step`: the loop's body for one vector, of which `k` lanes count."""
+        self.name_divisors(loop)
         params = [f"const i64 {self.var(loop.var)}", "auto k"]
         for name in accumulators:
             type_ = COMPUTE_TYPE[self.accumulators[name][1]]
@@ -419,6 +426,11 @@ class _Emitter(Lines):
         self.line(f"const auto {self.local(s.name)} = {value};")
         if self._is_rounded(s.expr):
             self.rounded.add(s.name)
+        self._note_width(s.name)
+
+    def _note_width(self, name: str) -> None:
+        if not self.in_vector:
+            self.uniform.add(name)
 
     def _emit_store(self, s: ir.Store) -> None:
         pointer, step = self._pointer(s.param, s.address)
@@ -426,7 +438,7 @@ class _Emitter(Lines):
         if s.dtype == "bfloat16" and self._is_rounded(s.expr):
             pointer = f"(rounded_bfloat16*)({pointer})"
         if is_same(step, 0):
-            self.line(f"store_one<L>({pointer}, {value});")
+            self.line(f"store_one<{self.width}>({pointer}, {value});")
         elif is_same(step, 1):
             store = "stream" if self._streams(s) else "store"
             self.line(f"{store}<L, K>({pointer}, {value});")
@@ -448,15 +460,10 @@ class _Emitter(Lines):
         return all(is_same(c % self.lanes, 0) for c in (*steps, s.address.const))
 
     def _emit_keep(self, s: ir.Keep) -> None:
-        self.line(f"store_raw<L, L>({self._row(s.scratch, s.address)}, {self.expr(s.expr)});")
-
-    def _row(self, scratch: str, address: Affine) -> str:
-        row = self.rename(scratch + "/row", "row")
-        where = self.address(address)
-        return f"{row} + ({where}) * L" if self.kernel.lanes_over_rows else f"{row} + {where}"
+        self.line(f"store_raw<L, L>({self.row_buffer(s.scratch, s.address)}, {self.expr(s.expr)});")
 
     def _emit_begin(self, s: ir.Begin) -> None:
-        loop, nested = self._loop_of(s.name, self.kernel.body, 0)
+        loop, nested = self._loop_of(s.name, self.body, 0)
         long_chain = nested > 1
         unroll = 1
         if loop.vector:
@@ -502,77 +509,9 @@ class _Emitter(Lines):
         if chained:
             value = f"({self.local(s.accumulator)}_total + {value})"
         if not self.kernel.lanes_over_rows:
-            value = f"splat<{COMPUTE_TYPE[type_]}, L>(across_{kind}({value}))"
+            value = f"splat<{COMPUTE_TYPE[type_]}, U>(across_{kind}({value}))"
         self.line(f"const auto {self.local(s.name)} = {value};")
-
-    # ------------------------------------------------------------ expressions
-
-    def address(self, address: Affine, without: str | None = None) -> str:
-        # Sorted as numbered, so that equal kernels print equally.
-        parts = sorted(((self.var(v), c) for v, c in address.terms if v != without), key=_first)
-        text = [v if is_same(c, 1) else f"{c} * {v}" for v, c in parts]
-        if not is_same(address.const, 0) or not text:
-            text.append(str(address.const))
-        return " + ".join(text)
-
-    def _step(self, address: Affine) -> Any:
-        vector = self.kernel.vector_var
-        return address.coefficient(vector) if vector and self.in_vector else 0
-
-    def _pointer(self, param: int, address: Affine) -> tuple[str, Any]:
-        where = self.address(address)
-        if param == ir.RESULTS:
-            return f"results + {where}", self._step(address)
-        pointer = f"p{param}" if where == "0" else f"p{param} + {where}"
-        return pointer, self._step(address)
-
-    def expr(self, e: ir.Expr) -> str:
-        return str(getattr(self, f"_expr_{type(e).__name__.lower()}")(e))
-
-    def _expr_const(self, e: ir.Const) -> str:
-        return f"splat<{COMPUTE_TYPE[e.type]}, L>({literal(e.value, e.type)})"
-
-    def _expr_iota(self, e: ir.Iota) -> str:
-        type_, step = COMPUTE_TYPE[e.type], self._step(e.address)
-        if is_same(step, 0):
-            return f"splat<{type_}, L>({self.address(e.address)})"
-        return f"iota<{type_}, L>({self.address(e.address)}, {step})"
-
-    def _expr_local(self, e: ir.Local) -> str:
-        return self.local(e.name)
-
-    def _expr_load(self, e: ir.Load) -> str:
-        pointer, step = self._pointer(e.buffer, e.address)
-        tile = self.tiles.get(pointer)
-        if tile is not None and step not in (0, 1):
-            assert self.kernel.tile_var is not None
-            return f"load<L, L>({tile} + ({self.var(self.kernel.tile_var)} - first) * L)"
-        return self._load(pointer, step)
-
-    def _load(self, pointer: str, step: Any) -> str:
-        if is_same(step, 0):
-            return f"load_one<L>({pointer})"
-        if is_same(step, 1):
-            return f"load<L, K>({pointer})"
-        return f"load_strided<L, K>({pointer}, {step})"
-
-    def _expr_kept(self, e: ir.Kept) -> str:
-        return f"load_raw<L, L>({self._row(e.scratch, e.address)})"
-
-    def _expr_table(self, e: ir.Table) -> str:
-        name = f"t{len(self.tables)}"
-        memory = "boolean" if e.type == "bool" else COMPUTE_TYPE[e.type]
-        values = ", ".join(
-            f"{{{int(v)}}}" if e.type == "bool" else literal(v, e.type) for v in e.values
-        )
-        self.tables.append(f"static const {memory} {name}[] = {{{values}}};")
-        return self._load(f"{name} + {self.address(e.address)}", self._step(e.address))
-
-    def _expr_op(self, e: ir.Op) -> str:
-        args = [self.expr(a) for a in e.args]
-        if e.name.startswith("to_") and e.args[0].type == "bool":
-            args = [f"({args[0]} & 1)"]
-        return SCALAR_OPS[e.name].cpp.format(*args)
+        self._note_width(s.name)
 
 
 def _symbols(text: str, position: int) -> list[str]:
@@ -584,27 +523,3 @@ def _symbols(text: str, position: int) -> list[str]:
 def reads_symbols(text: str) -> bool:
     """Whether a kernel's last parameter are the values of the graph's symbols."""
     return bool(re.search(r"const i64 s\d+ = ", text))
-
-
-def literal(value: Any, type_: str) -> str:
-    """A C++ constant with exactly this value."""
-    if type_ == "bool":
-        return "-1" if value else "0"
-    if type_ in ("i32", "i64"):
-        if value == -(1 << 63):
-            return "(-9223372036854775807L - 1)"
-        return f"{int(value)}{'L' if type_ == 'i64' else ''}"
-    suffix = "f" if type_ == "f32" else ""
-    value = float(value)
-    if math.isnan(value):
-        return f'__builtin_nan{suffix}("")'
-    if type_ == "f32" and math.isfinite(value):
-        import numpy as np
-
-        with np.errstate(over="ignore"):
-            value = float(np.float32(value))
-    if math.isinf(value):
-        return f"{'-' if value < 0 else ''}__builtin_inf{suffix}()"
-    if value == int(value) and abs(value) < 1e6 and math.copysign(1, value) > 0:
-        return f"{int(value)}.0{suffix}"
-    return f"{value.hex()}{suffix}"

@@ -43,6 +43,7 @@ VALUE_TYPE = {
     "uint8": "i32",
     "bool": "bool",
 }
+VALUE_BYTES = {"f32": 4, "f64": 8, "i32": 4, "i64": 8, "bool": 4}
 ITEM_BYTES = {
     "float32": 4,
     "float64": 8,
@@ -247,6 +248,15 @@ class Loop:
 
 
 @dataclass
+class Jammed:
+    """A kernel's body for `rows` neighbouring units at once, and its row buffers."""
+
+    rows: int
+    body: list[Any]
+    scratch: dict[str, tuple[int, str]]
+
+
+@dataclass
 class Kernel:
     """One function over memory.
 
@@ -265,6 +275,7 @@ class Kernel:
     parallel: bool = False
     cost_ns: float = 0.0
     streamed: frozenset[int] = frozenset()  # parameters whose stores go past the caches
+    jammed: Jammed | None = None
     tile_var: str | None = None  # an outer variable that is walked in tiles with the vector one
 
 
@@ -307,3 +318,29 @@ def addresses(expr: Expr) -> Iterator[Affine]:
     for e in leaves(expr):
         if isinstance(e, (Load, Iota, Kept, Table)):
             yield e.address
+
+
+def expressions(body: list[Any]) -> Iterator[Expr]:
+    """All expressions of these statements, also the parts of others."""
+    for statement in body:
+        if isinstance(statement, Loop):
+            yield from expressions(statement.body)
+        elif isinstance(statement, (Let, Store, Keep, Accumulate)):
+            yield from _parts(statement.expr)
+
+
+def _parts(expr: Expr) -> Iterator[Expr]:
+    yield expr
+    for part in children(expr):
+        yield from _parts(part)
+
+
+def names(loop: Loop) -> frozenset[str]:
+    """The variables and locals that a loop and those in it define."""
+    found = {loop.var}
+    for s in loop.body:
+        if isinstance(s, Loop):
+            found |= names(s)
+        elif isinstance(s, (Let, Finish)):
+            found.add(s.name)
+    return frozenset(found)

@@ -22,6 +22,8 @@ from accel.codegen.tensor_graph import Node, View
 aten = torch.ops.aten
 
 _SUM_DTYPE = {"f32": "float32", "f64": "float64", "i64": "int64", "i32": "int64"}
+_LANES = 16  # the most of a vector
+_ENOUGH_PARTS, _SHORT_RUN = 16, 128
 # Lines of a long column that are reduced together.
 _LINES = (32, 28, 24, 20, 18, 16, 14, 12, 10, 8)
 
@@ -88,13 +90,35 @@ def _column_axis(x: View, axes: Sequence[int], kind: str) -> tuple[int, int] | N
 
 
 def _split_axis(x: View, axes: Sequence[int], candidates: Sequence[int]) -> tuple[int, int] | None:
-    """An axis to cut, with its number of parts."""
+    """An axis to cut, with its number of parts: enough of them, of long runs of whole vectors."""
     whole = [d for d in axes if not is_symbolic(x.sizes[d])]
-    for d in sorted(whole, key=lambda d: -x.sizes[d]):
-        for parts in candidates:
-            if x.sizes[d] % parts == 0 and x.sizes[d] > parts:
-                return d, parts
-    return None
+    cuts = [
+        (d, parts)
+        for d in sorted(whole, key=lambda d: -x.sizes[d])
+        for parts in (*candidates, *(n for n in (x.sizes[d],) if n <= 2 * candidates[0]))
+        if x.sizes[d] % parts == 0 and parts > 1
+    ]
+
+    def key(cut: tuple[int, int]) -> tuple[bool, int, bool]:
+        run = _run(x, *cut)
+        return run < _SHORT_RUN, -min(cut[1], _ENOUGH_PARTS), run % _LANES != 0
+
+    best = min(cuts, key=key, default=None)  # of equals the first
+    if best is not None and is_same(x.strides[-1], 1) and _run(x, *best) < _SHORT_RUN:
+        return None
+    return best
+
+
+def _run(x: View, d: int, parts: int) -> int:
+    """How many neighbours in memory one of the parts of an axis has at a stretch."""
+    run = 1
+    for i in range(len(x.sizes) - 1, -1, -1):
+        if not is_same(x.strides[i], run):
+            break
+        run *= hint(x.sizes[i]) // (parts if i == d else 1)
+        if i == d:
+            break
+    return run
 
 
 def _reduce_in_parts(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from accel.codegen.affine import Affine, row_major
 from accel.codegen.fusion import Group
+from accel.codegen.jamming import jam_rows
 from accel.codegen.loop_ir import (
     ITEM_BYTES,
     RESULTS,
@@ -109,7 +110,9 @@ def schedule(
     order(group, sizes)
     collapse(group, sizes)
     vector, over_rows = choose_vector(group, sizes, lanes)
-    return KernelBuilder(group, sizes, stored, name, vector, over_rows, lanes).build()
+    made = KernelBuilder(group, sizes, stored, name, vector, over_rows, lanes).build()
+    jam_rows(made.kernel, lanes, vector_bytes)
+    return made
 
 
 def schedule_epilogue(

@@ -248,6 +248,27 @@ def test_what_a_reduction_begins_with(dtype: torch.dtype, sizes: tuple[int, int]
     check(lambda a: (a[:, :3].prod(1), (a * 0 - 1).prod(0), a.sum(1)), x, rtol=1e-5, atol=0.0)
 
 
+SPLIT = {  # sizes -> sizes of the partial results
+    (85, 768): (85, 1, 1),
+    (2, 12, 197, 64): (12, 1, 1, 1, 1),
+    (64, 1000): (32, 1, 1),  # of whole vectors
+    (100_000,): (50, 1),
+    (50_257, 3): None,  # three parts would be three columns
+    (3, 33_001): (3, 1, 1),
+}
+
+
+@pytest.mark.parametrize("sizes", SPLIT, ids=str)
+def test_long_reductions_are_cut_into_long_runs(sizes: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(sizes)
+    compilation = check(lambda a: a.abs().max(), x, rtol=0.0, atol=0.0)
+    made = [tuple(b["sizes"]) for b in compilation.plan["buffers"] if b["kind"] == "arena"]
+    assert made == ([] if SPLIT[sizes] is None else [SPLIT[sizes]])
+    check(lambda a: (a * a).sum(), x)
+    check(lambda a: a.transpose(0, -1).sum(), x)
+
+
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 64, 4096, 70_000, 300_007])
 def test_long_sums_are_accurate(length: int) -> None:
     torch.manual_seed(3)

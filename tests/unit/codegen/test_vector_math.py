@@ -11,7 +11,7 @@ from plan_runner import run_plan
 
 from accel.codegen import build
 
-# name -> (function, low, high, ULP). The bounds are those stated in preamble.h.
+# name -> (function, low, high, ULP). The bounds are those stated in functions.h.
 FUNCTIONS = {
     "exp": (torch.exp, -104.0, 89.0, 1.0),
     "log": (torch.log, 1e-38, 1e38, 1.5),
@@ -204,3 +204,47 @@ def test_what_rounds_to_zero_costs_nothing(name: str) -> None:
             times[k].append(time.perf_counter() - start)
     # Minima: others use this machine too. It was 15 times as long.
     assert min(times[1]) < 4 * min(times[0])
+
+
+DIVISORS = [1.0, 3.0, 0.7, 1e-30, 1e30, 3e38, 1e-38, 1e-42, 0.0, -3.0, float("inf"), float("nan")]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("by", DIVISORS)
+def test_division_by_one_number_has_the_bits_of_a_division(by: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(3)
+    wide = torch.randn(50_000) * torch.exp(torch.rand(50_000) * 130 - 60)
+    for x in (wide, torch.tensor(SPECIAL), torch.randn(37)):
+        x, number = x.to(dtype), torch.tensor(by, dtype=dtype)
+        got = run2(lambda x, y: x / y, x, number)
+        torch.testing.assert_close(got, x / number, rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(got.signbit() | got.isnan(), (x / number).signbit() | got.isnan())
+        if by > 0 and by != float("inf"):  # a constant of the kernel
+            got = run(lambda x: x / by, x)
+            torch.testing.assert_close(got, x / by, rtol=0, atol=0, equal_nan=True)
+
+
+def test_division_by_a_rows_maximum_has_the_bits_of_a_division() -> None:
+    torch.manual_seed(3)
+    x = torch.randn(33, 1000)
+    got = run(lambda x: x / x.abs().amax(-1, keepdim=True), x)
+    assert torch.equal(got, x / x.abs().amax(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("columns", [40, 100, 256, 800])
+@pytest.mark.parametrize("rows", [9, 31])
+def test_equal_rows_have_equal_results_wherever_they_lie(rows: int, columns: int) -> None:
+    """Several are computed side by side, the last ones alone."""
+    torch.manual_seed(3)
+    x = torch.randn(columns).expand(rows, columns).contiguous()
+    for function in (
+        lambda x: torch.softmax(x, -1),
+        lambda x: torch.nn.functional.layer_norm(x, (columns,)),
+        lambda x: torch.log_softmax(x, -1),
+    ):
+        graph, _, _ = capture(function, [x])
+        compiled = compile_it(graph)
+        assert "unit_1" in "\n".join(compiled.texts)
+        (got,) = run_plan(compiled.plan, library_of(compiled), [x])
+        assert torch.equal(got, got[:1].expand_as(got))
+        torch.testing.assert_close(got, function(x))

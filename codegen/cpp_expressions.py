@@ -1,0 +1,173 @@
+"""Expressions of the loop IR -> C++.
+
+In: an `Expr` inside a kernel. Out: the text of its value, a vector: of `L` lanes in loops over
+lanes, elsewhere of `U`, since there all lanes are equal. Invariant: a value of `U` lanes is
+spread over `L` where a loop over lanes uses it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from accel.codegen import loop_ir as ir
+from accel.codegen.affine import Affine
+from accel.codegen.emitted_lines import Lines
+from accel.codegen.scalar_ops import SCALAR_OPS
+from accel.codegen.symbols import is_same
+
+MEMORY_TYPE = {
+    "float32": "float",
+    "float64": "double",
+    "bfloat16": "bfloat16",
+    "float16": "float16",
+    "int64": "i64",
+    "int32": "int",
+    "int16": "short",
+    "int8": "signed char",
+    "uint8": "unsigned char",
+    "bool": "boolean",
+}
+COMPUTE_TYPE = {"f32": "float", "f64": "double", "i32": "int", "i64": "i64", "bool": "int"}
+
+
+class Expressions(Lines):
+    def __init__(self, kernel: ir.Kernel, lanes: int) -> None:
+        super().__init__()
+        self.kernel, self.lanes = kernel, lanes
+        self.tables: list[str] = []
+        self.tiles: dict[str, str] = {}  # pointer of a strided load -> its tile
+        self.uniform: set[str] = set()  # locals of U lanes
+        self.divisors: dict[ir.Expr, str] = {}  # by which the loop at hand divides
+        self.in_vector = False  # in a loop over lanes
+
+    @property
+    def width(self) -> str:
+        return "L" if self.in_vector else "U"
+
+    def address(self, address: Affine, without: str | None = None) -> str:
+        # Sorted as numbered, so that equal kernels print equally.
+        parts = sorted(
+            ((self.var(v), c) for v, c in address.terms if v != without), key=lambda pair: pair[0]
+        )
+        text = [v if is_same(c, 1) else f"{c} * {v}" for v, c in parts]
+        if not is_same(address.const, 0) or not text:
+            text.append(str(address.const))
+        return " + ".join(text)
+
+    def _step(self, address: Affine) -> Any:
+        vector = self.kernel.vector_var
+        return address.coefficient(vector) if vector and self.in_vector else 0
+
+    def _pointer(self, param: int, address: Affine) -> tuple[str, Any]:
+        where = self.address(address)
+        if param == ir.RESULTS:
+            return f"results + {where}", self._step(address)
+        pointer = f"p{param}" if where == "0" else f"p{param} + {where}"
+        return pointer, self._step(address)
+
+    def row_buffer(self, scratch: str, address: Affine) -> str:
+        row = self.rename(scratch + "/row", "row")
+        where = self.address(address)
+        return f"{row} + ({where}) * L" if self.kernel.lanes_over_rows else f"{row} + {where}"
+
+    def expr(self, e: ir.Expr) -> str:
+        return str(getattr(self, f"_expr_{type(e).__name__.lower()}")(e))
+
+    def _expr_const(self, e: ir.Const) -> str:
+        return f"splat<{COMPUTE_TYPE[e.type]}, {self.width}>({literal(e.value, e.type)})"
+
+    def _expr_iota(self, e: ir.Iota) -> str:
+        type_, step = COMPUTE_TYPE[e.type], self._step(e.address)
+        if is_same(step, 0):
+            return f"splat<{type_}, {self.width}>({self.address(e.address)})"
+        return f"iota<{type_}, L>({self.address(e.address)}, {step})"
+
+    def _expr_local(self, e: ir.Local) -> str:
+        spread = self.in_vector and e.name in self.uniform
+        return f"spread<L>({self.local(e.name)})" if spread else self.local(e.name)
+
+    def _expr_load(self, e: ir.Load) -> str:
+        pointer, step = self._pointer(e.buffer, e.address)
+        tile = self.tiles.get(pointer)
+        if tile is not None and step not in (0, 1):
+            assert self.kernel.tile_var is not None
+            return f"load<L, L>({tile} + ({self.var(self.kernel.tile_var)} - first) * L)"
+        return self._load(pointer, step)
+
+    def _load(self, pointer: str, step: Any) -> str:
+        if is_same(step, 0):
+            return f"load_one<{self.width}>({pointer})"
+        if is_same(step, 1):
+            return f"load<L, K>({pointer})"
+        return f"load_strided<L, K>({pointer}, {step})"
+
+    def _expr_kept(self, e: ir.Kept) -> str:
+        return f"load_raw<L, L>({self.row_buffer(e.scratch, e.address)})"
+
+    def _expr_table(self, e: ir.Table) -> str:
+        name = f"t{len(self.tables)}"
+        memory = "boolean" if e.type == "bool" else COMPUTE_TYPE[e.type]
+        values = ", ".join(
+            f"{{{int(v)}}}" if e.type == "bool" else literal(v, e.type) for v in e.values
+        )
+        self.tables.append(f"static const {memory} {name}[] = {{{values}}};")
+        return self._load(f"{name} + {self.address(e.address)}", self._step(e.address))
+
+    def _expr_op(self, e: ir.Op) -> str:
+        args = [self.expr(a) for a in e.args]
+        if e.name.startswith("to_") and e.args[0].type == "bool":
+            args = [f"({args[0]} & 1)"]
+        if e.name == "div" and e.args[1] in self.divisors:
+            return f"v_over({args[0]}, {self.divisors[e.args[1]]})"
+        return SCALAR_OPS[e.name].cpp.format(*args)
+
+    # ------------------------------------------------------------ divisions
+
+    def name_divisors(self, loop: ir.Loop) -> None:
+        """What is the same number in all of a loop is divided by once."""
+        self.divisors = {}
+        inside = ir.names(loop)
+        for e in ir.expressions(loop.body):
+            if not isinstance(e, ir.Op) or e.name != "div" or e.type not in ("f32", "f64"):
+                continue
+            by = e.args[1]
+            if by in self.divisors or not self._is_outside(by, inside):
+                continue
+            name = self.rename(f"{len(self.names)}/divisor", "by")
+            self.line(f"const auto {name} = to_divide_by<L>({self.expr(by)});")
+            self.divisors[by] = name
+
+    def _is_outside(self, e: ir.Expr, inside: frozenset[str]) -> bool:
+        if isinstance(e, ir.Const):  # halves and the like are multiplied with
+            return e.value > 0 and math.frexp(e.value)[0] != 0.5
+        if isinstance(e, ir.Local):
+            return e.name not in inside
+        if isinstance(e, ir.Load):
+            given = e.buffer != ir.RESULTS and not self.kernel.params[e.buffer].written
+            return given and not any(v in inside for v, _ in e.address.terms)
+        return False
+
+
+def literal(value: Any, type_: str) -> str:
+    """A C++ constant with exactly this value."""
+    if type_ == "bool":
+        return "-1" if value else "0"
+    if type_ in ("i32", "i64"):
+        if value == -(1 << 63):
+            return "(-9223372036854775807L - 1)"
+        return f"{int(value)}{'L' if type_ == 'i64' else ''}"
+    suffix = "f" if type_ == "f32" else ""
+    value = float(value)
+    if math.isnan(value):
+        return f'__builtin_nan{suffix}("")'
+    if type_ == "f32" and math.isfinite(value):
+        import numpy as np
+
+        with np.errstate(over="ignore"):
+            value = float(np.float32(value))
+    if math.isinf(value):
+        return f"{'-' if value < 0 else ''}__builtin_inf{suffix}()"
+    if value == int(value) and abs(value) < 1e6 and math.copysign(1, value) > 0:
+        return f"{int(value)}.0{suffix}"
+    return f"{value.hex()}{suffix}"
