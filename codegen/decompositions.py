@@ -118,10 +118,24 @@ def _stack(tensors: Any, dim: int = 0) -> Any:
     return torch.cat([t.unsqueeze(dim) for t in tensors], dim)
 
 
+def _roll(x: Any, shifts: Any, dims: Any = ()) -> Any:
+    """As ATen does it: what goes over the end is put before the beginning."""
+    if x.numel() == 0:
+        return x.clone()
+    if not dims:
+        return _roll(x.contiguous().view(-1), shifts, (0,)).view(x.shape)
+    for shift, dim in zip(shifts, dims, strict=True):
+        size = x.size(dim)
+        start = (size - shift) % size
+        x = torch.cat([x.narrow(dim, start, size - start), x.narrow(dim, 0, start)], dim)
+    return x
+
+
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.native_batch_norm.default: _batch_norm,
     aten.var.correction: _var,
     aten.std.correction: _std,
     aten.var_mean.correction: _var_mean,
     aten.stack.default: _stack,
+    aten.roll.default: _roll,
 }

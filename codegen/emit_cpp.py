@@ -103,7 +103,9 @@ class _Emitter(Expressions):
         self.depth += 1
         self._decode(parts)
         for statement in k.body:
-            if k.tile_var is not None:
+            if not isinstance(statement, ir.Loop):
+                self.statement(statement)
+            elif k.tile_var is not None:
                 self._tiled_loop(statement)
             elif parts > 1:
                 self._shared_loop(statement, parts)
@@ -201,11 +203,10 @@ class _Emitter(Expressions):
         return rows * parts, parts
 
     def _shared(self) -> ir.Loop | None:
-        """The outermost vector loop, when it is all of the body."""
-        body = self.kernel.body
-        if len(body) == 1 and isinstance(body[0], ir.Loop) and body[0].vector:
-            return body[0]
-        return None
+        """The outermost vector loop, when nothing but constants of it is beside it."""
+        *before, last = self.kernel.body
+        alone = all(isinstance(s, ir.Let) for s in before)
+        return last if alone and isinstance(last, ir.Loop) and last.vector else None
 
     def _decode(self, parts: int, row: int | None = None) -> None:
         """The outer variables of a unit, or of one of several."""
@@ -389,26 +390,59 @@ class _Emitter(Expressions):
     def _serial_loop(self, loop: ir.Loop) -> None:
         v, size = self.var(loop.var), loop.size
         inside = [s.name for s in loop.body if isinstance(s, ir.Accumulate)]
+        unroll = max((self.accumulators[n][2] for n in inside), default=1)
         chained = [n for n in inside if self.accumulators[n][3]]
-        long = hint(size) > _SUM_CHAIN
+        long = hint(size) > _SUM_CHAIN * unroll
+        start, end = "0", str(size)
+        self.line("{")
+        self.depth += 1
+        if unroll > 1:
+            self._line_function(loop, inside)
         if chained and long:
-            part = _chain(hint(size))
+            part = _chain(hint(size) // unroll) * unroll
             self.line(f"for (i64 block = 0; block < {size}; block += {part}) {{")
             self.depth += 1
             self.line(f"const i64 stop = block + {part} < {size} ? block + {part} : {size};")
-            self.line(f"for (i64 {v} = block; {v} < stop; ++{v}) {{")
+            start, end = "block", "stop"
+        if unroll > 1:
+            self._unrolled(v, start, end, unroll, inside)
         else:
-            self.line(f"for (i64 {v} = 0; {v} < {size}; ++{v}) {{")
-        self.depth += 1
-        for s in loop.body:
-            self.statement(s)
-        self.depth -= 1
-        self.line("}")
+            self.line(f"for (i64 {v} = {start}; {v} < {end}; ++{v}) {{")
+            self.depth += 1
+            for s in loop.body:
+                self.statement(s)
+            self.depth -= 1
+            self.line("}")
         for n in chained:
             self._flush(n)
         if chained and long:
             self.depth -= 1
             self.line("}")
+        self.depth -= 1
+        self.line("}")
+
+    def _line_function(self, loop: ir.Loop, accumulators: list[str]) -> None:
+        """`line`: the body of a loop over lines, which several sums take in turns."""
+        params = [f"const i64 {self.var(loop.var)}"]
+        for name in accumulators:
+            type_ = COMPUTE_TYPE[self.accumulators[name][1]]
+            params.append(f"vec<{type_}, L>& {self.local(name)}_")
+        self.line(f"auto line = [&]({', '.join(params)}) __attribute__((always_inline)) {{")
+        self.depth += 1
+        for s in loop.body:
+            self.statement(s)
+        self.depth -= 1
+        self.line("};")
+
+    def _unrolled(self, v: str, start: str, end: str, unroll: int, inside: list[str]) -> None:
+        def call(u: int) -> str:
+            slots = "".join(f", {self.local(n)}[{u}]" for n in inside)
+            return f"line({v} + {u}{slots});"
+
+        self.line(f"i64 {v} = {start};")
+        calls = " ".join(call(u) for u in range(unroll))
+        self.line(f"for (; {v} + {unroll} <= {end}; {v} += {unroll}) {{ {calls} }}")
+        self.line(f"for (; {v} < {end}; ++{v}) {call(0)}")
 
     # ------------------------------------------------------------ statements
 
@@ -449,6 +483,8 @@ class _Emitter(Expressions):
         """True when rounding to bfloat16 would change nothing."""
         if isinstance(e, ir.Local):
             return e.name in self.rounded
+        if isinstance(e, ir.Load):
+            return e.dtype == "bfloat16"
         return isinstance(e, ir.Op) and e.name == "round_bfloat16"
 
     def _streams(self, s: ir.Store) -> bool:
@@ -471,7 +507,8 @@ class _Emitter(Expressions):
             unroll = _UNROLL if vectors >= 2 * _UNROLL else 2 if vectors >= 4 else 1
             long_chain |= vectors > _SUM_CHAIN * unroll
         else:
-            long_chain |= hint(loop.size) > _SUM_CHAIN
+            unroll = self._lines_at_once(loop)
+            long_chain |= hint(loop.size) > _SUM_CHAIN * unroll
         chained = s.kind == "sum" and s.type == "f32" and long_chain
         self.accumulators[s.name] = (s.kind, s.type, unroll, chained)
         a, type_ = self.local(s.name), COMPUTE_TYPE[s.type]
@@ -479,6 +516,12 @@ class _Emitter(Expressions):
         self.line(f"vec<{type_}, L> {a}[{unroll}] = {{{', '.join([first] * unroll)}}};")
         if chained:
             self.line(f"vec<{type_}, L> {a}_total = {{}};")
+
+    def _lines_at_once(self, loop: ir.Loop) -> int:
+        """Of a loop over lines of sums, which wait for each other: so many sums take turns."""
+        if any(isinstance(s, ir.Loop) for s in loop.body) or hint(loop.size) < 2 * _UNROLL:
+            return 1
+        return _UNROLL if sum(isinstance(s, ir.Accumulate) for s in loop.body) <= 2 else 1
 
     def _loop_of(self, name: str, body: list[Any], depth: int) -> tuple[ir.Loop, int]:
         """The innermost loop that accumulates into `name`, and the loops around it."""
@@ -498,7 +541,8 @@ class _Emitter(Expressions):
         kind, type_, _, _ = self.accumulators[s.name]
         value = self.expr(s.expr)
         a = self.local(s.name)
-        target = f"{a}[0]" if self.kernel.lanes_over_rows else f"{a}_"
+        direct = self.kernel.lanes_over_rows and self.accumulators[s.name][2] == 1
+        target = f"{a}[0]" if direct else f"{a}_"
         if not self.kernel.lanes_over_rows:
             value = f"keep_first<K>({value}, {identity(kind, type_)})"
         self.line(f"{target} = {COMBINE[kind].format(target, value)};")

@@ -396,22 +396,30 @@ def lower_max_pool(b: Builder, node: Node, outs: list[View | None]) -> None:
         pad_into(b, image, x, [padding[1], after[1], padding[0], after[0]], -math.inf)
     else:
         image = x
-    lines = b.temporary((n, c, rows, image.sizes[3]), x.dtype)
     s = image.strides
-    over = View(
+    lines = View(
         image.buffer,
-        (n, c, rows, image.sizes[3], window[0]),
-        (s[0], s[1], s[2] * stride[0], s[3], s[2] * dilation[0]),
+        (n, c, rows, image.sizes[3]),
+        (s[0], s[1], s[2] * stride[0], s[3]),
         image.offset,
         x.dtype,
     )
-    b.reduce(lines, over.sizes, [4], "max", lambda i: b.load(over, i), False)
+    if window[0] > 1:
+        over = View(
+            image.buffer,
+            (*lines.sizes, window[0]),
+            (*lines.strides, s[2] * dilation[0]),
+            image.offset,
+            x.dtype,
+        )
+        lines = b.temporary(lines.sizes, x.dtype)
+        b.reduce(lines, over.sizes, [4], "max", lambda i: b.load(over, i), False)
     t = lines.strides
     along = View(
         lines.buffer,
         (n, c, rows, columns, window[1]),
         (t[0], t[1], t[2], t[3] * stride[1], t[3] * dilation[1]),
-        0,
+        lines.offset,
         x.dtype,
     )
     b.reduce(out, along.sizes, [4], "max", lambda i: b.load(along, i), False)

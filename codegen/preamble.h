@@ -255,8 +255,61 @@ template <> struct memory<float16> {
 template <int N, int K, class T> INLINE vec<typename memory<T>::value, N> load(const T* p) {
   return memory<T>::template up<N>(load_raw<N, K>((const typename memory<T>::raw*)p));
 }
+#ifdef __AVX512F__
+// K elements STEP apart, from STEP vectors of neighbours. Only lanes up to the last element are touched.
+template <int K, int STEP> INLINE vec<int, 16> every(const int* p) {
+  typedef vec<int, 16> I;
+  constexpr int LAST = (K - 1) * STEP;
+  I result = load_raw<16, (LAST < 16 ? LAST + 1 : 16)>(p);
+  I place;
+  for (int l = 0; l < 16; l++) place[l] = l * STEP & 15;
+  result = __builtin_shuffle(result, place);
+  const auto with = [&](auto part) __attribute__((always_inline)) {
+    constexpr int FIRST = decltype(part)::value * 16;
+    if constexpr (FIRST <= LAST) {
+      I next = load_raw<16, (LAST - FIRST < 16 ? LAST - FIRST + 1 : 16)>(p + FIRST);
+      for (int l = 0; l < 16; l++) place[l] = l * STEP >= FIRST && l * STEP < FIRST + 16 ? 16 + (l * STEP & 15) : l;
+      result = __builtin_shuffle(result, next, place);
+    }
+  };
+  with(count<1>{});
+  if constexpr (STEP > 2) with(count<2>{});
+  if constexpr (STEP > 3) with(count<3>{});
+  for (int l = K; l < 16; l++) result[l] = 0;
+  return result;
+}
+template <int K, int STEP> INLINE void set_every(int* p, vec<int, 16> v) {
+  typedef vec<int, 16> I;
+  const auto part = [&](auto number) __attribute__((always_inline)) {
+    constexpr int FIRST = decltype(number)::value * 16;
+    unsigned short mask = 0;
+    I place;
+    for (int l = 0; l < 16; l++) {
+      place[l] = (FIRST + l) / STEP;
+      if ((FIRST + l) % STEP == 0 && (FIRST + l) / STEP < K) mask |= 1 << l;
+    }
+    if constexpr (FIRST <= (K - 1) * STEP)
+      __builtin_ia32_storedqusi512_mask(p + FIRST, __builtin_shuffle(v, place), mask);
+  };
+  part(count<0>{});
+  part(count<1>{});
+  if constexpr (STEP > 2) part(count<2>{});
+  if constexpr (STEP > 3) part(count<3>{});
+}
+template <int N, class T> constexpr bool has_every = N == 16 && sizeof(typename memory<T>::raw) == 4;
+#else
+template <int N, class T> constexpr bool has_every = false;
+#endif
 template <int N, int K, class T> INLINE vec<typename memory<T>::value, N> load_strided(const T* p, i64 step) {
   vec<typename memory<T>::raw, N> r = {};
+#ifdef __AVX512F__
+  if constexpr (has_every<N, T>) {
+    typedef vec<typename memory<T>::raw, N> R;
+    if (__builtin_constant_p(step == 2) && step == 2) return memory<T>::template up<N>((R)every<K, 2>((const int*)p));
+    if (__builtin_constant_p(step == 3) && step == 3) return memory<T>::template up<N>((R)every<K, 3>((const int*)p));
+    if (__builtin_constant_p(step == 4) && step == 4) return memory<T>::template up<N>((R)every<K, 4>((const int*)p));
+  }
+#endif
   for (int l = 0; l < K; l++) r[l] = ((const typename memory<T>::raw*)p)[l * step];
   return memory<T>::template up<N>(r);
 }
@@ -287,6 +340,13 @@ INLINE void end_of_stream() {
 }
 template <int N, int K, class T> INLINE void store_strided(T* p, i64 step, vec<typename memory<T>::value, N> v) {
   vec<typename memory<T>::raw, N> r = memory<T>::template down<N>(v);
+#ifdef __AVX512F__
+  if constexpr (has_every<N, T>) {
+    if (__builtin_constant_p(step == 2) && step == 2) return set_every<K, 2>((int*)p, (vec<int, N>)r);
+    if (__builtin_constant_p(step == 3) && step == 3) return set_every<K, 3>((int*)p, (vec<int, N>)r);
+    if (__builtin_constant_p(step == 4) && step == 4) return set_every<K, 4>((int*)p, (vec<int, N>)r);
+  }
+#endif
   for (int l = 0; l < K; l++) ((typename memory<T>::raw*)p)[l * step] = r[l];
 }
 template <int N, class T> INLINE void store_one(T* p, vec<typename memory<T>::value, N> v) {
@@ -312,9 +372,62 @@ template <int N> INLINE void transpose(vec<int, N> (&r)[N]) {
   if constexpr (N >= 8) exchange_all<4, N>(r);
   if constexpr (N >= 16) exchange_all<8, N>(r);
 }
+#ifdef __AVX512F__
+// 16 lines of 16 numbers, turned: four pieces of four lines meet in a register as they are loaded, so that
+// shuffles, of which a processor does one or two at a time, are left only within pieces.
+INLINE void turn(const float* from, i64 stride, float* to, i64 to_stride) {
+  typedef vec<float, 16> V;
+  typedef vec<float, 4> Q;
+  typedef vec<double, 8> D;
+  const auto piece = [&](const float* at) __attribute__((always_inline)) {
+    Q q;
+    __builtin_memcpy(&q, at, sizeof q);
+    return q;
+  };
+  _Pragma("GCC unroll 4") for (int c = 0; c < 16; c += 4) {
+    V r[4];
+    _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++) {
+      const float* line = from + i * stride + c;
+      r[i] = __builtin_ia32_ps512_ps(piece(line));
+      r[i] = (V)__builtin_ia32_insertf32x4_mask(r[i], piece(line + 4 * stride), 1, r[i], (unsigned short)-1);
+      r[i] = (V)__builtin_ia32_insertf32x4_mask(r[i], piece(line + 8 * stride), 2, r[i], (unsigned short)-1);
+      r[i] = (V)__builtin_ia32_insertf32x4_mask(r[i], piece(line + 12 * stride), 3, r[i], (unsigned short)-1);
+    }
+#define LOW(a, b) __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29)
+#define HIGH(a, b) __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31)
+    const D low = (D)LOW(r[0], r[1]), low2 = (D)LOW(r[2], r[3]), high = (D)HIGH(r[0], r[1]), high2 = (D)HIGH(r[2], r[3]);
+#undef LOW
+#undef HIGH
+    const D columns[4] = {__builtin_shufflevector(low, low2, 0, 8, 2, 10, 4, 12, 6, 14),
+                          __builtin_shufflevector(low, low2, 1, 9, 3, 11, 5, 13, 7, 15),
+                          __builtin_shufflevector(high, high2, 0, 8, 2, 10, 4, 12, 6, 14),
+                          __builtin_shufflevector(high, high2, 1, 9, 3, 11, 5, 13, 7, 15)};
+    _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++) __builtin_memcpy(to + (c + i) * to_stride, &columns[i], sizeof(D));
+  }
+}
+#else
+INLINE void turn(const float* from, i64 stride, float* to, i64 to_stride) {
+  for (int i = 0; i < 16; i++)
+    for (int j = 0; j < 16; j++) to[j * to_stride + i] = from[i * stride + j];
+}
+#endif
 // K lines of `width` (at most N) elements, `step` apart: to[column][line].
 template <int N, int K, class T> INLINE void transpose_tile(const T* from, i64 step, i64 width, T* to) {
   if constexpr (sizeof(T) == 4 && N >= 4) {
+#ifdef __AVX512F__
+    if constexpr (N == 16) {
+      if (K == N && width == N) return turn((const float*)from, step, (float*)to, N);
+      vec<int, N> r[N];
+      _Pragma("GCC unroll 16") for (int i = 0; i < N; i++) {
+        if (i < K) r[i] = __builtin_ia32_loaddqusi512_mask((const int*)(from + i * step), vec<int, N>{}, (1u << width) - 1);
+        else r[i] = vec<int, N>{};
+      }
+      transpose<N>(r);
+      _Pragma("GCC unroll 16") for (int i = 0; i < N; i++)
+        if (i < width) __builtin_memcpy(to + i * N, &r[i], sizeof r[i]);
+      return;
+    }
+#endif
     if (width == N) {
       vec<int, N> r[N];
       _Pragma("GCC unroll 16") for (int i = 0; i < N; i++) {
@@ -326,6 +439,19 @@ template <int N, int K, class T> INLINE void transpose_tile(const T* from, i64 s
       return;
     }
   }
+#ifdef __AVX512F__
+  if constexpr (sizeof(T) == 2 && N == 16) {
+    if (width == N) {
+      vec<int, N> r[N];
+      _Pragma("GCC unroll 16") for (int i = 0; i < N; i++)
+        r[i] = i < K ? (vec<int, N>)widened<N>(load_raw<N, N>((const unsigned short*)from + i * step)) : vec<int, N>{};
+      transpose<N>(r);
+      _Pragma("GCC unroll 16") for (int i = 0; i < N; i++)
+        store_raw<N, N>((unsigned short*)to + i * N, narrowed<N>((vec<unsigned, N>)r[i]));
+      return;
+    }
+  }
+#endif
   for (int l = 0; l < K; l++)
     for (i64 i = 0; i < width; i++) to[i * N + l] = from[l * step + i];
 }

@@ -29,7 +29,7 @@ from accel.codegen.loop_ir import Expr
 from accel.codegen.program import TemplateNode
 from accel.codegen.symbols import is_symbolic
 from accel.codegen.tensor_graph import Node, TensorGraph, View
-from accel.codegen.trials import MIN_WORK, Shape
+from accel.codegen.trials import MIN_NARROW_WORK, MIN_WORK, Shape
 
 aten = torch.ops.aten
 
@@ -311,7 +311,8 @@ def _fits_wide(p: Product) -> bool:
 
 
 def _pays(p: Product, block: int) -> bool:
-    if p.work < MIN_WORK:
+    # Packing the rows is much of the work where there are few columns.
+    if p.work < (MIN_WORK if p.extents[1] >= _BLOCK else MIN_NARROW_WORK):
         return True
     return p.pays(Shape(p.left.dtype, *p.extents, p.right.strides[1] != 1, block))
 

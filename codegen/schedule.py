@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from accel.codegen.affine import Affine, row_major
 from accel.codegen.fusion import Group
+from accel.codegen.hoisting import hoist
 from accel.codegen.jamming import jam_rows
 from accel.codegen.loop_ir import (
     ITEM_BYTES,
@@ -56,6 +57,10 @@ _NS_PER_BYTE = 0.03
 _NS_PER_STRIDED_ELEMENT = 0.7
 _NS_PER_TURNED_ELEMENT = 0.15  # in tiles
 _STRIDED_PENALTY = 12.0
+_TURNED_PENALTY = 3.0  # in tiles
+_NEAR_PENALTY, _NEAR_STEP = 4.0, 4  # elements this far apart come from a few vectors
+_LEAST_TILE = 4
+_ROUND_COST = 4.0
 _ACROSS_COST = 12.0  # of a reduction over the lanes of one vector
 _MIN_UNITS = 64
 
@@ -111,6 +116,8 @@ def schedule(
     collapse(group, sizes)
     vector, over_rows = choose_vector(group, sizes, lanes)
     made = KernelBuilder(group, sizes, stored, name, vector, over_rows, lanes).build()
+    if made.kernel.tile_var is None:
+        hoist(made.kernel)
     jam_rows(made.kernel, lanes, vector_bytes)
     return made
 
@@ -205,10 +212,18 @@ def _vector_cost(
     size = hint(sizes[var])
     blocks = -(-size // lanes)
     used = size / (blocks * lanes)
-    cost = 0.0
+    cost = _ROUND_COST / blocks  # of a loop over lanes, whose body is a step or more
+    tiles = () if group.inner else tile_variables(group, sizes, var)
+    stores = {n.address for n in group.nodes}
     for a in set(group_addresses(group)):
         step = a.coefficient(var)
-        cost += 0.2 if is_same(step, 0) else 1.0 if is_same(step, 1) else _STRIDED_PENALTY
+        if is_same(step, 0) or is_same(step, 1):
+            cost += 0.2 if is_same(step, 0) else 1.0
+        elif len(tiles) == 1 and a not in stores:
+            cost += _TURNED_PENALTY
+        else:
+            near = not is_symbolic(step) and 1 < step <= _NEAR_STEP
+            cost += _NEAR_PENALTY if near else _STRIDED_PENALTY
     if over_rows:
         cost *= 1.2  # rows are walked with a stride
     elif group.inner:
@@ -216,6 +231,24 @@ def _vector_cost(
             blocks *= hint(sizes[v]) if v != var else 1
         cost += _ACROSS_COST * sum(n.kind is not None for n in group.nodes) * used / blocks
     return cost / used
+
+
+def tile_variables(group: Group, sizes: dict[str, int], vector: str) -> tuple[str, ...]:
+    """Variables along which loads are contiguous that a vector variable strides over."""
+    if any(is_symbolic(sizes[v]) for v in group.outer) or sizes[vector] < _LEAST_TILE:
+        return ()
+    written = {n.buffer for n in group.nodes}
+    found: dict[str, None] = {}
+    for node in group.nodes:
+        for load in node.loads():
+            step = load.address.coefficient(vector)
+            if load.buffer in written or is_symbolic(step) or 0 <= step <= _NEAR_STEP:
+                continue
+            for v in group.outer:
+                near = is_same(load.address.coefficient(v), 1) and sizes[v] >= _LEAST_TILE
+                if v != vector and near:
+                    found[v] = None
+    return tuple(found)
 
 
 def narrow_iotas(group: Group, sizes: dict[str, int]) -> None:
@@ -309,22 +342,8 @@ class KernelBuilder:
         """The outer variable along which loads are contiguous that the vector one strides over."""
         if self.group.inner or self.results is not None or self.vector is None or len(body) != 1:
             return None
-        if any(is_symbolic(self.sizes[v]) for v in self.group.outer):
-            return None
-        if self.sizes[self.vector] < self.lanes:
-            return None
-        found = set()
-        for node in self.group.nodes:
-            for load in node.loads():
-                step = load.address.coefficient(self.vector)
-                if load.buffer in self.writer or is_same(step, 0) or is_same(step, 1):
-                    continue
-                found |= {
-                    v
-                    for v in outer
-                    if is_same(load.address.coefficient(v), 1) and self.sizes[v] >= self.lanes
-                }
-        return found.pop() if len(found) == 1 else None
+        found = tile_variables(self.group, self.sizes, self.vector)
+        return found[0] if len(found) == 1 and found[0] in outer else None
 
     def _units(self) -> int:
         units = 1

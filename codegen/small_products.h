@@ -46,46 +46,6 @@ INLINE void gemm_rows(const float* a, i64 lda, const float* b, i64 ldb, const fl
 #define GEMM_LANES 8
 #endif
 
-#ifdef __AVX512F__
-// 16 lines of 16 numbers, turned: four pieces of four lines meet in a register as they are loaded, so that
-// shuffles, of which a processor does one or two at a time, are left only within pieces.
-INLINE void turn(const float* from, i64 stride, float* to, i64 to_stride) {
-  typedef vec<float, 16> V;
-  typedef vec<float, 4> Q;
-  typedef vec<double, 8> D;
-  const auto piece = [&](const float* at) __attribute__((always_inline)) {
-    Q q;
-    __builtin_memcpy(&q, at, sizeof q);
-    return q;
-  };
-  _Pragma("GCC unroll 4") for (int c = 0; c < 16; c += 4) {
-    V r[4];
-    _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++) {
-      const float* line = from + i * stride + c;
-      r[i] = __builtin_ia32_ps512_ps(piece(line));
-      r[i] = (V)__builtin_ia32_insertf32x4_mask(r[i], piece(line + 4 * stride), 1, r[i], (unsigned short)-1);
-      r[i] = (V)__builtin_ia32_insertf32x4_mask(r[i], piece(line + 8 * stride), 2, r[i], (unsigned short)-1);
-      r[i] = (V)__builtin_ia32_insertf32x4_mask(r[i], piece(line + 12 * stride), 3, r[i], (unsigned short)-1);
-    }
-#define LOW(a, b) __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29)
-#define HIGH(a, b) __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31)
-    const D low = (D)LOW(r[0], r[1]), low2 = (D)LOW(r[2], r[3]), high = (D)HIGH(r[0], r[1]), high2 = (D)HIGH(r[2], r[3]);
-#undef LOW
-#undef HIGH
-    const D columns[4] = {__builtin_shufflevector(low, low2, 0, 8, 2, 10, 4, 12, 6, 14),
-                          __builtin_shufflevector(low, low2, 1, 9, 3, 11, 5, 13, 7, 15),
-                          __builtin_shufflevector(high, high2, 0, 8, 2, 10, 4, 12, 6, 14),
-                          __builtin_shufflevector(high, high2, 1, 9, 3, 11, 5, 13, 7, 15)};
-    _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++) __builtin_memcpy(to + (c + i) * to_stride, &columns[i], sizeof(D));
-  }
-}
-#else
-INLINE void turn(const float* from, i64 stride, float* to, i64 to_stride) {
-  for (int i = 0; i < 16; i++)
-    for (int j = 0; j < 16; j++) to[j * to_stride + i] = from[i * stride + j];
-}
-#endif
-
 // out[M,N] = a[M,K] * b (+ bias); b is [K,N], or with T its transpose [N,K].
 template <int M, int N, int K, bool T>
 static __attribute__((noinline)) void small_gemm(const float* __restrict__ a, i64 lda, const float* __restrict__ b, i64 ldb,

@@ -27,7 +27,8 @@ from accel.codegen.build import PREBUILT, build, built_name, digest, is_sound, m
 from accel.codegen.options import CodegenOptions, CompileError
 
 # Less work is not worth a measurement; BLAS needs longer for a call than it could gain.
-MIN_WORK = 1 << 22  # multiplications
+MIN_WORK = 1 << 21  # multiplications
+MIN_NARROW_WORK = 1 << 17  # ... of results with few columns
 _MAX_WORK = 1 << 28  # of one run; a longer one is cut in its columns
 _MAX_EXTENT = 4096
 _COLUMNS = 192  # whole units of both kinds; at least two of these stay

@@ -1,0 +1,76 @@
+"""What is the same in every round of a loop is computed before it.
+
+In: the body of a kernel. Out: a body in which loops have left what depends neither on their
+variable nor on what they define, as locals before them. Compilers move arithmetic, but no load
+past the stores of a loop: they cannot know that these are to other memory. Invariant: what a
+kernel writes is read where it was read before.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accel.codegen import loop_ir as ir
+
+
+def hoist(kernel: ir.Kernel) -> None:
+    kernel.body = _Hoist(kernel).of_body(kernel.body)
+
+
+class _Hoist:
+    def __init__(self, kernel: ir.Kernel) -> None:
+        self.written = {i for i, param in enumerate(kernel.params) if param.written}
+        self.count = 0
+
+    def of_body(self, body: list[Any]) -> list[Any]:
+        made: list[Any] = []
+        for s in body:
+            if isinstance(s, ir.Loop):
+                made += self.of_loop(s)
+            else:
+                made.append(s)
+        return made
+
+    def of_loop(self, loop: ir.Loop) -> list[Any]:
+        """The loop, behind what was taken out of it."""
+        body = self.of_body(loop.body)  # inner loops first: what leaves them may go on
+        inside = set(ir.names(ir.Loop(loop.var, loop.size, loop.vector, body)))
+        before: list[Any] = []
+        known: dict[ir.Expr, ir.Local] = {}
+        kept: list[Any] = []
+        for s in body:
+            if isinstance(s, ir.Let) and self.is_outside(s.expr, inside):
+                before.append(s)
+                inside.discard(s.name)
+                continue
+            if isinstance(s, (ir.Let, ir.Store, ir.Keep, ir.Accumulate)):
+                s.expr = self.outside_parts(s.expr, inside, before, known)
+            kept.append(s)
+        return [*before, ir.Loop(loop.var, loop.size, loop.vector, kept)]
+
+    def outside_parts(
+        self, e: ir.Expr, inside: set[str], before: list[Any], known: dict[ir.Expr, ir.Local]
+    ) -> ir.Expr:
+        if isinstance(e, (ir.Const, ir.Local)):
+            return e
+        if self.is_outside(e, inside):
+            if e not in known:
+                known[e] = ir.Local(f"h{self.count}", e.type)
+                self.count += 1
+                before.append(ir.Let(known[e].name, e))
+            return known[e]
+        if isinstance(e, ir.Op):
+            args = tuple(self.outside_parts(a, inside, before, known) for a in e.args)
+            return ir.Op(e.name, args, e.type)
+        return e
+
+    def is_outside(self, e: ir.Expr, inside: set[str]) -> bool:
+        if isinstance(e, ir.Op):
+            parts = [a for a in e.args if not isinstance(a, ir.Const)]
+            return bool(parts) and all(self.is_outside(a, inside) for a in parts)
+        if isinstance(e, ir.Local):
+            return e.name not in inside
+        if isinstance(e, ir.Load):
+            known = e.buffer != ir.RESULTS and e.buffer not in self.written
+            return known and not any(v in inside for v, _ in e.address.terms)
+        return False
