@@ -65,7 +65,13 @@ def arguments(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor,
     torch.manual_seed(0)
     x = torch.randn(shape).to(dtype)
     w, v = torch.randn(shape[-1]).to(dtype), torch.randn(min(8, shape[-1]), shape[-1]).to(dtype)
-    return x, w, v, torch.randint(0, shape[0], (shape[0],)), torch.zeros(shape[min(1, len(shape) - 1)])
+    return (
+        x,
+        w,
+        v,
+        torch.randint(0, shape[0], (shape[0],)),
+        torch.zeros(shape[min(1, len(shape) - 1)]),
+    )
 
 
 def made(text: str) -> Callable[..., Any]:
@@ -86,7 +92,7 @@ def compare(text: str, inputs: tuple[torch.Tensor, ...]) -> tuple[float, float, 
     before = accel.counters()["calls_compiled"]
     times: tuple[list[float], list[float]] = [], []
     end = time.perf_counter() + SECONDS
-    while len(times[0]) < ROUNDS or time.perf_counter() < end and len(times[0]) < 10 * ROUNDS:
+    while len(times[0]) < ROUNDS or (time.perf_counter() < end and len(times[0]) < 10 * ROUNDS):
         for f, into in zip((eager, ours), times, strict=True):
             f(*inputs)
             start = time.perf_counter()
@@ -115,9 +121,12 @@ def main() -> None:
             eager_us, our_us, state = found
             count += 1
             ratios.append(eager_us / our_us)
-            if our_us > options.limit * eager_us and our_us > eager_us + 2 or state:
+            if (our_us > options.limit * eager_us and our_us > eager_us + 2) or state:
                 slow += not state
-                print(f"{shape}  {text:60s} eager {eager_us:9.1f}  accel {our_us:9.1f}  {state}", flush=True)
+                print(
+                    f"{shape}  {text:60s} eager {eager_us:9.1f}  accel {our_us:9.1f}  {state}",
+                    flush=True,
+                )
             accel.reset()
     mean = math.exp(statistics.fmean(map(math.log, ratios))) if ratios else 0.0
     print(f"{count} cases, {slow} slower than eager; {mean:.2f} times as fast (geometric mean)")

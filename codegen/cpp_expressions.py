@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
+
 from accel.codegen import loop_ir as ir
 from accel.codegen.affine import Affine
 from accel.codegen.emitted_lines import Lines
@@ -28,6 +30,9 @@ MEMORY_TYPE = {
     "uint8": "unsigned char",
     "bool": "boolean",
 }
+_ROUNDED_TO = {name: dtype for dtype, name in ir.ROUNDING.items() if "float" in dtype}
+# Operations that give one of their operands, or its negative: which of them.
+_CHOICES = {"neg": (0,), "abs": (0,), "maximum": (0, 1), "minimum": (0, 1), "where": (1, 2)}
 COMPUTE_TYPE = {"f32": "float", "f64": "double", "i32": "int", "i64": "i64", "bool": "int"}
 
 
@@ -39,6 +44,8 @@ class Expressions(Lines):
         self.tiles: dict[str, str] = {}  # pointer of a strided load -> its tile
         self.uniform: set[str] = set()  # locals of U lanes
         self.divisors: dict[ir.Expr, str] = {}  # by which the loop at hand divides
+        self.rounded: dict[str, str] = {}  # locals that are numbers of a narrow dtype
+        self.moved: frozenset[str] = frozenset()  # locals that are bits, only stored again
         self.in_vector = False  # in a loop over lanes
 
     @property
@@ -88,19 +95,25 @@ class Expressions(Lines):
         return f"spread<L>({self.local(e.name)})" if spread else self.local(e.name)
 
     def _expr_load(self, e: ir.Load) -> str:
+        return self.load(e)
+
+    def load(self, e: ir.Load, bits: bool = False) -> str:
+        """What lies there as a number or, to be stored as it is, in its bits."""
         pointer, step = self._pointer(e.buffer, e.address)
         tile = self.tiles.get(pointer)
         if tile is not None and step not in (0, 1):
             assert self.kernel.tile_var is not None
-            return f"load<L, L>({tile} + ({self.var(self.kernel.tile_var)} - first) * L)"
-        return self._load(pointer, step)
+            place = f"{tile} + ({self.var(self.kernel.tile_var)} - first) * L"
+            return f"{'load_bits' if bits else 'load'}<L, L>({place})"
+        return self._load(pointer, step, bits)
 
-    def _load(self, pointer: str, step: Any) -> str:
+    def _load(self, pointer: str, step: Any, bits: bool = False) -> str:
+        load = "load_bits" if bits else "load"
         if is_same(step, 0):
-            return f"load_one<{self.width}>({pointer})"
+            return f"{load}_one<{self.width}>({pointer})"
         if is_same(step, 1):
-            return f"load<L, K>({pointer})"
-        return f"load_strided<L, K>({pointer}, {step})"
+            return f"{load}<L, K>({pointer})"
+        return f"{load}_strided<L, K>({pointer}, {step})"
 
     def _expr_kept(self, e: ir.Kept) -> str:
         return f"load_raw<L, L>({self.row_buffer(e.scratch, e.address)})"
@@ -114,7 +127,24 @@ class Expressions(Lines):
         self.tables.append(f"static const {memory} {name}[] = {{{values}}};")
         return self._load(f"{name} + {self.address(e.address)}", self._step(e.address))
 
+    def is_rounded(self, e: ir.Expr, dtype: str) -> bool:
+        """True when rounding to a narrow floating point dtype would change nothing."""
+        if isinstance(e, ir.Local):
+            return self.rounded.get(e.name) == dtype
+        if isinstance(e, ir.Load):
+            return e.dtype == dtype
+        if isinstance(e, ir.Const):
+            narrow = torch.tensor(e.value, dtype=getattr(torch, dtype)).item()
+            return e.type == "f32" and narrow == e.value
+        if not isinstance(e, ir.Op):
+            return False
+        if e.name in _CHOICES:
+            return all(self.is_rounded(e.args[i], dtype) for i in _CHOICES[e.name])
+        return _ROUNDED_TO.get(e.name) == dtype
+
     def _expr_op(self, e: ir.Op) -> str:
+        if e.name in _ROUNDED_TO and self.is_rounded(e.args[0], _ROUNDED_TO[e.name]):
+            return self.expr(e.args[0])
         args = [self.expr(a) for a in e.args]
         if e.name.startswith("to_") and e.args[0].type == "bool":
             args = [f"({args[0]} & 1)"]

@@ -34,13 +34,13 @@ def _batch_norm(
     if training:
         return _batch_norm_training(x, weight, bias, mean, var, momentum, eps)
     shape = [1, -1] + [1] * (x.dim() - 2)
-    wide = torch.promote_types(x.dtype, mean.dtype)
-    scale = torch.rsqrt(var + eps)
+    wide = torch.promote_types(torch.promote_types(x.dtype, mean.dtype), torch.float32)
+    scale = torch.rsqrt(_cast(var, wide) + eps)
     if weight is not None:
-        scale = scale * weight
-    shift = -mean * scale
+        scale = scale * _cast(weight, wide)
+    shift = -_cast(mean, wide) * scale
     if bias is not None:
-        shift = shift + bias
+        shift = shift + _cast(bias, wide)
     out = _cast(_cast(x, wide) * scale.view(shape) + shift.view(shape), x.dtype)
     empty = x.new_empty(0, dtype=mean.dtype)
     return out, empty, empty.clone()

@@ -82,7 +82,7 @@ class _Emitter(Expressions):
         self.name, self.body = name, kernel.body
         self.types: dict[str, str] = {}
         self.accumulators: dict[str, tuple[str, str, int, bool]] = {}
-        self.rounded: set[str] = set()  # locals that are rounded to bfloat16
+        self.moved = ir.moved(self.body)
 
     # ------------------------------------------------------------ function
 
@@ -143,9 +143,11 @@ class _Emitter(Expressions):
             self.line(f"const i64 unit_{row} = unit + {row};")
             self._decode(1, row)
         self.body = jammed.body
+        self.moved = ir.moved(self.body)
         for statement in jammed.body:
             self.statement(statement)
         self.body = self.kernel.body
+        self.moved = ir.moved(self.body)
         self.depth -= 1
         self.line("}")
 
@@ -456,10 +458,12 @@ class _Emitter(Expressions):
             self._serial_loop(s)
 
     def _emit_let(self, s: ir.Let) -> None:
-        value = self.expr(s.expr)
+        bits = s.name in self.moved
+        value = self.load(s.expr, bits) if isinstance(s.expr, ir.Load) else self.expr(s.expr)
         self.line(f"const auto {self.local(s.name)} = {value};")
-        if self._is_rounded(s.expr):
-            self.rounded.add(s.name)
+        for dtype in ("bfloat16", "float16"):
+            if self.is_rounded(s.expr, dtype):
+                self.rounded[s.name] = dtype
         self._note_width(s.name)
 
     def _note_width(self, name: str) -> None:
@@ -469,23 +473,18 @@ class _Emitter(Expressions):
     def _emit_store(self, s: ir.Store) -> None:
         pointer, step = self._pointer(s.param, s.address)
         value = self.expr(s.expr)
-        if s.dtype == "bfloat16" and self._is_rounded(s.expr):
+        store = "store"
+        if isinstance(s.expr, ir.Local) and s.expr.name in self.moved:
+            store = "store_bits"
+        elif s.dtype == "bfloat16" and self.is_rounded(s.expr, s.dtype):
             pointer = f"(rounded_bfloat16*)({pointer})"
         if is_same(step, 0):
-            self.line(f"store_one<{self.width}>({pointer}, {value});")
+            self.line(f"{store}_one<{self.width}>({pointer}, {value});")
         elif is_same(step, 1):
-            store = "stream" if self._streams(s) else "store"
+            store = "stream" if store == "store" and self._streams(s) else store
             self.line(f"{store}<L, K>({pointer}, {value});")
         else:
-            self.line(f"store_strided<L, K>({pointer}, {step}, {value});")
-
-    def _is_rounded(self, e: ir.Expr) -> bool:
-        """True when rounding to bfloat16 would change nothing."""
-        if isinstance(e, ir.Local):
-            return e.name in self.rounded
-        if isinstance(e, ir.Load):
-            return e.dtype == "bfloat16"
-        return isinstance(e, ir.Op) and e.name == "round_bfloat16"
+            self.line(f"{store}_strided<L, K>({pointer}, {step}, {value});")
 
     def _streams(self, s: ir.Store) -> bool:
         """True when the store is to be streamed and fills whole, aligned vectors."""

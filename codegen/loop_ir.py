@@ -344,3 +344,27 @@ def names(loop: Loop) -> frozenset[str]:
         elif isinstance(s, (Let, Finish)):
             found.add(s.name)
     return frozenset(found)
+
+
+def moved(body: list[Any]) -> frozenset[str]:
+    """Locals that are loaded from narrow memory only to be stored to such memory again."""
+    loaded: dict[str, str] = {}
+    used: set[str] = set()
+    for s in _statements(body):
+        if isinstance(s, Let) and isinstance(s.expr, Load):
+            if ITEM_BYTES[s.expr.dtype] <= 2 and s.expr.buffer != RESULTS:
+                loaded[s.name] = s.expr.dtype
+        elif isinstance(s, Store) and isinstance(s.expr, Local):
+            if loaded.get(s.expr.name) != s.dtype:
+                used.add(s.expr.name)
+        elif isinstance(s, (Let, Store, Keep, Accumulate)):
+            used |= {e.name for e in leaves(s.expr) if isinstance(e, Local)}
+    return frozenset(loaded) - used
+
+
+def _statements(body: list[Any]) -> Iterator[Any]:
+    for s in body:
+        if isinstance(s, Loop):
+            yield from _statements(s.body)
+        else:
+            yield s

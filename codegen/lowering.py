@@ -56,6 +56,7 @@ LOWERINGS: dict[Any, Lowering] = {
     aten.cat.default: shapes.lower_cat,
     aten.constant_pad_nd.default: shapes.lower_pad,
     aten.repeat.default: shapes.lower_repeat,
+    aten.flip.default: shapes.lower_flip,
     aten.copy.default: lambda b, node, out: b.copy(out, node.args[1]),
     aten.sum.default: reduce.lower_sum,
     aten.sum.dim_IntList: reduce.lower_sum,

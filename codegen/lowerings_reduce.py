@@ -380,7 +380,7 @@ def lower_max_pool(b: Builder, node: Node, outs: list[View | None]) -> None:
     stride, padding, dilation, _ = [*rest, *defaults[len(rest) :]]
     window, padding, dilation = (_pair(v) for v in (window, padding, dilation))
     stride = _pair(stride) if stride else window
-    if len(x.sizes) != 4 or x.dtype not in ("float32", "float64") or x.numel == 0:
+    if len(x.sizes) != 4 or VALUE_TYPE.get(x.dtype) not in ("f32", "f64") or x.numel == 0:
         raise Unsupported("a maximum over this tensor")
     n, c, height, width = x.sizes
     rows, columns = out.sizes[2:]

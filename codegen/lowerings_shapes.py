@@ -188,8 +188,30 @@ def _flat(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
+def lower_flip(b: Builder, node: Node, out: View) -> None:
+    x, dims = node.args
+    turned = {d % max(len(x.sizes), 1) for d in dims}
+
+    def value(index: list[Affine]) -> Expr:
+        places = [
+            i.times(-1).plus(x.sizes[d] - 1) if d in turned else i for d, i in enumerate(index)
+        ]
+        return b.load(x, places)
+
+    b.supported(out, x)
+    b.pointwise(out, value)
+
+
 def lower_repeat(b: Builder, node: Node, out: View) -> None:
-    x = node.args[0]
-    if any(n not in (1, w) for n, w in zip(x.sizes[::-1], out.sizes[::-1], strict=False)):
-        raise Unsupported("a repetition that is no broadcast")
-    b.copy(out, x)
+    """Every dimension of the result is a number of copies, one behind the other."""
+    x, counts = node.args
+    b.supported(out, x)
+    added = len(counts) - len(x.sizes)
+    sizes: list[Any] = []
+    strides: list[Any] = []
+    for count, length, step in zip(counts, (*[1] * added, *x.sizes), out.strides, strict=True):
+        sizes += [count, length]
+        strides += [step * length, step]
+    blocks = View(out.buffer, tuple(sizes), tuple(strides), out.offset, out.dtype)
+    type_ = _value_type(out)
+    b.pointwise(blocks, lambda i: cast(b.load(x, i[1::2][added:]), type_))

@@ -28,7 +28,9 @@ template <class V> struct shape_;
     typedef T element;                                                \
     static constexpr int n = N;                                       \
   };
-#define SHAPES(N) SHAPE(float, N) SHAPE(double, N) SHAPE(int, N) SHAPE(i64, N)
+#define SHAPES(N)                                                                         \
+  SHAPE(float, N) SHAPE(double, N) SHAPE(int, N) SHAPE(i64, N) SHAPE(short, N)            \
+  SHAPE(signed char, N) SHAPE(unsigned short, N) SHAPE(unsigned char, N)
 SHAPES(2) SHAPES(4) SHAPES(8) SHAPES(16)
 #define LANES(V) (shape_<V>::n)
 template <class V> using element = typename shape_<V>::element;
@@ -144,6 +146,9 @@ template <class V> INLINE V v_round_float16(V x) {
 
 // ---- memory: K of N lanes; the others are zero when loaded and untouched when stored
 
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+#define NARROW_MASKS
+#endif
 template <int N, int K, class T> INLINE vec<T, N> load_raw(const T* p) {
   vec<T, N> r;
   if constexpr (K == N) {
@@ -156,6 +161,12 @@ template <int N, int K, class T> INLINE vec<T, N> load_raw(const T* p) {
   } else if constexpr (N == 8 && sizeof(T) == 8) {
     typedef double D __attribute__((vector_size(64)));
     return (vec<T, N>)__builtin_ia32_loadupd512_mask((const double*)p, (D){}, (unsigned char)((1u << K) - 1));
+#endif
+#ifdef NARROW_MASKS
+  } else if constexpr (N == 16 && sizeof(T) == 2) {
+    return (vec<T, N>)__builtin_ia32_loaddquhi256_mask((const short*)p, vec<short, 16>{}, (unsigned short)((1u << K) - 1));
+  } else if constexpr (N == 16 && sizeof(T) == 1) {
+    return (vec<T, N>)__builtin_ia32_loaddquqi128_mask((const char*)p, vec<char, 16>{}, (unsigned short)((1u << K) - 1));
 #endif
   } else {
     r = vec<T, N>{};
@@ -173,6 +184,12 @@ template <int N, int K, class T> INLINE void store_raw(T* p, vec<T, N> v) {
   } else if constexpr (N == 8 && sizeof(T) == 8) {
     typedef double D __attribute__((vector_size(64)));
     __builtin_ia32_storeupd512_mask((double*)p, (D)v, (unsigned char)((1u << K) - 1));
+#endif
+#ifdef NARROW_MASKS
+  } else if constexpr (N == 16 && sizeof(T) == 2) {
+    __builtin_ia32_storedquhi256_mask((short*)p, (vec<short, 16>)v, (unsigned short)((1u << K) - 1));
+  } else if constexpr (N == 16 && sizeof(T) == 1) {
+    __builtin_ia32_storedquqi128_mask((char*)p, (vec<char, 16>)v, (unsigned short)((1u << K) - 1));
 #endif
   } else {
     for (int l = 0; l < K; l++) p[l] = v[l];
@@ -255,19 +272,17 @@ template <> struct memory<float16> {
 template <int N, int K, class T> INLINE vec<typename memory<T>::value, N> load(const T* p) {
   return memory<T>::template up<N>(load_raw<N, K>((const typename memory<T>::raw*)p));
 }
-#ifdef __AVX512F__
+#ifdef NARROW_MASKS
 // K elements STEP apart, from STEP vectors of neighbours. Only lanes up to the last element are touched.
-template <int K, int STEP> INLINE vec<int, 16> every(const int* p) {
-  typedef vec<int, 16> I;
+template <int K, int STEP, class E> INLINE vec<E, 16> every(const E* p) {
   constexpr int LAST = (K - 1) * STEP;
-  I result = load_raw<16, (LAST < 16 ? LAST + 1 : 16)>(p);
-  I place;
+  vec<E, 16> result = load_raw<16, (LAST < 16 ? LAST + 1 : 16)>(p), place;
   for (int l = 0; l < 16; l++) place[l] = l * STEP & 15;
   result = __builtin_shuffle(result, place);
   const auto with = [&](auto part) __attribute__((always_inline)) {
     constexpr int FIRST = decltype(part)::value * 16;
     if constexpr (FIRST <= LAST) {
-      I next = load_raw<16, (LAST - FIRST < 16 ? LAST - FIRST + 1 : 16)>(p + FIRST);
+      vec<E, 16> next = load_raw<16, (LAST - FIRST < 16 ? LAST - FIRST + 1 : 16)>(p + FIRST);
       for (int l = 0; l < 16; l++) place[l] = l * STEP >= FIRST && l * STEP < FIRST + 16 ? 16 + (l * STEP & 15) : l;
       result = __builtin_shuffle(result, next, place);
     }
@@ -278,40 +293,73 @@ template <int K, int STEP> INLINE vec<int, 16> every(const int* p) {
   for (int l = K; l < 16; l++) result[l] = 0;
   return result;
 }
-template <int K, int STEP> INLINE void set_every(int* p, vec<int, 16> v) {
-  typedef vec<int, 16> I;
+template <int K, int STEP, class E> INLINE void set_every(E* p, vec<E, 16> v) {
   const auto part = [&](auto number) __attribute__((always_inline)) {
     constexpr int FIRST = decltype(number)::value * 16;
     unsigned short mask = 0;
-    I place;
+    vec<E, 16> place;
     for (int l = 0; l < 16; l++) {
       place[l] = (FIRST + l) / STEP;
       if ((FIRST + l) % STEP == 0 && (FIRST + l) / STEP < K) mask |= 1 << l;
     }
-    if constexpr (FIRST <= (K - 1) * STEP)
-      __builtin_ia32_storedqusi512_mask(p + FIRST, __builtin_shuffle(v, place), mask);
+    if constexpr (FIRST <= (K - 1) * STEP) {
+      const vec<E, 16> spaced = __builtin_shuffle(v, place);
+      if constexpr (sizeof(E) == 4) __builtin_ia32_storedqusi512_mask((int*)p + FIRST, spaced, mask);
+      else __builtin_ia32_storedquhi256_mask((short*)p + FIRST, spaced, mask);
+    }
   };
   part(count<0>{});
   part(count<1>{});
   if constexpr (STEP > 2) part(count<2>{});
   if constexpr (STEP > 3) part(count<3>{});
 }
-template <int N, class T> constexpr bool has_every = N == 16 && sizeof(typename memory<T>::raw) == 4;
-#else
-template <int N, class T> constexpr bool has_every = false;
+// K elements of which p is the last one in memory.
+template <int K, class E> INLINE vec<E, 16> backwards(const E* p) {
+  vec<E, 16> place;
+  for (int l = 0; l < 16; l++) place[l] = l < K ? K - 1 - l : l;
+  return __builtin_shuffle(load_raw<16, K>(p - (K - 1)), place);
+}
+template <int K, class E> INLINE bool from_vectors(const E* p, i64 step, vec<E, 16>& result) {
+  if (__builtin_constant_p(step == -1) && step == -1) result = backwards<K>(p);
+  else if (__builtin_constant_p(step == 2) && step == 2) result = every<K, 2>(p);
+  else if (__builtin_constant_p(step == 3) && step == 3) result = every<K, 3>(p);
+  else if (__builtin_constant_p(step == 4) && step == 4) result = every<K, 4>(p);
+  else return false;
+  return true;
+}
+template <int K, class E> INLINE bool to_vectors(E* p, i64 step, vec<E, 16> v) {
+  if (__builtin_constant_p(step == 2) && step == 2) set_every<K, 2>(p, v);
+  else if (__builtin_constant_p(step == 3) && step == 3) set_every<K, 3>(p, v);
+  else if (__builtin_constant_p(step == 4) && step == 4) set_every<K, 4>(p, v);
+  else return false;
+  return true;
+}
+template <int SIZE> struct signed_ { typedef int type; };
+template <> struct signed_<2> { typedef short type; };
 #endif
-template <int N, int K, class T> INLINE vec<typename memory<T>::value, N> load_strided(const T* p, i64 step) {
-  vec<typename memory<T>::raw, N> r = {};
-#ifdef __AVX512F__
-  if constexpr (has_every<N, T>) {
-    typedef vec<typename memory<T>::raw, N> R;
-    if (__builtin_constant_p(step == 2) && step == 2) return memory<T>::template up<N>((R)every<K, 2>((const int*)p));
-    if (__builtin_constant_p(step == 3) && step == 3) return memory<T>::template up<N>((R)every<K, 3>((const int*)p));
-    if (__builtin_constant_p(step == 4) && step == 4) return memory<T>::template up<N>((R)every<K, 4>((const int*)p));
+template <int N, int K, class R> INLINE vec<R, N> load_raw_strided(const R* p, i64 step) {
+#ifdef NARROW_MASKS
+  if constexpr (N == 16 && (sizeof(R) == 4 || sizeof(R) == 2)) {
+    typedef typename signed_<sizeof(R)>::type E;
+    vec<E, 16> result;
+    if (from_vectors<K>((const E*)p, step, result)) return (vec<R, N>)result;
   }
 #endif
-  for (int l = 0; l < K; l++) r[l] = ((const typename memory<T>::raw*)p)[l * step];
-  return memory<T>::template up<N>(r);
+  vec<R, N> r = {};
+  for (int l = 0; l < K; l++) r[l] = p[l * step];
+  return r;
+}
+template <int N, int K, class R> INLINE void store_raw_strided(R* p, i64 step, vec<R, N> v) {
+#ifdef NARROW_MASKS
+  if constexpr (N == 16 && (sizeof(R) == 4 || sizeof(R) == 2)) {
+    typedef typename signed_<sizeof(R)>::type E;
+    if (to_vectors<K>((E*)p, step, (vec<E, 16>)v)) return;
+  }
+#endif
+  for (int l = 0; l < K; l++) p[l * step] = v[l];
+}
+template <int N, int K, class T> INLINE vec<typename memory<T>::value, N> load_strided(const T* p, i64 step) {
+  return memory<T>::template up<N>(load_raw_strided<N, K>((const typename memory<T>::raw*)p, step));
 }
 template <int N, class T> INLINE vec<typename memory<T>::value, N> load_one(const T* p) {
   typedef typename memory<T>::raw raw;
@@ -320,6 +368,26 @@ template <int N, class T> INLINE vec<typename memory<T>::value, N> load_one(cons
 }
 template <int N, int K, class T> INLINE void store(T* p, vec<typename memory<T>::value, N> v) {
   store_raw<N, K>((typename memory<T>::raw*)p, memory<T>::template down<N>(v));
+}
+// The same for what is only moved: its bits.
+template <int N, int K, class T> INLINE auto load_bits(const T* p) {
+  return load_raw<N, K>((const typename memory<T>::raw*)p);
+}
+template <int N, int K, class T> INLINE auto load_bits_strided(const T* p, i64 step) {
+  return load_raw_strided<N, K>((const typename memory<T>::raw*)p, step);
+}
+template <int N, class T> INLINE auto load_bits_one(const T* p) {
+  typedef typename memory<T>::raw raw;
+  return *(const raw*)p - vec<raw, N>{};
+}
+template <int N, int K, class T, class V> INLINE void store_bits(T* p, V bits) {
+  store_raw<N, K>((typename memory<T>::raw*)p, bits);
+}
+template <int N, int K, class T, class V> INLINE void store_bits_strided(T* p, i64 step, V bits) {
+  store_raw_strided<N, K>((typename memory<T>::raw*)p, step, bits);
+}
+template <int N, class T, class V> INLINE void store_bits_one(T* p, V bits) {
+  *(typename memory<T>::raw*)p = bits[0];
 }
 // For memory that is not read again soon: past the caches. `p` is a whole cache line.
 template <int N, int K, class T> INLINE void stream(T* p, vec<typename memory<T>::value, N> v) {
@@ -339,15 +407,7 @@ INLINE void end_of_stream() {
 #endif
 }
 template <int N, int K, class T> INLINE void store_strided(T* p, i64 step, vec<typename memory<T>::value, N> v) {
-  vec<typename memory<T>::raw, N> r = memory<T>::template down<N>(v);
-#ifdef __AVX512F__
-  if constexpr (has_every<N, T>) {
-    if (__builtin_constant_p(step == 2) && step == 2) return set_every<K, 2>((int*)p, (vec<int, N>)r);
-    if (__builtin_constant_p(step == 3) && step == 3) return set_every<K, 3>((int*)p, (vec<int, N>)r);
-    if (__builtin_constant_p(step == 4) && step == 4) return set_every<K, 4>((int*)p, (vec<int, N>)r);
-  }
-#endif
-  for (int l = 0; l < K; l++) ((typename memory<T>::raw*)p)[l * step] = r[l];
+  store_raw_strided<N, K>((typename memory<T>::raw*)p, step, memory<T>::template down<N>(v));
 }
 template <int N, class T> INLINE void store_one(T* p, vec<typename memory<T>::value, N> v) {
   *(typename memory<T>::raw*)p = memory<T>::template down<N>(v)[0];
@@ -439,17 +499,19 @@ template <int N, int K, class T> INLINE void transpose_tile(const T* from, i64 s
       return;
     }
   }
-#ifdef __AVX512F__
+#ifdef NARROW_MASKS
   if constexpr (sizeof(T) == 2 && N == 16) {
-    if (width == N) {
-      vec<int, N> r[N];
-      _Pragma("GCC unroll 16") for (int i = 0; i < N; i++)
-        r[i] = i < K ? (vec<int, N>)widened<N>(load_raw<N, N>((const unsigned short*)from + i * step)) : vec<int, N>{};
-      transpose<N>(r);
-      _Pragma("GCC unroll 16") for (int i = 0; i < N; i++)
-        store_raw<N, N>((unsigned short*)to + i * N, narrowed<N>((vec<unsigned, N>)r[i]));
-      return;
+    vec<int, N> r[N];
+    _Pragma("GCC unroll 16") for (int i = 0; i < N; i++) {
+      r[i] = vec<int, N>{};
+      if (i < K)
+        r[i] = (vec<int, N>)widened<N>((vec<unsigned short, N>)__builtin_ia32_loaddquhi256_mask(
+            (const short*)from + i * step, vec<short, 16>{}, (unsigned short)((1u << width) - 1)));
     }
+    transpose<N>(r);
+    _Pragma("GCC unroll 16") for (int i = 0; i < N; i++)
+      if (i < width) store_raw<N, N>((unsigned short*)to + i * N, narrowed<N>((vec<unsigned, N>)r[i]));
+    return;
   }
 #endif
   for (int l = 0; l < K; l++)

@@ -222,7 +222,7 @@ def _vector_cost(
         elif len(tiles) == 1 and a not in stores:
             cost += _TURNED_PENALTY
         else:
-            near = not is_symbolic(step) and 1 < step <= _NEAR_STEP
+            near = not is_symbolic(step) and -1 <= step <= _NEAR_STEP
             cost += _NEAR_PENALTY if near else _STRIDED_PENALTY
     if over_rows:
         cost *= 1.2  # rows are walked with a stride
@@ -242,7 +242,7 @@ def tile_variables(group: Group, sizes: dict[str, int], vector: str) -> tuple[st
     for node in group.nodes:
         for load in node.loads():
             step = load.address.coefficient(vector)
-            if load.buffer in written or is_symbolic(step) or 0 <= step <= _NEAR_STEP:
+            if load.buffer in written or is_symbolic(step) or -1 <= step <= _NEAR_STEP:
                 continue
             for v in group.outer:
                 near = is_same(load.address.coefficient(v), 1) and sizes[v] >= _LEAST_TILE

@@ -35,6 +35,7 @@ _COLUMNS = 192  # whole units of both kinds; at least two of these stay
 _ROUNDS = 4
 _SECONDS = 0.06  # after which one round is enough
 _COLD_BYTES = 32 << 20  # of right sides that are taken in turn: weights come from memory
+_HOT_BYTES = 1 << 19  # ... but small ones stay in the second-level cache
 _MARGIN = 1.05  # what an epilogue, which saves a pass over the results, may cost
 
 
@@ -103,7 +104,8 @@ def _measure(s: Shape, out_dir: Path, options: CodegenOptions) -> tuple[float, f
     """Seconds of processor time, ours and ATen's, on one thread; minima of interleaved runs."""
     dtype = getattr(torch, s.dtype)
     left = torch.full((s.m, s.k), 0.5, dtype=dtype)
-    count = max(_COLD_BYTES // (s.n * s.k * dtype.itemsize), 1)
+    size = s.n * s.k * dtype.itemsize
+    count = _COLD_BYTES // size if _HOT_BYTES < size < _COLD_BYTES else 1
     rights = torch.full((count, s.n, s.k) if s.turned else (count, s.k, s.n), 0.5, dtype=dtype)
     turns = itertools.cycle(rights.mT if s.turned else rights)
     out = torch.empty(s.m, s.n, dtype=dtype)
