@@ -124,6 +124,7 @@ class _Splitter:
         self.user_outputs = self.graph.outputs[: joint.output_count]
         self.gradients = self.graph.outputs[joint.output_count :]
         self.overwritten = {c.region.buffer for c in self.graph.commits}
+        self.states = self._states()
         # id() of the nodes that depend on a gradient.
         self.dependent: set[int] = set()
         computed = set(self.tangents)
@@ -131,6 +132,20 @@ class _Splitter:
             if any(v.buffer in computed for v in node.views()):
                 self.dependent.add(id(node))
                 computed.update(r for r in node.results if r is not None)
+
+    def _states(self) -> dict[int, int]:
+        """Buffers that inputs hold when the call has written them, and which inputs: what eager
+        saves of them is the inputs themselves. Their memory has one order, whatever their sizes."""
+        inputs = {b: i for i, b in enumerate(self.primals)}
+        known = {*inputs, *(v.buffer for v in self.user_outputs)}
+        found: dict[int, int] = {}
+        for c in self.graph.commits:
+            if c.state is None or c.region.buffer not in inputs or c.state.buffer in known:
+                continue
+            before, now = self.graph.buffers[c.region.buffer], self.graph.buffers[c.state.buffer]
+            if before.numel == now.numel == before.view.numel and before.dtype == now.dtype:
+                found[c.state.buffer] = inputs[c.region.buffer]
+        return found
 
     def split(self) -> Halves:
         required = self._closure(self._forward_roots(), set())
@@ -182,6 +197,7 @@ class _Splitter:
         reads = dict(of_component(all_reads, component))
         visible = {v.buffer: ("output", k) for k, v in enumerate(self.user_outputs)}
         visible |= {b: ("input", i) for i, b in enumerate(self.primals)}
+        visible |= {b: ("input", i) for b, i in self.states.items()}
         barred: set[int] = set()
         while True:
             graph = self._from_saved(self._choose(needed, direct, barred), tangents, grads)
@@ -210,6 +226,21 @@ class _Splitter:
         return backward
 
     def visible_reads(self) -> list[tuple[Place, int]]:
+        read = self._reads()
+        places: list[tuple[Place, int]] = [
+            (("output", k), v.buffer) for k, v in enumerate(self.user_outputs)
+        ]
+        places += [(("input", i), b) for i, b in enumerate(self.primals)]
+        places += [(("input", i), b) for b, i in self.states.items()]
+        aliases = set(self.primals)
+        found: dict[Place, int] = {}
+        for place, b in places:
+            if read.get(b) and not (place[0] == "output" and b in aliases):
+                found[place] = found.get(place, 0) | read[b]
+        return list(found.items())
+
+    def _reads(self) -> dict[int, int]:
+        """By buffer that a backward reads: for which gradients, as bits."""
         needed = self._closure({v.buffer for v in self.gradients}, set())
         # By buffer: the set of gradients that it depends on, as bits.
         positions = [c.outputs[k] for c in self.joint.components for k in c.tangents]
@@ -224,16 +255,7 @@ class _Splitter:
             for view in node.views():
                 read[view.buffer] = read.get(view.buffer, 0) | bits
             arrives.update((r, bits) for r in node.results if r is not None)
-        places: list[tuple[Place, int]] = [
-            (("output", k), v.buffer) for k, v in enumerate(self.user_outputs)
-        ]
-        places += [(("input", i), b) for i, b in enumerate(self.primals)]
-        aliases = set(self.primals)
-        return [
-            (place, read[b])
-            for place, b in places
-            if read.get(b) and not (place[0] == "output" and b in aliases)
-        ]
+        return read
 
     def _forward_roots(self) -> set[int]:
         roots = {v.buffer for v in self.user_outputs}
@@ -288,7 +310,7 @@ class _Splitter:
     def _choose(self, needed: set[int], direct: set[int], barred: set[int]) -> set[int]:
         """`barred`: buffers from which nothing is computed again."""
         network = Network()
-        visible = {v.buffer for v in self.user_outputs} | set(self.primals)
+        visible = {v.buffer for v in self.user_outputs} | {*self.primals, *self.states}
         for node in self.graph.nodes:
             if id(node) not in needed or id(node) in self.dependent:
                 continue
@@ -346,6 +368,8 @@ class _Splitter:
         """Where the program's side finds a saved value; adds it to the forward's outputs."""
         if buffer in self.primals:
             return ("input", self.primals.index(buffer))
+        if buffer in self.states:
+            return ("input", self.states[buffer])
         whole: View = self.graph.buffers[buffer].view
         for k, view in enumerate(self.user_outputs):
             if view == whole:

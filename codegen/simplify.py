@@ -43,6 +43,8 @@ def eliminate_common(graph: TensorGraph) -> None:
     graph.speculations = [(rename(v), e) for v, e in graph.speculations]
     for commit in graph.commits:
         commit.value = rename(commit.value)
+        if commit.state is not None:
+            commit.state = rename(commit.state)
 
 
 def _rest(view: View) -> tuple[Any, ...]:

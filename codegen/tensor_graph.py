@@ -89,11 +89,13 @@ class Commit:
     """A write to an input: `region` of it becomes `value`, both as views.
 
     `versions`: how often eager counts it in the tensor's version; 0 where its kernels write unseen.
+    `state`: in a graph with gradients, the whole input as the call leaves it.
     """
 
     region: View
     value: View
     versions: int = 1
+    state: View | None = None
 
 
 @dataclass(frozen=True)

@@ -349,20 +349,22 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         fake, version = self.fakes[state.input]
         counted = fake._version - version - self.unseen.get(state.input, 0)  # not by way of `.data`
         versions = counted if state.versioned else 0
+        now = self.graph.buffers[state.buffer]
         if state.writes == 1 and state.last_write is not None:
             region, value = state.last_write
             return Commit(
                 View(original.id, region.sizes, region.strides, region.offset, region.dtype),
                 value,
                 versions,
+                now.view,
             )
-        now = self.graph.buffers[state.buffer]
         if original.numel != _dense_numel(original.sizes):
             raise CompileError(
                 "an input with gaps or overlap between its elements is written twice"
             )
         flat = View(original.id, (original.numel,), (1,), 0, original.dtype)
-        return Commit(flat, View(now.id, (original.numel,), (1,), 0, now.dtype), versions)
+        whole = View(now.id, (original.numel,), (1,), 0, now.dtype)
+        return Commit(flat, whole, versions, now.view)
 
     # ------------------------------------------------------------ operations
 

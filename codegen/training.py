@@ -15,7 +15,14 @@ from typing import Any
 from accel.codegen import pipeline
 from accel.codegen.joint import Component, Joint, trace_joint
 from accel.codegen.options import CodegenOptions, CompileError
-from accel.codegen.partition import Backward, Place, needed_for, of_component, split, visible_reads
+from accel.codegen.partition import (
+    Backward,
+    Place,
+    needed_for,
+    of_component,
+    split,
+    visible_reads,
+)
 from accel.codegen.simplify import eliminate_common, eliminate_dead
 from accel.codegen.tensor_graph import TensorGraph
 from accel.errors import ONLY_VIEWS
@@ -39,10 +46,10 @@ def compile_training(
         raise CompileError(f"{most} outputs carry gradients")
     if source.gradients != everywhere:
         joint = _joint(source)
+    reads = visible_reads(whole)
     halves = split(joint)
     texts: dict[str, str] = {}
     forward = _half("forward", source, halves.forward, out_dir, options, texts)
-    reads = visible_reads(whole)
     plans, gradients = [forward.plan], []
     for c, backward in enumerate(halves.backwards):
         half = _half(f"backward{c or ''}", source, backward.graph, out_dir, options, texts)
@@ -139,7 +146,10 @@ def _facts(source: SegmentGraph, whole: Joint, number: int) -> dict[str, Any]:
 
 
 def _saving(
-    whole: Component, joint: Component, backward: Backward, reads: list[tuple[Place, int]]
+    whole: Component,
+    joint: Component,
+    backward: Backward,
+    reads: list[tuple[Place, int]],
 ) -> dict[str, Any]:
     """What this backward takes and gives, and whose versions any backward checks."""
     places = {place: k for k, place in enumerate(backward.saved)}

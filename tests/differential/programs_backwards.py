@@ -368,7 +368,7 @@ def _(s: Session) -> None:
     def result(y, result):
         result.add_(1)
 
-    for function, change in ((given, source), (made, source), (made, result)):
+    for function, change in ((given, source), (given, result), (made, source), (made, result)):
         f = s.root(function)
         for _ in range(5):
 
@@ -384,3 +384,53 @@ def _(s: Session) -> None:
                 return w.grad
 
             s.call(step)
+
+
+@program(PROGRAMS, "inputs that the call writes are written again before the backward")
+def _(s: Session) -> None:
+    w = s.watch(leaf(3, 4))
+
+    def scaled(x, y):
+        x.mul_(2)
+        return (x * w).sum()
+
+    def sum_only(x, y):  # nothing of x is saved
+        x.mul_(2)
+        return (x + w).sum()
+
+    def copied(x, y):  # y is saved, not x
+        x.copy_(y)
+        return (y * w).sum()
+
+    def in_part(x, y):
+        x[:, :2] = y[:, :2]
+        return (x[:, :2] * w[:, :2]).sum()
+
+    def by_view(x, y):
+        x.t().mul_(2)
+        return (x[:, 1:] * w[:, 1:]).exp().sum()
+
+    def written_twice(x, y):
+        x.relu_()
+        loss = (x * w).sum()
+        x.add_(1)
+        return loss
+
+    changes = (lambda x: None, lambda x: x[0].add_(1), lambda x: x.data.add_(1))
+    for function in (scaled, sum_only, copied, in_part, by_view, written_twice):
+        f = s.root(function)
+        for change in changes:
+            for _ in range(3):
+
+                def step(f=f, change=change):
+                    w.grad = None
+                    x = torch.ones(3, 4)
+                    loss = f(x, torch.full((3, 4), 3.0))
+                    change(x)
+                    try:
+                        loss.backward()
+                    except RuntimeError as error:  # eager names another layout and version there
+                        return str(error).partition(": [")[0]
+                    return w.grad
+
+                s.call(step)
