@@ -366,7 +366,7 @@ template <class V> INLINE bool all_below(V x, element<V> limit) {
 }
 template <class V> INLINE V v_sin(V x) {
   if constexpr (sizeof(element<V>) == 8) return m_sin(x);
-  else return all_below(v_abs(x), 8192.f) ? sine<0>(x) : m_sin(x);
+  else return all_below(v_abs(x), 8192.f) ? (x == 0.f ? x : sine<0>(x)) : m_sin(x);  // -0 stays
 }
 template <class V> INLINE V v_cos(V x) {
   if constexpr (sizeof(element<V>) == 8) return m_cos(x);
