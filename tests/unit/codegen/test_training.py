@@ -144,13 +144,18 @@ def test_a_visible_tensor_that_eager_does_not_save_is_not_saved() -> None:
     assert all(["input", 1] not in gradient["saved"] for gradient in found)
 
 
-def test_batch_norm_saves_no_statistics_that_it_writes() -> None:
+def test_batch_norm_saves_the_statistics_as_it_leaves_them() -> None:
+    """As themselves, as eager does: no copies, and writing them before the backward is an error."""
+
     def f(x: torch.Tensor, w: torch.Tensor, mean: torch.Tensor, var: torch.Tensor) -> torch.Tensor:
         return F.batch_norm(x, mean, var, w, training=True)
 
     gradient = check(f, leaf(5, 3), leaf(3), torch.zeros(3), torch.ones(3))
     assert gradient["written"] == [2, 3]
-    assert not {("input", 2), ("input", 3)} & {tuple(p) for p in gradient["saved"]}
+    saved = {tuple(p) for p in gradient["saved"]}
+    assert {("input", 2), ("input", 3)} <= saved
+    assert {p for p in saved if p[0] == "output"} == {("output", 1), ("output", 2)}  # of the batch
+    assert {tuple(p[:2]) for p in gradient["watched"]} >= {("input", 2), ("input", 3)}
 
 
 def test_an_overwritten_value_that_backward_needs_is_refused() -> None:

@@ -145,7 +145,7 @@ def test_measuring_ends_soon_and_changes_no_settings(tmp_path: Path) -> None:
 def test_graphs_take_the_faster_way(
     turned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weight, small = randn(256, 256), randn(256, 20)
+    weight, small = randn(256, 256), randn(256, 60)
 
     def f(x: torch.Tensor) -> torch.Tensor:
         return torch.relu(x @ (weight.t() if turned else weight)) @ small
@@ -154,7 +154,23 @@ def test_graphs_take_the_faster_way(
         monkeypatch.setattr(trials, "_measure", times)
         folder = tmp_path / str(externs)
         folder.mkdir()
-        graph, _, _ = capture(f, [randn(200, 256)])
+        graph, _, _ = capture(f, [randn(100, 256)])
         plan = pipeline.run_passes(graph, folder, OPTIONS).plan
         assert sum("mm" in str(step) for step in plan["steps"] if "op" in str(step)) == externs
         assert times.asked == 1  # the small product is not worth it
+
+
+@needs_wide_vectors
+def test_products_with_few_columns_are_measured_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packing the rows is much of their work."""
+    head = randn(10, 256)
+    for times, externs in ((Times(2.0, 1.0), 1), (Times(1.0, 2.0), 0)):
+        monkeypatch.setattr(trials, "_measure", times)
+        folder = tmp_path / str(externs)
+        folder.mkdir()
+        graph, _, _ = capture(lambda x: torch.relu(x @ head.t()), [randn(128, 256)])
+        plan = pipeline.run_passes(graph, folder, OPTIONS).plan
+        assert sum("mm" in str(step) for step in plan["steps"] if "op" in str(step)) == externs
+        assert times.asked == 1
