@@ -386,8 +386,8 @@ def _(s: Session) -> None:
             s.call(step)
 
 
-@program(PROGRAMS, "inputs that the call writes are written again before the backward")
-def _(s: Session) -> None:
+def written_inputs(s: Session, *changes) -> None:
+    """Calls that write their first argument, which `changes` then write before the backward."""
     w = s.watch(leaf(3, 4))
 
     def scaled(x, y):
@@ -416,7 +416,6 @@ def _(s: Session) -> None:
         x.add_(1)
         return loss
 
-    changes = (lambda x: None, lambda x: x[0].add_(1), lambda x: x.data.add_(1))
     for function in (scaled, sum_only, copied, in_part, by_view, written_twice):
         f = s.root(function)
         for change in changes:
@@ -434,3 +433,13 @@ def _(s: Session) -> None:
                     return w.grad
 
                 s.call(step)
+
+
+@program(PROGRAMS, "inputs that the call writes are written again before the backward")
+def _(s: Session) -> None:
+    written_inputs(s, lambda x: None, lambda x: x[0].add_(1))
+
+
+@program(PROGRAMS, "inputs that the call writes are written unseen before the backward")
+def _(s: Session) -> None:
+    written_inputs(s, lambda x: x.data.add_(1))

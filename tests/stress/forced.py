@@ -28,7 +28,8 @@ FIRST, LATER = 20, 10
 # Programs in which a failing backward shows, and how. Those that fail after the program (or the
 # call itself) has written what the forward read: nothing can compute them, and the error says so
 # (accel.compile.gradients). And one that asks two backwards for the same bits, of which one is
-# eager's.
+# eager's. And what is written through `.data` in between, which no version tells: a forward that runs
+# again begins with what its inputs held before it.
 _MODIFIED = "'accel: this backward needs "
 DOCUMENTED = {
     "a gradient at one output, of a state that the call has written": _MODIFIED,
@@ -39,6 +40,7 @@ DOCUMENTED = {
     "what only an unused result's backward reads is written": _MODIFIED,
     "results and inputs are written that this backward does not read": _MODIFIED,
     "what a written part of a tensor came from is written before the backward": _MODIFIED,
+    "inputs that the call writes are written unseen before the backward": "values differ",
     "gradcheck in float64": "Backward is not reentrant",
 }
 
