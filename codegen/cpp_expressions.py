@@ -15,6 +15,7 @@ import torch
 from accel.codegen import loop_ir as ir
 from accel.codegen.affine import Affine
 from accel.codegen.emitted_lines import Lines
+from accel.codegen.hoisting import is_outside, written
 from accel.codegen.scalar_ops import SCALAR_OPS
 from accel.codegen.symbols import is_same
 
@@ -162,21 +163,16 @@ class Expressions(Lines):
             if not isinstance(e, ir.Op) or e.name != "div" or e.type not in ("f32", "f64"):
                 continue
             by = e.args[1]
-            if by in self.divisors or not self._is_outside(by, inside):
+            if by in self.divisors or not self._pays(by, inside):
                 continue
             name = self.rename(f"{len(self.names)}/divisor", "by")
             self.line(f"const auto {name} = to_divide_by<L>({self.expr(by)});")
             self.divisors[by] = name
 
-    def _is_outside(self, e: ir.Expr, inside: frozenset[str]) -> bool:
+    def _pays(self, e: ir.Expr, inside: frozenset[str]) -> bool:
         if isinstance(e, ir.Const):  # halves and the like are multiplied with
             return e.value > 0 and math.frexp(e.value)[0] != 0.5
-        if isinstance(e, ir.Local):
-            return e.name not in inside
-        if isinstance(e, ir.Load):
-            given = e.buffer != ir.RESULTS and not self.kernel.params[e.buffer].written
-            return given and not any(v in inside for v, _ in e.address.terms)
-        return False
+        return isinstance(e, (ir.Local, ir.Load)) and is_outside(e, inside, written(self.kernel))
 
 
 def literal(value: Any, type_: str) -> str:

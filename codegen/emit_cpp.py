@@ -79,10 +79,9 @@ def identity(kind: str, type_: str) -> str:
 class _Emitter(Expressions):
     def __init__(self, kernel: ir.Kernel, lanes: int, name: str) -> None:
         super().__init__(kernel, lanes)
-        self.name, self.body = name, kernel.body
-        self.types: dict[str, str] = {}
+        self.name = name
         self.accumulators: dict[str, tuple[str, str, int, bool]] = {}
-        self.moved = ir.moved(self.body)
+        self._turn_to(kernel.body)
 
     # ------------------------------------------------------------ function
 
@@ -122,11 +121,19 @@ class _Emitter(Expressions):
             else (f"{self.name}_part(p, 0, {units})")
         )
         head = f"static void {self.name}_part(void* const* p, i64 begin, i64 end) {{"
-        lanes = f"  constexpr int L = {self.lanes}, U = {min(self.lanes, _UNIFORM_LANES)};"
         sizes = _symbols("\n".join(self.lines), len(k.params))
         of_call = "".join(_symbols(call, len(k.params)))
         entry = f'extern "C" void {self.name}(void* const* p, long threads) {{{of_call} {call}; }}'
-        return "\n".join([head, lanes, *sizes, *tables, *self.lines, "}", entry, ""])
+        return "\n".join([head, self._widths, *sizes, *tables, *self.lines, "}", entry, ""])
+
+    def _turn_to(self, body: list[Any]) -> None:
+        """The statements that are written now: the kernel's own, or those of several rows."""
+        self.body = body
+        self.moved = ir.moved(body)
+
+    @property
+    def _widths(self) -> str:
+        return f"  constexpr int L = {self.lanes}, U = {min(self.lanes, _UNIFORM_LANES)};"
 
     def _row_buffers(self, scratch: dict[str, tuple[int, str]]) -> None:
         for name, (length, type_) in scratch.items():
@@ -142,12 +149,10 @@ class _Emitter(Expressions):
         for row in range(jammed.rows):
             self.line(f"const i64 unit_{row} = unit + {row};")
             self._decode(1, row)
-        self.body = jammed.body
-        self.moved = ir.moved(self.body)
+        self._turn_to(jammed.body)
         for statement in jammed.body:
             self.statement(statement)
-        self.body = self.kernel.body
-        self.moved = ir.moved(self.body)
+        self._turn_to(self.kernel.body)
         self.depth -= 1
         self.line("}")
 
@@ -187,8 +192,7 @@ class _Emitter(Expressions):
             "const float* values) {"
         )
         tables = [f"  {t}" for t in self.tables]
-        constants = f"  constexpr int L = {self.lanes}, U = {min(self.lanes, _UNIFORM_LANES)};"
-        body = [head, constants, *tables, *self.lines, "}"]
+        body = [head, self._widths, *tables, *self.lines, "}"]
         results = f"static constexpr Results @_results = {{@_finish, {name}}};"
         return "\n".join([*body, where, results, ""])
 
@@ -319,10 +323,7 @@ class _Emitter(Expressions):
     def _step_function(self, loop: ir.Loop, accumulators: list[str]) -> None:
         """`step`: the loop's body for one vector, of which `k` lanes count."""
         self.name_divisors(loop)
-        params = [f"const i64 {self.var(loop.var)}", "auto k"]
-        for name in accumulators:
-            type_ = COMPUTE_TYPE[self.accumulators[name][1]]
-            params.append(f"vec<{type_}, L>& {self.local(name)}_")
+        params = [f"const i64 {self.var(loop.var)}", "auto k", *self._sums(accumulators)]
         self.line(f"auto step = [&]({', '.join(params)}) __attribute__((always_inline)) {{")
         self.depth += 1
         self.line("constexpr int K = decltype(k)::value;")
@@ -330,8 +331,18 @@ class _Emitter(Expressions):
         for s in loop.body:
             self.statement(s)
         self.in_vector = outside
+        self.divisors = {}  # they end with the loop
         self.depth -= 1
         self.line("};")
+
+    def _sums(self, accumulators: list[str]) -> list[str]:
+        """The parameters of a loop's body that it accumulates into."""
+        types = {name: COMPUTE_TYPE[self.accumulators[name][1]] for name in accumulators}
+        return [f"vec<{type_}, L>& {self.local(name)}_" for name, type_ in types.items()]
+
+    def _slots(self, accumulators: list[str], slot: int) -> str:
+        """The arguments for them, of those that take turns."""
+        return "".join(f", {self.local(name)}[{slot}]" for name in accumulators)
 
     def _vector_loop(self, loop: ir.Loop) -> None:
         inside = [s.name for s in loop.body if isinstance(s, ir.Accumulate)]
@@ -341,8 +352,7 @@ class _Emitter(Expressions):
         v = self.var(loop.var)
 
         def call(at: str, lane_count: str, slot: int) -> str:
-            slots = "".join(f", {self.local(n)}[{slot}]" for n in inside)
-            return f"step({at}, count<{lane_count}>{{}}{slots});"
+            return f"step({at}, count<{lane_count}>{{}}{self._slots(inside, slot)});"
 
         self.line("{")
         self.depth += 1
@@ -425,10 +435,7 @@ class _Emitter(Expressions):
 
     def _line_function(self, loop: ir.Loop, accumulators: list[str]) -> None:
         """`line`: the body of a loop over lines, which several sums take in turns."""
-        params = [f"const i64 {self.var(loop.var)}"]
-        for name in accumulators:
-            type_ = COMPUTE_TYPE[self.accumulators[name][1]]
-            params.append(f"vec<{type_}, L>& {self.local(name)}_")
+        params = [f"const i64 {self.var(loop.var)}", *self._sums(accumulators)]
         self.line(f"auto line = [&]({', '.join(params)}) __attribute__((always_inline)) {{")
         self.depth += 1
         for s in loop.body:
@@ -438,8 +445,7 @@ class _Emitter(Expressions):
 
     def _unrolled(self, v: str, start: str, end: str, unroll: int, inside: list[str]) -> None:
         def call(u: int) -> str:
-            slots = "".join(f", {self.local(n)}[{u}]" for n in inside)
-            return f"line({v} + {u}{slots});"
+            return f"line({v} + {u}{self._slots(inside, u)});"
 
         self.line(f"i64 {v} = {start};")
         calls = " ".join(call(u) for u in range(unroll))

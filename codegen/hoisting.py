@@ -8,6 +8,7 @@ kernel writes is read where it was read before.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from accel.codegen import loop_ir as ir
@@ -19,7 +20,7 @@ def hoist(kernel: ir.Kernel) -> None:
 
 class _Hoist:
     def __init__(self, kernel: ir.Kernel) -> None:
-        self.written = {i for i, param in enumerate(kernel.params) if param.written}
+        self.written = written(kernel)
         self.count = 0
 
     def of_body(self, body: list[Any]) -> list[Any]:
@@ -39,7 +40,7 @@ class _Hoist:
         known: dict[ir.Expr, ir.Local] = {}
         kept: list[Any] = []
         for s in body:
-            if isinstance(s, ir.Let) and self.is_outside(s.expr, inside):
+            if isinstance(s, ir.Let) and is_outside(s.expr, inside, self.written):
                 before.append(s)
                 inside.discard(s.name)
                 continue
@@ -53,7 +54,7 @@ class _Hoist:
     ) -> ir.Expr:
         if isinstance(e, (ir.Const, ir.Local)):
             return e
-        if self.is_outside(e, inside):
+        if is_outside(e, inside, self.written):
             if e not in known:
                 known[e] = ir.Local(f"h{self.count}", e.type)
                 self.count += 1
@@ -64,13 +65,20 @@ class _Hoist:
             return ir.Op(e.name, args, e.type)
         return e
 
-    def is_outside(self, e: ir.Expr, inside: set[str]) -> bool:
-        if isinstance(e, ir.Op):
-            parts = [a for a in e.args if not isinstance(a, ir.Const)]
-            return bool(parts) and all(self.is_outside(a, inside) for a in parts)
-        if isinstance(e, ir.Local):
-            return e.name not in inside
-        if isinstance(e, ir.Load):
-            known = e.buffer != ir.RESULTS and e.buffer not in self.written
-            return known and not any(v in inside for v, _ in e.address.terms)
-        return False
+
+def written(kernel: ir.Kernel) -> frozenset[int]:
+    """The parameters that the kernel writes."""
+    return frozenset(i for i, param in enumerate(kernel.params) if param.written)
+
+
+def is_outside(e: ir.Expr, inside: Collection[str], written: frozenset[int]) -> bool:
+    """Whether it is the same in every round of a loop that defines what is `inside`."""
+    if isinstance(e, ir.Op):
+        parts = [a for a in e.args if not isinstance(a, ir.Const)]
+        return bool(parts) and all(is_outside(a, inside, written) for a in parts)
+    if isinstance(e, ir.Local):
+        return e.name not in inside
+    if isinstance(e, ir.Load):
+        known = e.buffer != ir.RESULTS and e.buffer not in written
+        return known and not any(v in inside for v, _ in e.address.terms)
+    return False

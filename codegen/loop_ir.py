@@ -322,11 +322,9 @@ def addresses(expr: Expr) -> Iterator[Affine]:
 
 def expressions(body: list[Any]) -> Iterator[Expr]:
     """All expressions of these statements, also the parts of others."""
-    for statement in body:
-        if isinstance(statement, Loop):
-            yield from expressions(statement.body)
-        elif isinstance(statement, (Let, Store, Keep, Accumulate)):
-            yield from _parts(statement.expr)
+    for s in statements(body):
+        if isinstance(s, (Let, Store, Keep, Accumulate)):
+            yield from _parts(s.expr)
 
 
 def _parts(expr: Expr) -> Iterator[Expr]:
@@ -350,7 +348,7 @@ def moved(body: list[Any]) -> frozenset[str]:
     """Locals that are loaded from narrow memory only to be stored to such memory again."""
     loaded: dict[str, str] = {}
     used: set[str] = set()
-    for s in _statements(body):
+    for s in statements(body):
         if isinstance(s, Let) and isinstance(s.expr, Load):
             if ITEM_BYTES[s.expr.dtype] <= 2 and s.expr.buffer != RESULTS:
                 loaded[s.name] = s.expr.dtype
@@ -362,9 +360,10 @@ def moved(body: list[Any]) -> frozenset[str]:
     return frozenset(loaded) - used
 
 
-def _statements(body: list[Any]) -> Iterator[Any]:
+def statements(body: list[Any]) -> Iterator[Any]:
+    """All statements of this body and of its loops, without the loops."""
     for s in body:
         if isinstance(s, Loop):
-            yield from _statements(s.body)
+            yield from statements(s.body)
         else:
             yield s

@@ -131,10 +131,7 @@ def accesses(kernel: ir.Kernel) -> set[Affine]:
 
 
 def _accesses(body: list[Any]) -> Iterator[Affine]:
-    for s in body:
-        if isinstance(s, ir.Loop):
-            yield from _accesses(s.body)
-            continue
+    for s in ir.statements(body):
         if isinstance(s, ir.Store):
             yield s.address
         if hasattr(s, "expr"):

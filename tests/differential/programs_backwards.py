@@ -15,6 +15,15 @@ def leaf(*sizes: int) -> torch.Tensor:
     return torch.randn(*sizes, requires_grad=True)
 
 
+def gradient_or_error(loss: torch.Tensor, w: torch.Tensor) -> torch.Tensor | str | None:
+    """Of `w`; or what the backward says, up to where eager names another layout and version."""
+    try:
+        loss.backward()
+    except RuntimeError as error:
+        return str(error).partition(": [")[0]
+    return w.grad
+
+
 @program(PROGRAMS, "two losses of one call, each with its backward")
 def _(s: Session) -> None:
     def f(x, w, v):
@@ -377,11 +386,7 @@ def _(s: Session) -> None:
                 y = torch.ones(3, 2)
                 loss, out = f(torch.ones(3, 4), y)
                 change(y, out)
-                try:
-                    loss.backward()
-                except RuntimeError as error:  # eager names another layout and version there
-                    return str(error).partition(": [")[0]
-                return w.grad
+                return gradient_or_error(loss, w)
 
             s.call(step)
 
@@ -426,11 +431,7 @@ def written_inputs(s: Session, *changes) -> None:
                     x = torch.ones(3, 4)
                     loss = f(x, torch.full((3, 4), 3.0))
                     change(x)
-                    try:
-                        loss.backward()
-                    except RuntimeError as error:  # eager names another layout and version there
-                        return str(error).partition(": [")[0]
-                    return w.grad
+                    return gradient_or_error(loss, w)
 
                 s.call(step)
 
