@@ -149,6 +149,20 @@ def printing_loop(width: int = 64) -> Subject:
     return Subject(loop, (torch.randn(32, width),))
 
 
+def telling_loop(width: int = 64) -> Subject:
+    """What it prints is a tensor's value: every round ends compiled code."""
+    model, sink = _mlp(width), open(os.devnull, "w")
+
+    def loop(x: torch.Tensor) -> torch.Tensor:
+        for i in range(100):
+            x = model(x) + x
+            x = x / x.abs().max()
+            print(i, x.sum().item(), file=sink)
+        return x
+
+    return Subject(loop, (torch.randn(32, width),))
+
+
 def silent_loop(width: int = 64) -> Subject:
     model = _mlp(width)
 
@@ -203,6 +217,8 @@ CALL_ROWS = [
     CallRow("exit-nothing", "the same result without the call", no_exit, 60, "(baseline)"),
     CallRow("loop-print", "100 rounds of a small MLP, a print in each", printing_loop, 30,
             "0.8x the speed of the row below", of_baseline=0.8, baseline="loop-nothing"),
+    CallRow("loop-value", "the loop with a print of a tensor's value", telling_loop, 30,
+            "(no number asked)", baseline="loop-nothing"),
     CallRow("loop-nothing", "the same loop without the print", silent_loop, 30, "(baseline)"),
     CallRow("loop-print-128", "the loop with a print, layers of 128",
             functools.partial(printing_loop, 128), 20, "0.8x the speed of the row below",

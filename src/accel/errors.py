@@ -92,6 +92,10 @@ REASONS: dict[str, tuple[str, str]] = {
         "a signal or a finaliser interrupted the call",
         "nothing: the call is tried again",
     ),
+    "late_text": (
+        "what is written there would be seen late: {} of work are behind it",
+        "nothing: code is compiled on both sides",
+    ),
     "losing": ("compiled code was slower than eager: {}", "nothing: calls run eagerly"),
     "no_operations": ("no torch operation ran", "nothing: there is nothing to compile"),
     "not_allowed": (

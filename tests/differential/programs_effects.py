@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import random
 import sys
@@ -146,6 +148,113 @@ def _(s: Session) -> None:
     f = s.root(f)
     s.warm(f, torch.ones(3))
     s.call(f, torch.ones(4))
+
+
+@program(PROGRAMS, "print and write to several streams")
+def _(s: Session) -> None:
+    kept = s.watch(io.StringIO())
+    encoded = s.watch(io.TextIOWrapper(io.BytesIO(), "utf-8"))
+
+    def f(x):
+        print("one", 1, 2.5, None, sep="|", file=kept)
+        print("two", end=";", file=kept)
+        print("é", file=encoded, flush=True)
+        print("shown")
+        sys.stderr.write("error ")
+        sys.stderr.flush()
+        for i in range(3):
+            x = x + 1
+            sys.stdout.write(f"step {i}, ")
+        return x
+
+    f = s.root(f)
+    s.warm(f, torch.ones(3))
+    s.hit(f, torch.ones(3))
+    s.call(lambda: (kept.getvalue(), encoded.buffer.getvalue()))
+
+
+@program(PROGRAMS, "print to a stream that cannot take it", expect=ANY)
+def _(s: Session) -> None:
+    def f(x):
+        try:
+            print("é")
+        except (ValueError, TypeError) as error:
+            return x - 1, str(error)
+        return x + 1
+
+    f = s.root(f)
+
+    def written(stream):
+        with contextlib.redirect_stdout(stream):
+            result = f(torch.ones(3))
+        return result
+
+    for _ in range(4):
+        s.call(lambda: written(io.TextIOWrapper(io.BytesIO(), "utf-8")))
+    s.call(lambda: written(io.TextIOWrapper(io.BytesIO(), "ascii")))
+    s.call(lambda: written(None))
+    for kind in (io.StringIO, lambda: io.TextIOWrapper(io.BytesIO())):
+        for _ in range(4):
+            s.call(lambda kind=kind: written(kind()))
+        closed = kind()
+        closed.close()
+        s.call(lambda closed=closed: written(closed))
+
+
+@program(PROGRAMS, "print to a stream of a Python class", expect=ANY)
+def _(s: Session) -> None:
+    lines = s.watch([])
+
+    class Tee(io.StringIO):
+        def write(self, text):
+            lines.append(text)
+            if len(lines) > 12:
+                raise ValueError("full")
+            return len(text)
+
+    class Asking:
+        def __init__(self):
+            self.count = 0
+
+        def write(self, text):
+            self.count += 1
+
+    def f(x, tee, asking):
+        try:
+            print("text", file=tee)
+            print("text", file=asking)
+        except ValueError:
+            return x - len(lines)
+        return x * len(lines) + asking.count
+
+    f = s.root(f)
+    tee, asking = Tee(), Asking()
+    for _ in range(8):
+        s.call(f, torch.ones(3), tee, asking)
+
+
+@program(PROGRAMS, "print to a stream that turns into another", expect=ANY)
+def _(s: Session) -> None:
+    lines = s.watch([])
+
+    class Named(io.StringIO):
+        pass
+
+    stream = Named()
+
+    def f(x):
+        print("text", file=stream)
+        return x * (1 + len(lines))
+
+    f = s.root(f)
+    s.warm(f, torch.ones(3))
+    stream.write = lines.append
+    for _ in range(4):
+        s.call(f, torch.ones(3))
+    del stream.write
+    for _ in range(4):
+        s.call(f, torch.ones(3))
+    s.call(stream.getvalue)
 
 
 @program(PROGRAMS, "print of tensor values", expect=ANY)

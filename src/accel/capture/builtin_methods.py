@@ -166,6 +166,17 @@ class BuiltinMethods(BuiltinRules):
             self.check_value(part, "__reduce_ex__")
         return None
 
+    def _method_text_write(self, f: Any, stream: Any, rest: Any, kwargs: Any) -> Answer:
+        """What print does, by its own name."""
+        if len(rest) != 1 or type(rest[0]) is not str or kwargs:
+            raise Void("opaque_call", "write() of what is not one text")
+        self.write_text(stream, rest[0], False)
+        return (FOLD, f, self._call_args(f, stream, rest), None, None, None)
+
+    def _method_text_flush(self, f: Any, stream: Any, rest: Any, kwargs: Any) -> Answer:
+        self.write_text(stream, "", True)
+        return (FOLD, f, self._call_args(f, stream, rest), None, None, None)
+
     def _method_object_eq(self, f: Any, obj: Any, rest: Any, kwargs: Any) -> Answer:
         self._identity_counts(obj, *rest)
         return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import copy
+import sys
 import types
 from typing import Any
 
@@ -20,13 +21,15 @@ from accel.capture.library_calls import short_name
 from accel.capture.numpy_rules import array_type
 from accel.capture.operators import _BINARY, BINARY_NAMES, is_python_len
 from accel.capture.polyfills import POLYFILLS
-from accel.capture.state import c_length, user_location
+from accel.capture.state import Effect, c_length, user_location
 from accel.capture.steps import CONSTRUCT, FOLD, NATIVE, OPERATION, Answer, Void
+from accel.capture.streams import PlainStream, Waiting, printed
 from accel.capture.values import (
     BUILTIN_CONTAINERS,
     BUILTIN_ITERATORS,
     CONSTANT_TYPES,
     PLAIN_TENSORS,
+    holds_numpy,
     is_constant,
     is_static,
 )
@@ -187,11 +190,41 @@ class BuiltinRules(ClassQuestions, AutogradFunctions, AllowedCalls):
         return (type(args[0]),)
 
     def _call_print(self, f: Any, args: Any, kwargs: Any) -> Answer:
-        for value in (*args, *kwargs.values()):
-            if not is_constant(value):
+        words = {name: value for name, value in kwargs.items() if name not in ("file", "flush")}
+        for value in (*args, *words.values()):
+            if not is_constant(value) or holds_numpy(value):  # numpy has options for its text
                 raise Void("opaque_call", "print() of more than constants")
-        self.print_effect(args, kwargs)
+        stream, flush = kwargs.get("file"), kwargs.get("flush", False)
+        if stream is None:
+            self.attr(sys, "stdout")
+            stream = sys.stdout
+        if stream is not None:
+            try:
+                text = printed(args, words)
+            except (TypeError, ValueError):
+                raise Void("opaque_call", "print() that raises") from None
+            self.write_text(stream, text, flush)
         return (FOLD, f, args, kwargs or None, None, None)
+
+    def write_text(self, stream: Any, text: str, flush: Any) -> None:
+        """The text is written at commit."""
+        source = self.source_of(stream)
+        if source is None or type(flush) is not bool:
+            raise Void("opaque_call", f"writing to a {type(stream).__name__}")
+        if id(source) not in self.streams:
+            try:
+                self.guards.add(source, "CALL", PlainStream(stream))
+            except ValueError as error:
+                raise Void("opaque_call", str(error)) from None
+            self.streams[id(source)] = source
+        if self.waiting is None:
+            position = self.position_in_root()
+            self.waiting = Waiting(len(self.operations), position, user_location())
+        last = self.effects[-1] if self.effects else None
+        if last is not None and last.kind == "print" and last.target is source:
+            self.effects.pop()
+            text, flush = last.operands[0] + text, last.operands[1] or flush
+        self.effects.append(Effect("print", source, (text, flush)))
 
     def _call_globals(self, f: Any, args: Any, kwargs: Any) -> Answer:
         return (FOLD, f, args, None, self._after_globals, None)

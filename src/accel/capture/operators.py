@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from accel.capture.attributes import AttributeEvents
-from accel.capture.state import ABSENT, Effect, c_length, running_frame
+from accel.capture.state import ABSENT, c_length, running_frame
 from accel.capture.steps import FOLD, NATIVE, OPERATION, Answer, Void
 from accel.capture.values import (
     BUILTIN_CONTAINERS,
@@ -737,14 +737,13 @@ class OperatorEvents(AttributeEvents):
     delete_item: Callable[[Any, Any], Answer]
     write_in_place: Callable[[Any, Any, str], Answer]
 
+    position_in_root: Callable[[], Any]  # of `accel.capture.recorder`
+
     seen_globals: dict[tuple[int, str], Any]
     builtins: dict[str, Any]
     imported_from: list[types.ModuleType]  # modules that the next item may come from
     missing: object
     matched_class: Any = None
-
-    def print_effect(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.effects.append(Effect("print", None, (args, kwargs)))
 
 
 def _is_key(key: Any) -> bool:

@@ -24,6 +24,7 @@ import builtins
 import collections
 import functools
 import inspect
+import io
 import itertools
 import json
 import logging
@@ -190,6 +191,9 @@ METHODS: dict[type, dict[str, str]] = {
     torch.Size: _names("pure", "numel __getitem__ __len__ __iter__ __eq__ __ne__ count index"),
     type(threading.RLock()): _names("first_use", "__enter__ acquire"),
     **method_rows(),
+    io.TextIOWrapper: {"write": "text_write", "flush": "text_flush"},
+    io.StringIO: {"write": "text_write"},
+    io.StringIO.flush.__objclass__: {"flush": "text_flush"},  # type: ignore[attr-defined]
     torch._C._FunctionBase: {"apply": "autograd_apply"},
     types.GeneratorType: _names("iterate", "send throw close __next__ __iter__"),
 }

@@ -27,6 +27,7 @@ from accel.capture.results import Describer, Template
 from accel.capture.state import RecorderState, user_location
 from accel.capture.state import version as _version
 from accel.capture.steps import Answer, Void
+from accel.capture.streams import MOST_SECONDS
 from accel.capture.values import PLAIN_TENSORS, is_static
 from accel.capture.variation import GRADIENTS, Variation
 from accel.guards import Guard, GuardSet
@@ -163,7 +164,7 @@ class Recorder(LiftedEvents):
         """The recording is over before its end; the run itself goes on."""
         if self.voided is None:
             self.location = user_location()
-            self.exit_offset, self.exit_codes = self._position_in_root()
+            self.exit_offset, self.exit_codes = self.position_in_root()
             if kind == "recorder_error" and isinstance(detail, Void):
                 # Without its traceback, whose frames would keep the program's objects alive.
                 self.voided = Void(detail.kind, detail.detail)
@@ -184,7 +185,7 @@ class Recorder(LiftedEvents):
                 self.release()  # what is about to die must not wait for the end of the run
         return None
 
-    def _position_in_root(self) -> tuple[int | None, tuple[types.CodeType, ...]]:
+    def position_in_root(self) -> tuple[int | None, tuple[types.CodeType, ...]]:
         """At which byte of the root's twin the run is, and the codes of what it has called."""
         found: int | None = None
         codes: list[types.CodeType] = []
@@ -228,6 +229,7 @@ class Recorder(LiftedEvents):
         if self.voided is None:
             try:
                 self._check_ambient()
+                self._check_waiting()
                 self._check_layouts()
                 template = describe(Describer(self))
                 template.has_lifted = bool(self.leaf_sources)
@@ -281,6 +283,16 @@ class Recorder(LiftedEvents):
             raise Void("ambient_changed", self.ambient.difference())
         if self.context_sets:
             raise Void("opaque_call", "ContextVar.set() without reset()")
+
+    def _check_waiting(self) -> None:
+        """What is printed shall be seen when the program says so, not long after."""
+        if self.waiting is None:
+            return
+        seconds = self.waiting.seconds(len(self.operations))
+        if seconds > MOST_SECONDS:
+            self.location = self.waiting.location
+            self.exit_offset, self.exit_codes = self.waiting.position
+            raise Void("late_text", f"{seconds:.2g} s")
 
     def _graph(self, template: Template) -> SegmentGraph:
         if len(self.operations) == len(self.hints):

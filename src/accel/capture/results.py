@@ -8,7 +8,6 @@ existed before is returned as itself, what the call made is made anew.
 
 from __future__ import annotations
 
-import builtins
 import collections
 import types
 from collections.abc import Callable
@@ -60,10 +59,16 @@ EFFECTS: dict[str, Callable[..., Any]] = {
     "setitem": lambda target, *entry: builtin_method(type(target), "__setitem__")(target, *entry),
     "call": lambda target, method, *operands: method(target, *operands),
     "recall": lambda _target, f, args, kwargs: f(*args, **kwargs),
-    "print": lambda _target, args, kwargs: builtins.print(*args, **kwargs),
+    "print": lambda stream, text, flush: _print(stream, text, flush),
 }
 # How many of their operands come first and are what they are, whatever their kind.
 _CONSTANT_OPERANDS = {"print": 2, "call": 1, "recall": 3}
+
+
+def _print(stream: Any, text: str, flush: bool) -> None:
+    stream.write(text)
+    if flush:
+        stream.flush()
 
 
 def made_in_the_trace(kind: type) -> str:

@@ -27,7 +27,7 @@ from accel.sources import Source
 # What cannot be recorded but can be done by Python, between two stretches.
 EXITS = frozenset(
     """branch changes class_or_module_store closure_store container container_write delete disabled finaliser global_store
-    import no_twin opaque_attribute opaque_call opaque_operation operand operation_raised read_after_write
+    import late_text no_twin opaque_attribute opaque_call opaque_operation operand operation_raised read_after_write
     unknown_function tensor_attribute tensor_attribute_store tensor_method tensor_subclass
     text_of_object unbound_slot unknown_tensor unknown_value value_from_tensor""".split()
 )
@@ -364,6 +364,7 @@ class SegmentRun:
             segment.recording.show(self.variation_of(segment.node))
             kept = self.segments if segment.recording.void is None else self.voided
             kept.append(segment)
+        self._note_exit(recorder)
 
     def _discard(self) -> None:
         """The stretch that was being recorded is void; why may be an exit not known so far."""
@@ -373,12 +374,17 @@ class SegmentRun:
         void = recorder.voided
         if void is not None and void.kind == "operation_raised" and self.failed:
             void = None  # nobody caught it
-        if void is not None and void.kind in EXITS and recorder.exit_offset is not None:
-            at, codes = recorder.exit_offset, recorder.exit_codes
-            self.found.append(Discovery(at, void, recorder.location, codes))
+        if void is not None:
+            self._note_exit(recorder)
         if void is not None and void.kind == "recorder_error":
             self.error = void
         recorder.release()
+
+    def _note_exit(self, recorder: SegmentRecorder) -> None:
+        """Why the stretch is void, if it is, may be something that only Python can do."""
+        void, at = recorder.voided, recorder.exit_offset
+        if void is not None and void.kind in EXITS and at is not None:
+            self.found.append(Discovery(at, void, recorder.location, recorder.exit_codes))
 
 
 def stack_name(slot: int) -> str:

@@ -20,6 +20,7 @@ from accel import runtime
 from accel.capture import branches
 from accel.capture.deep_guards import KeyOrder, SameBase, SameConstant, SameMembers
 from accel.capture.steps import Answer, Void
+from accel.capture.streams import Waiting
 from accel.capture.values import (
     BOUND_C_METHODS,
     BUILTIN_CONTAINERS,
@@ -142,6 +143,8 @@ class RecorderState:
         self.assumed: list[tuple[branches.Place, bool]] = []  # where, for each of them
         self.assumes_all = False  # also where branches are known to go both ways
         self.effects: list[Effect] = []
+        self.waiting: Waiting | None = None  # what was printed, for the end of the call
+        self.streams: dict[int, Source] = {}  # those that were printed to
         self.voided: Void | None = None
         self.location = ""
         self.constants: dict[int, tuple[object, Source]] = {}

@@ -13,6 +13,7 @@ import collections
 import contextvars
 import copy
 import functools
+import io
 import logging
 import types
 import weakref
@@ -363,6 +364,20 @@ def case_still_memoised() -> Case:
         rate.cache_clear()
 
     return lambda x: x * rate("a"), (X,), doing(lambda: rate("b")), doing(change)
+
+
+def case_plain_stream() -> Case:
+    class Loud(io.StringIO):
+        pass
+
+    stream = Loud()
+
+    def f(x: torch.Tensor) -> torch.Tensor:
+        print("text", file=stream)
+        return x + 1
+
+    keep = doing(lambda: stream.write("more"))
+    return f, (X,), keep, doing(lambda: setattr(stream, "write", lambda text: None))
 
 
 def case_level_disabled() -> Case:
