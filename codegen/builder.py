@@ -73,6 +73,7 @@ class Builder:
         self.splitting = Splitting()
         self.definitions: dict[int, LoopNode] = {}
         self.inlinable: dict[int, tuple[LoopNode, bool]] = {}
+        self.templates = False  # kernels written by hand may be used
         self.products = False  # the templates of products.cpp may be used
         # Whether they are as fast as ATen's: by shape, and whether an epilogue may follow.
         self.product_pays: Callable[[Shape, bool], bool] = lambda _shape, _epilogue: True

@@ -19,6 +19,7 @@ from accel.codegen import lowerings_shapes as shapes
 from accel.codegen.build import vector_bytes
 from accel.codegen.builder import Builder, Unsupported
 from accel.codegen.convolutions import lower_convolution
+from accel.codegen.embeddings import lower_embedding_backward
 from accel.codegen.loop_ir import VALUE_TYPE
 from accel.codegen.options import CodegenOptions, CompileError
 from accel.codegen.products import PRODUCTS, count_uses, lower_product
@@ -69,6 +70,7 @@ LOWERINGS: dict[Any, Lowering] = {
     aten._safe_softmax.default: reduce.lower_softmax,
     aten._log_softmax.default: reduce.lower_softmax,
     aten.convolution.default: lower_convolution,
+    aten.embedding_dense_backward.default: lower_embedding_backward,
     aten.avg_pool2d.default: reduce.lower_avg_pool,
     aten.upsample_nearest2d.default: shapes.lower_nearest,
     aten.upsample_nearest2d.vec: shapes.lower_nearest,
@@ -101,6 +103,7 @@ def lower_graph(
     builder = Builder(program)
     builder.splitting = target.splitting
     small = options.products and target.templates
+    builder.templates = target.templates
     builder.products = templates_run(options, target)
     if options.measure and out_dir is not None:
         builder.product_pays = lambda shape, epilogue: pays(shape, epilogue, out_dir, options)

@@ -93,6 +93,22 @@ def test_out_of_range_embedding_raises_as_eager() -> None:
         run_plan(c.plan, library_of(c), [torch.tensor([1, 7]), inputs[1]])
 
 
+@pytest.mark.parametrize("dim", [0, -1])
+def test_a_division_by_one_number_in_and_behind_a_loop(dim: int) -> None:
+    def normalised(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        largest = x.abs().amax(dim, keepdim=True)
+        y = x / largest
+        return y, y.sum(dim, keepdim=True) / largest
+
+    def scaled(x: torch.Tensor) -> torch.Tensor:
+        y = x / 3.0
+        return y - y.sum(dim, keepdim=True) / 3.0
+
+    for function in (normalised, scaled):
+        check(function, randn(9, 60), externs=0)
+        check(function, randn(9, 60).bfloat16(), externs=0)
+
+
 # ---------------------------------------------------------------- aliasing
 
 

@@ -35,7 +35,10 @@ def differentiable(
 
 
 def check_each(
-    function: Callable[..., Any], *inputs: torch.Tensor, tangents: list[int] | None = None
+    function: Callable[..., Any],
+    *inputs: torch.Tensor,
+    tangents: list[int] | None = None,
+    exact: bool = False,
 ) -> list[dict[str, Any]]:
     """What each component's nodes have to know; forward and backwards give what eager gives."""
     graph, outs = differentiable(function, list(inputs), tangents)
@@ -58,16 +61,20 @@ def check_each(
         for want, position in zip(expected, gradient["results"]):
             assert (want is None) == (position < 0)
             if want is not None:
-                torch.testing.assert_close(found[position], want, rtol=1e-4, atol=1e-5)
+                rtol, atol = (0, 0) if exact else (1e-4, 1e-5)
+                torch.testing.assert_close(found[position], want, rtol=rtol, atol=atol)
                 assert found[position].stride() == want.stride()
     return list(plan["gradients"])
 
 
 def check(
-    function: Callable[..., Any], *inputs: torch.Tensor, tangents: list[int] | None = None
+    function: Callable[..., Any],
+    *inputs: torch.Tensor,
+    tangents: list[int] | None = None,
+    exact: bool = False,
 ) -> dict[str, Any]:
     """The same for a function with one component."""
-    (gradient,) = check_each(function, *inputs, tangents=tangents)
+    (gradient,) = check_each(function, *inputs, tangents=tangents, exact=exact)
     return gradient
 
 
@@ -93,6 +100,32 @@ def test_both_plans_give_what_eager_gives(name: str, dtype: torch.dtype) -> None
     check_each(
         FUNCTIONS[name], leaf(4, 6, dtype=dtype), leaf(6, 6, dtype=dtype), leaf(6, dtype=dtype)
     )
+
+
+def embedding_steps(weight: torch.Tensor, index: torch.Tensor, padding: int | None) -> list[str]:
+    """The steps of the backward, whose gradient has eager's bits."""
+
+    def function(weight: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return F.embedding(index, weight, padding)
+
+    gradient = check(function, weight, index, exact=True)
+    return [step["op"] for step in gradient["plan"]["steps"]]
+
+
+@pytest.mark.parametrize("padding", [None, 0, 3])
+@pytest.mark.parametrize("size", [(), (0,), (9,), (4, 64), (2, 3, 5)])
+def test_gradient_of_an_embedding(size: tuple[int, ...], padding: int | None) -> None:
+    index = torch.randint(0, 20, size)
+    for dtype in (torch.float32, torch.float64):
+        assert embedding_steps(leaf(20, 33, dtype=dtype), index, padding) == ["kernel"]
+
+
+def test_gradient_of_an_embedding_that_many_share() -> None:
+    spread = torch.arange(10).expand(4, 10)
+    assert embedding_steps(leaf(20, 7), spread, None) == ["kernel"]
+    index = torch.randint(0, 5001, (300,))
+    assert embedding_steps(leaf(5001, 65), index, None) == ["kernel"]
+    assert "extern" in embedding_steps(leaf(20, 8, dtype=torch.bfloat16), spread, None)
 
 
 @pytest.mark.parametrize("pattern", [[0], [1], [2], [0, 2], [1, 2]])
