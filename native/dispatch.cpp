@@ -7,10 +7,11 @@
 
 #include "cpython_compat.h"
 #include "entry.h"
+#include "frame_shim.h"
 #include "guards.h"
 #include "islands.h"
+#include "session.h"
 #include "signals.h"
-#include "trampolines.h"
 #include "variant.h"
 
 #include <cstddef>

@@ -17,5 +17,7 @@ int init_optimizers(PyObject* module);
 int init_guards(PyObject* module);
 int init_dispatch(PyObject* module);
 int init_trampolines(PyObject* module);
+int init_session(PyObject* module);
+int init_frame_shim(PyObject* module);
 
 }  // namespace accel

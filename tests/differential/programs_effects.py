@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import io
 import logging
 import random
 import sys
 import warnings
+import weakref
 
 import numpy
 import torch
@@ -16,6 +18,10 @@ from harness import ANY, EAGER, Program, Session, program
 from torch import nn
 
 PROGRAMS: list[Program] = []
+
+
+class Counter:
+    count = 0
 
 
 @program(PROGRAMS, "append to outer list", expect=ANY)
@@ -255,6 +261,94 @@ def _(s: Session) -> None:
     for _ in range(4):
         s.call(f, torch.ones(3))
     s.call(stream.getvalue)
+
+
+@program(PROGRAMS, "texts come one by one and are flushed in their places")
+def _(s: Session) -> None:
+    class Order(io.BytesIO):
+        pass
+
+    late, lines = io.BytesIO(), io.BytesIO()
+    slow = io.TextIOWrapper(late, "utf-8")
+    quick = io.TextIOWrapper(lines, "utf-8", line_buffering=True)
+    turning = s.watch(io.StringIO(newline=None))
+
+    def f(x):
+        print("a", file=slow, flush=True)
+        print("b", file=slow)
+        print("c", file=quick, end="\n-")
+        print("d", file=quick, end="")
+        print("50%", end="\r", file=turning)
+        print(file=turning)
+        return x + 1
+
+    f = s.root(f)
+    for _ in range(4):
+        s.call(f, torch.ones(3))
+        s.call(lambda: (late.getvalue(), lines.getvalue(), turning.getvalue()))
+
+
+@program(PROGRAMS, "print is replaced")
+def _(s: Session) -> None:
+    counted = s.watch([])
+    plain = print
+
+    def f(x):
+        plain("text")
+        return x + 1
+
+    def replacement(*args, **words):
+        counted.append(args)
+
+    f = s.root(f)
+    builtins.print = replacement
+    try:
+        s.warm(f, torch.ones(3))
+        s.hit(f, torch.ones(3))
+    finally:
+        builtins.print = plain
+
+
+@program(PROGRAMS, "a stream with a finaliser dies", expect=ANY)
+def _(s: Session) -> None:
+    state, holder = s.watch(Counter()), Counter()
+
+    class Counted(io.StringIO):
+        def __del__(self):
+            state.count += 1
+
+    def f(x):
+        print("bye", file=holder.stream)
+        holder.stream = None
+        return x * state.count
+
+    f = s.root(f)
+    for _ in range(6):
+        holder.stream = Counted()
+        s.call(f, torch.ones(3))
+
+
+@program(PROGRAMS, "an object dies and tells", expect=ANY)
+def _(s: Session) -> None:
+    state, given = s.watch(Counter()), []
+
+    class Scale:
+        value = 2
+
+    def tell():
+        state.count += 1
+
+    def f(x):
+        scale = given.pop()
+        x = x * scale.value
+        del scale
+        return x * state.count
+
+    f = s.root(f)
+    for _ in range(8):
+        given.append(Scale())
+        weakref.finalize(given[0], tell)
+        s.call(f, torch.ones(3))
 
 
 @program(PROGRAMS, "print of tensor values", expect=ANY)

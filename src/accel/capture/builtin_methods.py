@@ -170,11 +170,11 @@ class BuiltinMethods(BuiltinRules):
         """What print does, by its own name."""
         if len(rest) != 1 or type(rest[0]) is not str or kwargs:
             raise Void("opaque_call", "write() of what is not one text")
-        self.write_text(stream, rest[0], False)
+        self.write_texts(stream, [rest[0]], False)
         return (FOLD, f, self._call_args(f, stream, rest), None, None, None)
 
     def _method_text_flush(self, f: Any, stream: Any, rest: Any, kwargs: Any) -> Answer:
-        self.write_text(stream, "", True)
+        self.write_texts(stream, [], True)
         return (FOLD, f, self._call_args(f, stream, rest), None, None, None)
 
     def _method_object_eq(self, f: Any, obj: Any, rest: Any, kwargs: Any) -> Answer:

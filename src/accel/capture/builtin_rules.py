@@ -23,7 +23,7 @@ from accel.capture.operators import _BINARY, BINARY_NAMES, is_python_len
 from accel.capture.polyfills import POLYFILLS
 from accel.capture.state import Effect, c_length, user_location
 from accel.capture.steps import CONSTRUCT, FOLD, NATIVE, OPERATION, Answer, Void
-from accel.capture.streams import PlainStream, Waiting, printed
+from accel.capture.streams import PlainStream, Waiting, is_ascii, printed
 from accel.capture.values import (
     BUILTIN_CONTAINERS,
     BUILTIN_ITERATORS,
@@ -194,37 +194,45 @@ class BuiltinRules(ClassQuestions, AutogradFunctions, AllowedCalls):
         for value in (*args, *words.values()):
             if not is_constant(value) or holds_numpy(value):  # numpy has options for its text
                 raise Void("opaque_call", "print() of more than constants")
-        stream, flush = kwargs.get("file"), kwargs.get("flush", False)
+        stream = kwargs.get("file")
         if stream is None:
-            self.attr(sys, "stdout")
-            stream = sys.stdout
+            stream = self._standard_output()
         if stream is not None:
             try:
-                text = printed(args, words)
+                texts = printed(args, **words)
             except (TypeError, ValueError):
                 raise Void("opaque_call", "print() that raises") from None
-            self.write_text(stream, text, flush)
+            self.write_texts(stream, texts, kwargs.get("flush", False))
         return (FOLD, f, args, kwargs or None, None, None)
 
-    def write_text(self, stream: Any, text: str, flush: Any) -> None:
-        """The text is written at commit."""
+    def _standard_output(self) -> Any:
+        if not hasattr(sys, "stdout"):
+            raise Void("opaque_call", "print() without sys.stdout")
+        self.attr(sys, "stdout")
+        return sys.stdout
+
+    def write_texts(self, stream: Any, texts: list[str], flush: Any) -> None:
+        """They are written at commit, one by one."""
         source = self.source_of(stream)
         if source is None or type(flush) is not bool:
             raise Void("opaque_call", f"writing to a {type(stream).__name__}")
-        if id(source) not in self.streams:
-            try:
-                self.guards.add(source, "CALL", PlainStream(stream))
-            except ValueError as error:
-                raise Void("opaque_call", str(error)) from None
-            self.streams[id(source)] = source
+        try:
+            every = not all(map(is_ascii, texts))
+            if (id(source), every) not in self.streams:
+                self.guards.add(source, "CALL", PlainStream(stream, every))
+                self.streams[id(source), every] = source
+        except ValueError as error:
+            raise Void("opaque_call", f"writing to {error}") from None
         if self.waiting is None:
             position = self.position_in_root()
             self.waiting = Waiting(len(self.operations), position, user_location())
-        last = self.effects[-1] if self.effects else None
-        if last is not None and last.kind == "print" and last.target is source:
-            self.effects.pop()
-            text, flush = last.operands[0] + text, last.operands[1] or flush
-        self.effects.append(Effect("print", source, (text, flush)))
+        if (
+            not self.effects
+            or self.effects[-1].kind != "write_texts"
+            or (self.effects[-1].target is not source)
+        ):
+            self.effects.append(Effect("write_texts", source, ([],)))
+        self.effects[-1].operands[0].extend([*texts, None] if flush else texts)
 
     def _call_globals(self, f: Any, args: Any, kwargs: Any) -> Answer:
         return (FOLD, f, args, None, self._after_globals, None)

@@ -27,7 +27,7 @@ from accel.capture.results import Describer, Template
 from accel.capture.state import RecorderState, user_location
 from accel.capture.state import version as _version
 from accel.capture.steps import Answer, Void
-from accel.capture.streams import MOST_SECONDS
+from accel.capture.streams import MOST_SECONDS, NotMuchLarger
 from accel.capture.values import PLAIN_TENSORS, is_static
 from accel.capture.variation import GRADIENTS, Variation
 from accel.guards import Guard, GuardSet
@@ -181,8 +181,7 @@ class Recorder(LiftedEvents):
                 self.voided = Void(kind, str(text or ""))
                 if isinstance(detail, BaseException):
                     self.traceback = "".join(traceback.format_exception(detail))
-            if self.voided.kind == "finaliser":
-                self.release()  # what is about to die must not wait for the end of the run
+            self.forget()  # what is about to die must not wait for the end of the run
         return None
 
     def position_in_root(self) -> tuple[int | None, tuple[types.CodeType, ...]]:
@@ -257,8 +256,8 @@ class Recorder(LiftedEvents):
             leaves=tuple(self.leaf_sources),
         )
 
-    def release(self) -> None:
-        """Nothing of the user's is held any longer."""
+    def forget(self) -> None:
+        """Of objects that may die nothing is held any longer."""
         self.known.clear()
         self.read_at.clear()
         self.before.clear()
@@ -269,6 +268,10 @@ class Recorder(LiftedEvents):
         self.prepared.clear()
         self.output_tensors.clear()
         self.input_tensors.clear()
+
+    def release(self) -> None:
+        """Nothing of the user's is held any longer."""
+        self.forget()
         self.numbers.clear()
         self.lifted.clear()
         self.leaves.clear()
@@ -289,7 +292,10 @@ class Recorder(LiftedEvents):
         if self.waiting is None:
             return
         seconds = self.waiting.seconds(len(self.operations))
-        if seconds > MOST_SECONDS:
+        for name, source, _ in self.inputs:
+            if name in self.open_inputs:
+                self.guards.add(source, "CALL", NotMuchLarger(self._tensor_of(source), seconds))
+        if seconds > MOST_SECONDS or self.size_numbers:
             self.location = self.waiting.location
             self.exit_offset, self.exit_codes = self.waiting.position
             raise Void("late_text", f"{seconds:.2g} s")

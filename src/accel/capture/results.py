@@ -59,16 +59,20 @@ EFFECTS: dict[str, Callable[..., Any]] = {
     "setitem": lambda target, *entry: builtin_method(type(target), "__setitem__")(target, *entry),
     "call": lambda target, method, *operands: method(target, *operands),
     "recall": lambda _target, f, args, kwargs: f(*args, **kwargs),
-    "print": lambda stream, text, flush: _print(stream, text, flush),
+    "write_texts": lambda stream, texts: _write_texts(stream, texts),
 }
 # How many of their operands come first and are what they are, whatever their kind.
-_CONSTANT_OPERANDS = {"print": 2, "call": 1, "recall": 3}
+_CONSTANT_OPERANDS = {"write_texts": 1, "call": 1, "recall": 3}
 
 
-def _print(stream: Any, text: str, flush: bool) -> None:
-    stream.write(text)
-    if flush:
-        stream.flush()
+def _write_texts(stream: Any, texts: list[str | None]) -> None:
+    """None among them says that the stream is flushed."""
+    write = stream.write
+    for text in texts:
+        if text is None:
+            stream.flush()
+        else:
+            write(text)
 
 
 def made_in_the_trace(kind: type) -> str:

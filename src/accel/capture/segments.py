@@ -231,9 +231,12 @@ class SegmentRecorder(Recorder):
             self.guards.add(source, "TYPE_IS", type(value))
         return source
 
+    def forget(self) -> None:
+        super().forget()
+        self.first = ()
+
     def release(self) -> None:
         super().release()
-        self.first = ()
         self.replaced.clear()
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import collections
 import sys
 import types
-import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,7 +143,8 @@ class RecorderState:
         self.assumes_all = False  # also where branches are known to go both ways
         self.effects: list[Effect] = []
         self.waiting: Waiting | None = None  # what was printed, for the end of the call
-        self.streams: dict[int, Source] = {}  # those that were printed to
+        # Those that were printed to, and whether more than ASCII.
+        self.streams: dict[tuple[int, bool], Source] = {}
         self.voided: Void | None = None
         self.location = ""
         self.constants: dict[int, tuple[object, Source]] = {}
@@ -494,7 +494,7 @@ class RecorderState:
         if source is not None:
             self.guards.add(source, "TYPE_IS", type(old))
             self.note_class(type(old))
-        if has_finaliser(old) or any(r.__callback__ for r in weakref.getweakrefs(old)):
+        if has_finaliser(old):
             raise Void("finaliser", "it is replaced by a store")
 
     def effect(self, kind: str, target: Any, *operands: Any) -> None:

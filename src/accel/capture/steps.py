@@ -1,4 +1,4 @@
-"""What a handler answers to a trampoline: the protocol of native/trampolines.cpp.
+"""What a handler answers to a trampoline: the protocol of native/session.h.
 
 `None`: do the instruction's own operation. `(value,)`: the result is `value`.
 `(mode, f, args, kwargs, post, token)`: carry out a step, then tell `post(result, token)`.

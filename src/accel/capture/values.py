@@ -15,6 +15,7 @@ import itertools
 import operator
 import re
 import types
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -289,7 +290,21 @@ def has_finaliser(value: Any, depth: int = 1) -> bool:
         return any(has_finaliser(v, depth - 1) for v in value)
     if kind is dict and depth:
         return any(has_finaliser(v, depth - 1) for v in value.values())
-    return is_python_class(kind) and class_lookup(kind, "__del__") is not None
+    # C code's own (of generators, of files) is noticed by nobody.
+    own = type(class_lookup(kind, "__del__"))
+    if own is not types.NoneType and own is not types.WrapperDescriptorType:
+        return True
+    return any(not _forgets(r.__callback__) for r in weakref.getweakrefs(value))
+
+
+def _forgets(callback: Any) -> bool:
+    """Whether a weak reference tells nobody, or a library that forgets the object."""
+    if callback is None:
+        return True
+    return type(callback) is types.FunctionType and callback.__module__.startswith(_LIBRARIES)
+
+
+_LIBRARIES = ("weakref", "_weakrefset", "torch.", "accel.")
 
 
 # The MRO, the flags and the own attributes of a class, whatever its metaclass says.

@@ -380,6 +380,17 @@ def case_plain_stream() -> Case:
     return f, (X,), keep, doing(lambda: setattr(stream, "write", lambda text: None))
 
 
+def case_not_much_larger() -> Case:
+    x = torch.ones(3)
+    accel.mark_dynamic(x, 0)
+
+    def f(x: torch.Tensor) -> torch.Tensor:
+        print("text")
+        return x + 1
+
+    return f, (x,), giving(torch.ones(6)), giving(torch.ones(1_000_000))
+
+
 def case_level_disabled() -> Case:
     logger = logging.getLogger("accel.test_guard_mutation")
     logger.setLevel(logging.WARNING)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,6 +59,18 @@ class Python(io.StringIO):
         return super().write(text)
 
 
+class Asked(io.TextIOWrapper):
+    @property
+    def closed(self) -> bool:
+        return False
+
+
+class Pretender:
+    @property
+    def __class__(self) -> Any:
+        raise AssertionError("asked for its class")
+
+
 class Raw(io.RawIOBase):
     def writable(self) -> bool:
         return True
@@ -77,22 +88,58 @@ def overridden() -> io.TextIOWrapper:
     return stream
 
 
-@pytest.mark.parametrize(
-    "make",
-    [Python, closed, overridden, object, lambda: io.TextIOWrapper(io.BufferedWriter(Raw()))],
-)
+NOT_PLAIN: list[Any] = [
+    Python,
+    lambda: Asked(io.BytesIO()),
+    Pretender,
+    object,
+    closed,
+    overridden,
+    lambda: io.TextIOWrapper(io.BufferedWriter(Raw())),
+    lambda: io.TextIOWrapper(io.FileIO("/dev/null", "r")),
+    lambda: io.TextIOWrapper(io.BytesIO(), "utf-7"),  # a codec in Python
+]
+
+
+@pytest.mark.parametrize("make", NOT_PLAIN)
 def test_not_plain(make: Any) -> None:
     with pytest.raises(ValueError, match="closed or runs Python code"):
-        streams.PlainStream(make())
+        streams.PlainStream(make(), False)
 
 
 def test_plain() -> None:
-    for stream in (io.StringIO(), io.TextIOWrapper(io.BytesIO()), sys.__stdout__):
-        assert streams.PlainStream(stream)(stream)
-    ascii_only = streams.PlainStream(io.TextIOWrapper(io.BytesIO(), "ascii"))
-    assert not ascii_only(io.TextIOWrapper(io.BytesIO(), "utf-8"))
-    assert not ascii_only(io.StringIO())
+    for stream in (io.StringIO(), io.TextIOWrapper(io.BytesIO(), "utf-8")):
+        assert streams.PlainStream(stream, True)(stream)
+    narrow = io.TextIOWrapper(io.BytesIO(), "ascii")
+    assert streams.PlainStream(io.StringIO(), False)(narrow)
+    assert not streams.PlainStream(io.StringIO(), True)(narrow)
 
 
 def test_text_of_print() -> None:
-    assert streams.printed((1, 2.5, None, "é\r\n"), {"sep": "-", "end": ""}) == "1-2.5-None-é\r\n"
+    assert streams.printed((1, 2.5, None)) == ["1", " ", "2.5", " ", "None", "\n"]
+    assert streams.printed(("é\r\n", (1,)), "-", "") == ["é\r\n", "-", "(1,)", ""]
+    with pytest.raises(TypeError):
+        streams.printed((), 1)
+    assert not streams.is_ascii("é")
+    with pytest.raises(ValueError, match="surrogates"):
+        streams.is_ascii("\ud800")
+
+
+def test_more_work_than_recorded_is_another_variant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "MOST_SECONDS", 4 * streams._LEAST_SECONDS)
+    tensor = torch.ones(3, 4)
+    guard = streams.NotMuchLarger(tensor, 0.0)
+    assert guard(torch.ones(6, 4))
+    assert not guard(torch.ones(7, 4))
+    assert not streams.NotMuchLarger(tensor, 1.0)(torch.ones(13))
+
+
+def test_open_sizes_with_text(capsys: pytest.CaptureFixture[str]) -> None:
+    made = accel.optimize(talking, dynamic=True)
+    for n in (3, 4, 5, 6, 7):
+        assert torch.equal(made(torch.ones(n)), torch.full((n,), 4.0))
+        assert accel.wait()
+    assert accel.counters()["calls_compiled"] >= 3
+    guards = str(accel.explain(made)(torch.ones(3)))
+    assert "0 graph break" in guards
+    assert capsys.readouterr().out == "half of it is done\n" * 6
