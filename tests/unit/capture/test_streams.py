@@ -139,7 +139,12 @@ def test_open_sizes_with_text(capsys: pytest.CaptureFixture[str]) -> None:
     for n in (3, 4, 5, 6, 7):
         assert torch.equal(made(torch.ones(n)), torch.full((n,), 4.0))
         assert accel.wait()
-    assert accel.counters()["calls_compiled"] >= 3
+    compiled = accel.counters()["calls_compiled"]
+    assert compiled >= 3
+    made(torch.ones(20))
+    assert accel.counters()["calls_compiled"] == compiled + 1
+    made(torch.ones(1_000_000))  # so much work might keep the text back
+    assert accel.counters()["calls_compiled"] == compiled + 1
     guards = str(accel.explain(made)(torch.ones(3)))
     assert "0 graph break" in guards
-    assert capsys.readouterr().out == "half of it is done\n" * 6
+    assert capsys.readouterr().out == "half of it is done\n" * 8
