@@ -126,7 +126,10 @@ def _roll(x: Any, shifts: Any, dims: Any = ()) -> Any:
         return _roll(x.contiguous().view(-1), shifts, (0,)).view(x.shape)
     for shift, dim in zip(shifts, dims, strict=True):
         size = x.size(dim)
-        start = (size - shift) % size
+        if 0 <= shift <= size:  # as it mostly is; a remainder of a size that is open is no size
+            start = size - shift
+        else:
+            start = -shift if -size <= shift < 0 else (size - shift) % size
         x = torch.cat([x.narrow(dim, start, size - start), x.narrow(dim, 0, start)], dim)
     return x
 

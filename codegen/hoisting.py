@@ -25,11 +25,14 @@ class _Hoist:
 
     def of_body(self, body: list[Any]) -> list[Any]:
         made: list[Any] = []
+        defined: set[str] = set()  # two loops may define one local, equally
         for s in body:
-            if isinstance(s, ir.Loop):
-                made += self.of_loop(s)
-            else:
-                made.append(s)
+            for part in self.of_loop(s) if isinstance(s, ir.Loop) else [s]:
+                if isinstance(part, ir.Let):
+                    if part.name in defined:
+                        continue
+                    defined.add(part.name)
+                made.append(part)
         return made
 
     def of_loop(self, loop: ir.Loop) -> list[Any]:

@@ -42,6 +42,11 @@ def _axes(node: Node, rank: int, position: int = 1) -> tuple[list[int], bool]:
     return [d % max(rank, 1) for d in dims] if rank else [], bool(keepdim)
 
 
+def _names_no_axis(node: Node) -> bool:
+    """An empty list of dimensions, which is all of them to sums, and none to `any` and `all`."""
+    return any(isinstance(dims, (list, tuple)) and not dims for dims in node.args[1:2])
+
+
 def _reduce(
     b: Builder,
     out: View,
@@ -96,7 +101,7 @@ def _split_axis(x: View, axes: Sequence[int], candidates: Sequence[int]) -> tupl
         (d, parts)
         for d in sorted(whole, key=lambda d: -x.sizes[d])
         for parts in (*candidates, *(n for n in (x.sizes[d],) if n <= 2 * candidates[0]))
-        if x.sizes[d] % parts == 0 and parts > 1
+        if parts > 1 and x.sizes[d] % parts == 0
     ]
 
     def key(cut: tuple[int, int]) -> tuple[bool, int, bool]:
@@ -216,8 +221,8 @@ def lower_truth(b: Builder, node: Node, out: View) -> None:
     """any, all."""
     x = node.args[0]
     axes, keepdim = _axes(node, len(x.sizes))
-    if out.dtype != "bool" or x.numel == 0:
-        raise Unsupported("uint8 or nothing")
+    if out.dtype != "bool" or x.numel == 0 or not axes or _names_no_axis(node):
+        raise Unsupported("uint8, or nothing")
     kind = TRUTHS[node.target]
     _reduce(b, out, x, axes, keepdim, kind, lambda v: cast(v, "bool"))
 

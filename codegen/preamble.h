@@ -62,7 +62,9 @@ template <class V> INLINE V v_where(ints<V> m, V a, V b) {
   }
 }
 template <class T, class V> INLINE V v_wrap(V x) {
-  return __builtin_convertvector(__builtin_convertvector(x, vec<T, LANES(V)>), V);
+  constexpr int spare = 8 * (sizeof(element<V>) - sizeof(T));
+  if constexpr ((T)-1 < (T)0) return x << spare >> spare;
+  return x & (element<V>)(T)-1;
 }
 
 INLINE unsigned float_bits(float x) { return __builtin_bit_cast(unsigned, x); }
@@ -208,11 +210,73 @@ template <> struct memory<float> : same_memory<float> {};
 template <> struct memory<double> : same_memory<double> {};
 template <> struct memory<int> : same_memory<int> {};
 template <> struct memory<i64> : same_memory<i64> {};
+// GCC halves a vector of 16 to convert it: five instructions for one; of bytes it converts each by
+// itself. `To` is int or unsigned, `From` as wide as the vector in memory.
+template <int N, class To, class From> INLINE vec<To, N> widened(vec<From, N> v) {
+#ifdef __AVX512F__
+  typedef int I __attribute__((vector_size(64)));
+  constexpr bool is_signed = (From)-1 < (From)0;
+  if constexpr (N == 16 && sizeof(From) == 2) {
+    typedef short S __attribute__((vector_size(32)));
+    if constexpr (is_signed) {
+      return (vec<To, N>)__builtin_ia32_pmovsxwd512_mask((S)v, (I){}, (unsigned short)-1);
+    } else {
+      return (vec<To, N>)__builtin_ia32_pmovzxwd512_mask((S)v, (I){}, (unsigned short)-1);
+    }
+  }
+  if constexpr (N == 16 && sizeof(From) == 1) {
+    typedef char C __attribute__((vector_size(16)));
+    if constexpr (is_signed) {
+      return (vec<To, N>)__builtin_ia32_pmovsxbd512_mask((C)v, (I){}, (unsigned short)-1);
+    } else {
+      return (vec<To, N>)__builtin_ia32_pmovzxbd512_mask((C)v, (I){}, (unsigned short)-1);
+    }
+  }
+#endif
+#ifdef __AVX512VL__
+  if constexpr (N == 8 && sizeof(From) == 1) {
+    typedef char C __attribute__((vector_size(16)));
+    typedef i64 H __attribute__((vector_size(16)));
+    typedef int I8 __attribute__((vector_size(32)));
+    const C bytes = (C)(H){__builtin_bit_cast(i64, v), 0};
+    if constexpr ((From)-1 < (From)0) {
+      return (vec<To, N>)__builtin_ia32_pmovsxbd256_mask(bytes, (I8){}, (unsigned char)-1);
+    } else {
+      return (vec<To, N>)__builtin_ia32_pmovzxbd256_mask(bytes, (I8){}, (unsigned char)-1);
+    }
+  }
+#endif
+  return __builtin_convertvector(v, vec<To, N>);
+}
+// The lower bits of each.
+template <int N, class To, class From> INLINE vec<To, N> narrowed(vec<From, N> v) {
+#ifdef __AVX512F__
+  typedef int I __attribute__((vector_size(64)));
+  if constexpr (N == 16 && sizeof(To) == 2) {
+    typedef short S __attribute__((vector_size(32)));
+    return (vec<To, N>)__builtin_ia32_pmovdw512_mask((I)v, (S){}, (unsigned short)-1);
+  }
+  if constexpr (N == 16 && sizeof(To) == 1) {
+    typedef char C __attribute__((vector_size(16)));
+    return (vec<To, N>)__builtin_ia32_pmovdb512_mask((I)v, (C){}, (unsigned short)-1);
+  }
+#endif
+#ifdef __AVX512VL__
+  if constexpr (N == 8 && sizeof(To) == 1) {
+    typedef char C __attribute__((vector_size(16)));
+    typedef i64 H __attribute__((vector_size(16)));
+    typedef int I8 __attribute__((vector_size(32)));
+    const C bytes = (C)__builtin_ia32_pmovdb256_mask((I8)v, (C){}, (unsigned char)-1);
+    return __builtin_bit_cast(vec<To, N>, ((H)bytes)[0]);
+  }
+#endif
+  return __builtin_convertvector(v, vec<To, N>);
+}
 template <class T> struct small_memory {
   typedef T raw;
   typedef int value;
-  template <int N> INLINE vec<int, N> up(vec<T, N> v) { return __builtin_convertvector(v, vec<int, N>); }
-  template <int N> INLINE vec<T, N> down(vec<int, N> v) { return __builtin_convertvector(v, vec<T, N>); }
+  template <int N> INLINE vec<int, N> up(vec<T, N> v) { return widened<N, int, T>(v); }
+  template <int N> INLINE vec<T, N> down(vec<int, N> v) { return narrowed<N, T, int>(v); }
 };
 template <> struct memory<short> : small_memory<short> {};
 template <> struct memory<signed char> : small_memory<signed char> {};
@@ -220,45 +284,24 @@ template <> struct memory<unsigned char> : small_memory<unsigned char> {};
 template <> struct memory<boolean> {
   typedef unsigned char raw;
   typedef int value;
-  template <int N> INLINE vec<int, N> up(vec<raw, N> v) { return __builtin_convertvector(v, vec<int, N>) != 0; }
-  template <int N> INLINE vec<raw, N> down(vec<int, N> v) { return __builtin_convertvector(v & 1, vec<raw, N>); }
+  template <int N> INLINE vec<int, N> up(vec<raw, N> v) { return widened<N, int, raw>(v) != 0; }
+  template <int N> INLINE vec<raw, N> down(vec<int, N> v) { return narrowed<N, raw, int>(v & 1); }
 };
-// GCC halves a vector of 16 to convert it: five instructions for one.
-template <int N> INLINE vec<unsigned, N> widened(vec<unsigned short, N> v) {
-#ifdef __AVX512F__
-  if constexpr (N == 16) {
-    typedef short S __attribute__((vector_size(32)));
-    typedef int I __attribute__((vector_size(64)));
-    return (vec<unsigned, N>)__builtin_ia32_pmovzxwd512_mask((S)v, (I){}, (unsigned short)-1);
-  }
-#endif
-  return __builtin_convertvector(v, vec<unsigned, N>);
-}
-template <int N> INLINE vec<unsigned short, N> narrowed(vec<unsigned, N> v) {
-#ifdef __AVX512F__
-  if constexpr (N == 16) {
-    typedef short S __attribute__((vector_size(32)));
-    typedef int I __attribute__((vector_size(64)));
-    return (vec<unsigned short, N>)__builtin_ia32_pmovdw512_mask((I)v, (S){}, (unsigned short)-1);
-  }
-#endif
-  return __builtin_convertvector(v, vec<unsigned short, N>);
-}
 template <> struct memory<bfloat16> {
   typedef unsigned short raw;
   typedef float value;
   template <int N> INLINE vec<float, N> up(vec<raw, N> v) {
-    return (vec<float, N>)(widened<N>(v) << 16);
+    return (vec<float, N>)(widened<N, unsigned, raw>(v) << 16);
   }
   template <int N> INLINE vec<raw, N> down(vec<float, N> v) {
-    return narrowed<N>((vec<unsigned, N>)v_round_bfloat16(v) >> 16);
+    return narrowed<N, unsigned short, unsigned>((vec<unsigned, N>)v_round_bfloat16(v) >> 16);
   }
 };
 // A bfloat16 for values that have been rounded to one already.
 struct rounded_bfloat16 { unsigned short bits; };
 template <> struct memory<rounded_bfloat16> : memory<bfloat16> {
   template <int N> INLINE vec<raw, N> down(vec<float, N> v) {
-    return narrowed<N>((vec<unsigned, N>)v >> 16);
+    return narrowed<N, unsigned short, unsigned>((vec<unsigned, N>)v >> 16);
   }
 };
 template <> struct memory<float16> {
@@ -505,12 +548,12 @@ template <int N, int K, class T> INLINE void transpose_tile(const T* from, i64 s
     _Pragma("GCC unroll 16") for (int i = 0; i < N; i++) {
       r[i] = vec<int, N>{};
       if (i < K)
-        r[i] = (vec<int, N>)widened<N>((vec<unsigned short, N>)__builtin_ia32_loaddquhi256_mask(
+        r[i] = widened<N, int, unsigned short>((vec<unsigned short, N>)__builtin_ia32_loaddquhi256_mask(
             (const short*)from + i * step, vec<short, 16>{}, (unsigned short)((1u << width) - 1)));
     }
     transpose<N>(r);
     _Pragma("GCC unroll 16") for (int i = 0; i < N; i++)
-      if (i < width) store_raw<N, N>((unsigned short*)to + i * N, narrowed<N>((vec<unsigned, N>)r[i]));
+      if (i < width) store_raw<N, N>((unsigned short*)to + i * N, narrowed<N, unsigned short, unsigned>((vec<unsigned, N>)r[i]));
     return;
   }
 #endif
