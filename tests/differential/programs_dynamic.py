@@ -816,3 +816,19 @@ def _(s: Session) -> None:
     shared += [shared, shared]
     for rows in (3, 3, 4, 5, 4, 6):
         s.call(f, torch.linspace(-1, 1, rows), shared)
+
+
+@program(PROGRAMS, "roll over changing lengths")
+def _(s: Session) -> None:
+    def f(x):
+        return x.roll(1, 0) + x.roll(-2, 0) * 2
+
+    f = s.root(f)
+    for n in (5, 6):
+        s.call(f, torch.randn(n, 3))
+        s.call(f, torch.randn(n, 3))
+    s.call(f, torch.randn(7, 3))
+    s.hit(f, torch.randn(9, 3))
+    s.hit(f, torch.randn(12, 3))
+    for n in (2, 1, 0):
+        s.call(f, torch.randn(n, 3))

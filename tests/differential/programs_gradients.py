@@ -14,6 +14,13 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 PROGRAMS: list[Program] = []
+
+
+def grown(*sizes: int, to: tuple[int, ...]) -> torch.Tensor:
+    """A leaf of which elements share their places."""
+    return torch.randn(*sizes).expand(to).detach().requires_grad_()
+
+
 LOOSE = Tolerance(1e-4, 1e-5)
 
 
@@ -967,3 +974,21 @@ def _(s: Session) -> None:
 
         for _ in range(5):
             s.call(step)
+
+
+@program(PROGRAMS, "a view of a leaf that overlaps itself is returned", expect=ANY)
+def _(s: Session) -> None:
+    def f(x):
+        return x * 2, x.unflatten(1, (-1, 1))
+
+    f = s.root(f)
+    for _ in range(4):
+        x = grown(1, 2, 3, to=(4, 2, 3))
+
+        def step(x=x):
+            doubled, view = f(x)
+            scale = torch.arange(24.0)
+            ((doubled.flatten() + view.flatten()) * scale).sum().backward()
+            return x.grad
+
+        s.call(step)

@@ -334,6 +334,12 @@ class Recorder(LiftedEvents):
             source = next(s for n, s, _ in self.inputs if n == name)
             if self._tensor_of(source).requires_grad:
                 raise Void("requires_grad", f"{source} is written")
+        for _, source, _ in self.inputs:
+            given = self._tensor_of(source)
+            if given.requires_grad and _overlaps_itself(given):
+                # Views of it are made of its storage, and autograd shares gradients out there.
+                if any(_share_storage(given, made) for made in self.output_tensors):
+                    raise Void("requires_grad", f"{source} overlaps itself and a view is returned")
         differentiable = [
             (name, tensor)
             for name, tensor in zip(template.outputs, self.output_tensors, strict=True)
@@ -447,6 +453,16 @@ def _node_name(node: Any) -> str:
     """What printing a tensor shows of the autograd node that made it."""
     name = type(node).__name__
     return node.name().rsplit("::", maxsplit=1)[-1] if name == "CppFunction" else name
+
+
+def _overlaps_itself(tensor: torch.Tensor) -> bool:
+    """Whether two elements of it lie in one place; True, too, for some where none do."""
+    reached = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.size(), strict=True)):
+        if size > 1 and stride < reached:
+            return True
+        reached += (size - 1) * stride
+    return False
 
 
 def _share_storage(a: Any, b: Any) -> bool:

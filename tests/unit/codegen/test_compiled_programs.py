@@ -109,6 +109,44 @@ def test_a_division_by_one_number_in_and_behind_a_loop(dim: int) -> None:
         check(function, randn(9, 60).bfloat16(), externs=0)
 
 
+def test_two_loops_that_need_one_value_which_is_the_same_in_all_their_rounds() -> None:
+    def scaled(x: torch.Tensor) -> torch.Tensor:
+        v = torch.trunc(x * x)
+        return v / (v.abs().amax(1, keepdim=True) + 0.1)
+
+    check(scaled, randn(33, 1).expand(33, 40), externs=0)
+    check(lambda x: (x.expand(33, 40) * 2).std(1), randn(33, 1), externs=0)
+
+
+@pytest.mark.parametrize("keepdim", [False, True])
+def test_any_and_all_over_no_dimensions(keepdim: bool) -> None:
+    for function in (torch.any, torch.all):
+        check(lambda x: function(x > 0, dim=(), keepdim=keepdim), randn(5, 17))
+        check(lambda x: function(x > 0, dim=(0, 1), keepdim=keepdim), randn(5, 17), externs=0)
+    check(lambda x: x.sum((), keepdim=keepdim), randn(5, 17), externs=0)
+
+
+def test_norms_of_nothing() -> None:
+    check(lambda x: x.norm(dim=-1), randn(3, 0))
+    check(lambda x: F.cosine_similarity(x, x * 2, dim=-1), randn(3, 0))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.bool])
+@pytest.mark.parametrize("size", [(5, 7), (16,), (33,), (3, 1000)])
+def test_narrow_integers(dtype: torch.dtype, size: tuple[int, ...]) -> None:
+    x = torch.randint(-40000, 40000, size).to(dtype)
+    other = torch.randint(-40000, 40000, size).to(dtype)
+    for index in ((...,), (..., slice(None, None, 2)), (..., slice(1, None))):
+        y, z = x[index], other[index]
+        if dtype is torch.bool:
+            check(lambda a, b: (~a & b, a ^ b, a.double() * 2, a + b.int()), y, z, externs=0)
+        else:
+            check(lambda a, b: (a * b + a - 3, a + b.double(), a > b, a.long()), y, z, externs=0)
+    check(
+        lambda a: (a.sum(-1), (a.float() * 3).to(dtype)), x if dtype is torch.bool else x.abs() % 7
+    )
+
+
 # ---------------------------------------------------------------- aliasing
 
 
