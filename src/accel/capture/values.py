@@ -299,9 +299,11 @@ def has_finaliser(value: Any, depth: int = 1) -> bool:
 
 def _forgets(callback: Any) -> bool:
     """Whether a weak reference tells nobody, or a library that forgets the object."""
-    if callback is None:
-        return True
-    return type(callback) is types.FunctionType and callback.__module__.startswith(_LIBRARIES)
+    if type(callback) is types.FunctionType:
+        return (callback.__module__ or "").startswith(_LIBRARIES)
+    if type(callback) is types.BuiltinFunctionType:  # native code's own, or a list's `append`
+        return not is_iterable(callback.__self__)
+    return callback is None
 
 
 _LIBRARIES = ("weakref", "_weakrefset", "torch.", "accel.")
