@@ -14,8 +14,8 @@
 #include "native.h"
 
 #include "tensors.h"
+#include "threads.h"
 
-#include <ATen/Parallel.h>
 #include <c10/core/GradMode.h>
 #include <torch/csrc/Exceptions.h>
 
@@ -377,7 +377,7 @@ void run(const std::vector<Job>& jobs, const std::vector<Loop>& loops) {
       pieces.push_back({k, at, std::min(at + CHUNK, jobs[k].numel)});
     }
   }
-  at::parallel_for(0, static_cast<int64_t>(pieces.size()), 2, [&](int64_t first, int64_t last) {
+  share(static_cast<int64_t>(pieces.size()), 2, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       const Piece& piece = pieces[static_cast<size_t>(i)];
       loops[piece.job](jobs[piece.job], piece.begin, piece.end);

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import importlib
+import os
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -243,3 +245,24 @@ def test_eager_stance(updates: list[int]) -> None:
     p.grad = torch.ones(3)
     optim.SGD([p], lr=1.0).step()
     assert updates[0] == 0 and torch.equal(p.detach(), torch.zeros(3))
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one processor")
+def test_threads_share_a_large_step(updates: list[int]) -> None:
+    params = [nn.Parameter(torch.ones(1 << 20)) for _ in range(20)]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer = optim.AdamW(params)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        optimizer.step()  # the state is made
+        own, of_all = time.thread_time(), time.process_time()
+        for _ in range(5):
+            optimizer.step()
+        own, of_all = time.thread_time() - own, time.process_time() - of_all
+    finally:
+        torch.set_num_threads(threads)
+    assert updates[0] == 6
+    assert of_all > 1.5 * own
+    assert all(torch.equal(p, params[0]) for p in params)
