@@ -326,7 +326,7 @@ class Driver:
                 root.variation.no_gradients |= recording.graph.gradients is not None
             if branching.leave(root, branching.places_to_leave(root.variants, recording)):
                 return None
-            self.installer.compile(root, len(named), recording)
+            self.installer.compile(root, len(named), recording, [v for _, v in named])
         except Exception as error:
             if self.config.strict:
                 raise

@@ -21,6 +21,7 @@ from accel.compile.family import Family
 from accel.compile.service import CompiledSegment, CompileService
 from accel.config import Config
 from accel.counting import Counters
+from accel.guards import Guard
 from accel.report import Progress, short_place
 from accel.roots import Installed, Limits, Root
 from accel.sources import Source
@@ -59,7 +60,10 @@ class Installer:
         self.progress = progress
         self._on_change = on_change
 
-    def compile(self, root: Root, root_count: int, recording: Recording) -> None:
+    def compile(
+        self, root: Root, root_count: int, recording: Recording, roots: list[Any] | None = None
+    ) -> None:
+        """`roots`: the values of the whole call that was recorded, which is over."""
         graph, guards, template = recording.graph, recording.guards, recording.template
         assert graph is not None and guards is not None and template is not None
         wanted = [*recording.inputs, *recording.leaves, *template.sources]
@@ -70,6 +74,15 @@ class Installer:
             root.give_up("tensor_kind", str(error), root.location)
             return
         recording.checked = tuple(map(misses.remembered, lowered.guard_of))
+        if roots is not None and root.recordings == 1:
+            failed = program.check(tuple(roots))
+            if failed >= 0 and _is_own_state(root, lowered.guard_of[failed]):
+                # It counts, or has made once what it uses from now on: another call would be
+                # served by another variant. The next call is recorded instead.
+                changed = misses.name_of(lowered.guard_of[failed])
+                root.history.append(f"recorded again: its first call has changed {changed}")
+                root.entry.threshold = 1
+                return
         guards.release()
         slots = lowered.slots
         needed = [slots[id(source)] for source in template.sources]
@@ -335,6 +348,14 @@ def result_plan(
         if spec[0] == "const":
             return ("const", spec[1])
     return ("call", finish, needed)
+
+
+def _is_own_state(root: Root, checked: Guard | Source) -> bool:
+    """Whether a guard looks at the function's or module's own state, not at an argument."""
+    source = checked if isinstance(checked, Source) else checked.source
+    while source.base is not None:
+        source = source.base
+    return source.kind != "root" or (source.key[0] == 0 and root.kind == "module")
 
 
 __all__ = ["Installer", "result_plan"]

@@ -74,6 +74,11 @@ def _described(value: Any) -> _Described:
     return _Described(name or _with_article(type(value).__name__))
 
 
+def name_of(checked: Guard | Source) -> str:
+    """What it looks at, as the user would write it."""
+    return source_text(checked if isinstance(checked, Source) else checked.source)
+
+
 def miss_of(checked: Guard | Source, found: str) -> Miss:
     """The miss of the instruction behind `checked`; `found` is what native code says of it."""
     if isinstance(checked, Source):
