@@ -28,8 +28,13 @@ _ENOUGH_PARTS, _SHORT_RUN = 16, 128
 _LINES = (32, 28, 24, 20, 18, 16, 14, 12, 10, 8)
 
 
+def _dims(node: Node, position: int) -> Any:
+    """The dimensions that are named: None, one, or a list that may be empty."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get("dim")
+
+
 def _axes(node: Node, rank: int, position: int = 1) -> tuple[list[int], bool]:
-    dims = node.args[position] if len(node.args) > position else node.kwargs.get("dim")
+    dims = _dims(node, position)
     keepdim = (
         node.args[position + 1]
         if len(node.args) > position + 1
@@ -40,11 +45,6 @@ def _axes(node: Node, rank: int, position: int = 1) -> tuple[list[int], bool]:
     if isinstance(dims, int):
         dims = [dims]
     return [d % max(rank, 1) for d in dims] if rank else [], bool(keepdim)
-
-
-def _names_no_axis(node: Node) -> bool:
-    """An empty list of dimensions, which is all of them to sums, and none to `any` and `all`."""
-    return any(isinstance(dims, (list, tuple)) and not dims for dims in node.args[1:2])
 
 
 def _reduce(
@@ -221,8 +221,10 @@ def lower_truth(b: Builder, node: Node, out: View) -> None:
     """any, all."""
     x = node.args[0]
     axes, keepdim = _axes(node, len(x.sizes))
-    if out.dtype != "bool" or x.numel == 0 or not axes or _names_no_axis(node):
-        raise Unsupported("uint8, or nothing")
+    if out.dtype != "bool" or x.numel == 0:
+        raise Unsupported("uint8 or nothing")
+    if _dims(node, 1) in ([], ()):  # all of them to sums, none to these
+        raise Unsupported("any or all over no dimensions")
     kind = TRUTHS[node.target]
     _reduce(b, out, x, axes, keepdim, kind, lambda v: cast(v, "bool"))
 

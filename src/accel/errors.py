@@ -93,7 +93,7 @@ REASONS: dict[str, tuple[str, str]] = {
         "nothing: the call is tried again",
     ),
     "late_text": (
-        "what is written there would be seen late: {} of work are behind it",
+        "what is written there would be seen late: {} of work behind it",
         "nothing: code is compiled on both sides",
     ),
     "losing": ("compiled code was slower than eager: {}", "nothing: calls run eagerly"),

@@ -100,10 +100,7 @@ class Factored(torch.optim.Optimizer):
                 p.add_(update, alpha=-group["lr"])
 
 
-@program(PROGRAMS, "an optimizer of the user's own, as Adafactor", expect=ANY, runs=3)
-def _(s: Session) -> None:
-    model = small_model(s)
-    optimizer = Factored(model.parameters())
+def train(s: Session, model: nn.Module, optimizer, after_step=lambda: None) -> None:
     root = s.root(model)
 
     def step(x, y):
@@ -111,29 +108,24 @@ def _(s: Session) -> None:
         loss = F.mse_loss(root(x), y)
         loss.backward()
         optimizer.step()
+        after_step()
         return loss.detach()
 
     for _ in range(8):
         s.call(step, torch.randn(5, 4), torch.randn(5, 2))
+
+
+@program(PROGRAMS, "an optimizer of the user's own, as Adafactor", expect=ANY, runs=3)
+def _(s: Session) -> None:
+    model = small_model(s)
+    train(s, model, Factored(model.parameters()))
 
 
 @program(PROGRAMS, "torch's Adafactor and a scheduler", expect=ANY, runs=3)
 def _(s: Session) -> None:
     model = small_model(s)
     optimizer = torch.optim.Adafactor(model.parameters(), lr=0.05)
-    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
-    root = s.root(model)
-
-    def step(x, y):
-        optimizer.zero_grad()
-        loss = F.mse_loss(root(x), y)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        return loss.detach()
-
-    for _ in range(8):
-        s.call(step, torch.randn(5, 4), torch.randn(5, 2))
+    train(s, model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5).step)
 
 
 def by_data(w):

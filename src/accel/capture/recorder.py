@@ -298,7 +298,8 @@ class Recorder(LiftedEvents):
         if seconds > MOST_SECONDS or self.size_numbers:
             self.location = self.waiting.location
             self.exit_offset, self.exit_codes = self.waiting.position
-            raise Void("late_text", f"{seconds:.2g} s")
+            known = seconds > MOST_SECONDS
+            raise Void("late_text", f"{seconds:.2g} s" if known else "any amount")
 
     def _graph(self, template: Template) -> SegmentGraph:
         if len(self.operations) == len(self.hints):
