@@ -457,3 +457,14 @@ template <class V> INLINE V v_over(V x, const divisor<V>& by) {
 #endif
   return x / by.value;
 }
+
+// 32 random bits of a position and two seeds. Source: `triple32` of Chris Wellons' hash-prospector.
+template <class V> INLINE V v_random_bits(V position, V first, V second) {
+  typedef vec<unsigned, LANES(V)> U;
+  U x = (U)position ^ (U)first;
+  x = (x ^ x >> 17) * 0xed5ad4bbu;
+  x = (x ^ x >> 11) + (U)second;
+  x *= 0xac4c1b51u;
+  x = (x ^ x >> 15) * 0x31848babu;
+  return (V)(x ^ x >> 14);
+}

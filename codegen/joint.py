@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from accel.codegen.options import CompileError
+from accel.codegen.options import CodegenOptions, CompileError
 from accel.codegen.tensor_graph import TensorGraph, contiguous_strides, span
 from accel.codegen.tracing import Tracer
 from accel.histories import (
@@ -63,16 +63,16 @@ class Joint:
     components: list[Component] = field(default_factory=list)
 
 
-def trace_joint(graph: SegmentGraph) -> Joint:
+def trace_joint(graph: SegmentGraph, options: CodegenOptions) -> Joint:
     """The joint graph. Errors: CompileError, as `tracing.trace_graph`; also when outputs that
     carry gradients share memory, or autograd refuses the backward."""
     assert graph.gradients is not None
-    return _JointTracer(graph, graph.gradients).trace()
+    return _JointTracer(graph, graph.gradients, options).trace()
 
 
 class _JointTracer(Tracer):
-    def __init__(self, graph: SegmentGraph, gradients: Gradients) -> None:
-        super().__init__(graph)
+    def __init__(self, graph: SegmentGraph, gradients: Gradients, options: CodegenOptions) -> None:
+        super().__init__(graph, options)
         self.gradients = gradients
         self.joint = Joint(self.graph, len(graph.inputs), len(graph.outputs))
 

@@ -24,6 +24,7 @@ from accel.codegen.loop_ir import VALUE_TYPE
 from accel.codegen.options import CodegenOptions, CompileError
 from accel.codegen.products import PRODUCTS, count_uses, lower_product
 from accel.codegen.program import ExternNode, LoopNode, Program, TemplateNode, reads, writes
+from accel.codegen.random_masks import bernoulli_operator, lower_mask
 from accel.codegen.targets import Target
 from accel.codegen.tensor_graph import Node, TensorGraph, View, map_views
 from accel.codegen.trials import pays
@@ -72,6 +73,7 @@ LOWERINGS: dict[Any, Lowering] = {
     aten.convolution.default: lower_convolution,
     aten.embedding_dense_backward.default: lower_embedding_backward,
     aten.avg_pool2d.default: reduce.lower_avg_pool,
+    bernoulli_operator(): lower_mask,
     aten.upsample_nearest2d.default: shapes.lower_nearest,
     aten.upsample_nearest2d.vec: shapes.lower_nearest,
     "copy": shapes.lower_copy,

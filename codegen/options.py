@@ -20,7 +20,8 @@ class CodegenOptions:
     `threads` is the thread count to schedule for (None: torch's), `gpu` is the
     architecture of the GPU to compile for ("sm_90"), `march` goes to the compiler's `-march`,
     `verify` runs the IR verifier after every pass, `measure` lets choices between kernels and
-    ATen's functions be measured, and `dump_dir` receives one numbered file per stage.
+    ATen's functions be measured, `fast_dropout` draws masks as random_masks.py does, and
+    `dump_dir` receives one numbered file per stage.
     """
 
     threads: int | None = None
@@ -31,4 +32,5 @@ class CodegenOptions:
     fuse: bool = True
     products: bool = True
     measure: bool = True
+    fast_dropout: bool = False
     compiler: str | None = None

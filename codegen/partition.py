@@ -18,6 +18,7 @@ from accel.codegen.lowerings_pointwise import COMPARISONS, FORMULAS, LOGICAL
 from accel.codegen.lowerings_shapes import FILL_ARGUMENT, FILL_VALUES
 from accel.codegen.max_flow import INFINITE, Network
 from accel.codegen.options import CompileError
+from accel.codegen.random_masks import bernoulli_operator
 from accel.codegen.tensor_graph import Node, TensorGraph, View, is_random
 from accel.codegen.totality import may_raise
 
@@ -37,6 +38,7 @@ _RECOMPUTABLE = frozenset(
         aten.masked_fill.Tensor,
         aten.arange.default,
         aten.arange.start,
+        bernoulli_operator(),
         "copy",
         "write",
     ]

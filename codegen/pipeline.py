@@ -59,7 +59,7 @@ class Compilation:
 
 
 def trace_(c: Compilation) -> str:
-    c.graph = trace_graph(c.source)
+    c.graph = trace_graph(c.source, c.options)
     return c.graph.dump()
 
 
@@ -240,12 +240,15 @@ def _stored_buffers(c: Compilation) -> set[int]:
     steps = [*c.steps, *c.commit]
     for step in steps:
         if isinstance(step, Group):
-            stored |= _visible(step) | spilled(step, c.program.sizes, c.target.longest_row)
+            stored |= _visible(step)
         elif isinstance(step, TemplateNode):
             stored |= {v.buffer for v in step.operands}
             stored |= {step.out} if step.epilogue is None else _visible(step.epilogue) - {step.out}
         else:
             stored |= reads(step) | _extern_writes(step)
+    for step in steps:
+        if isinstance(step, Group):
+            stored |= spilled(step, c.program.sizes, stored, c.target.longest_row)
     return stored
 
 

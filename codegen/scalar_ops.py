@@ -74,6 +74,24 @@ def _divide(a: Any, b: Any) -> Any:
     return a / b
 
 
+def _random_bits(x: Any, first: Any, second: Any) -> Any:
+    """32 bits from a position and two seeds, all int32.
+
+    Source: `triple32` of Chris Wellons' hash-prospector (public domain), a bijection of 32 bits;
+    the seeds enter before and between its rounds.
+    """
+
+    def right(v: Any, count: int) -> Any:  # as of an unsigned number
+        return torch.bitwise_right_shift(v, count) & ((1 << (32 - count)) - 1)
+
+    x = x ^ first
+    x = (x ^ right(x, 17)) * (0xED5AD4BB - (1 << 32))
+    x = (x ^ right(x, 11)) + second
+    x = x * (0xAC4C1B51 - (1 << 32))
+    x = (x ^ right(x, 15)) * 0x31848BAB
+    return x ^ right(x, 14)
+
+
 SCALAR_OPS: dict[str, ScalarOp] = {
     "add": ScalarOp("same", 1, "({0} + {1})", "({0} + {1})", torch.add),
     "sub": ScalarOp("same", 1, "({0} - {1})", "({0} - {1})", torch.sub),
@@ -142,6 +160,9 @@ SCALAR_OPS: dict[str, ScalarOp] = {
     "or": ScalarOp("same", 1, "({0} | {1})", "({0} | {1})", torch.bitwise_or),
     "xor": ScalarOp("same", 1, "({0} ^ {1})", "({0} ^ {1})", torch.bitwise_xor),
     "not": ScalarOp("same", 1, "(~{0})", "(~{0})", torch.bitwise_not),
+    "random_bits": ScalarOp(
+        "same", 12, "v_random_bits({0}, {1}, {2})", "random_bits({0}, {1}, {2})", _random_bits
+    ),
     "round_bfloat16": ScalarOp(
         "same",
         3,

@@ -8,7 +8,7 @@ from memory, never taken from another iteration.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from accel.codegen.affine import Affine, row_major
@@ -90,20 +90,72 @@ def _types(expr: Expr) -> Iterator[str]:
             yield from _types(a)
 
 
-def spilled(group: Group, sizes: dict[str, int], longest: int) -> set[int]:
-    """Buffers that need memory because a row of them is longer than what is kept."""
-    rows = set(group.inner)
-    costly = {
-        n.buffer
-        for n in group.nodes
-        if n.kind is None and n.space & rows and _cost(n.expr) > _RECOMPUTE_COST
-    }
-    if not costly:
-        return set()
+def spilled(group: Group, sizes: dict[str, int], stored: set[int], longest: int) -> set[int]:
+    """Buffers that need memory because a later phase reads them, and a row of them is longer than
+    what is kept; `stored` are those in memory anyway."""
     length = 1
     for v in group.inner:
         length *= sizes[v]
-    return set() if length <= longest else costly
+    found: set[int] = set()
+    while True:
+        phases = Phases(group, stored | found)
+        more = {n.buffer for n in phases.carried(lambda n: _cost(n.expr) > _RECOMPUTE_COST)}
+        if not more or length <= longest:  # where sizes are open, asking makes a test of the graph
+            return found
+        found |= more  # computed early now, and with them what they are computed from
+
+
+class Phases:
+    """In which of a kernel's passes over a row its values are computed.
+
+    A node's phase is the first in which its operands exist; a reduction's result exists one phase
+    later. Values wanted only later are computed later, but for those that are `stored`.
+    """
+
+    def __init__(self, group: Group, stored: set[int]) -> None:
+        self.group, self.stored = group, stored
+        self.rows = set(group.inner)
+        self.writer = {n.buffer: n for n in group.nodes if group.writer(n.buffer) is n}
+        self.of: dict[str, int] = {}
+        for node in group.nodes:
+            self.of[node.name] = max((self._ready(d) for d in self.deps(node)), default=0)
+        earliest = dict(self.of)
+        for node in reversed(group.nodes):
+            if node.kind is not None or node.buffer in stored or node.region:
+                continue
+            users = [self.of[u.name] for u in group.nodes if node in self.deps(u)]
+            if users:
+                self.of[node.name] = max(earliest[node.name], min(users))
+
+    def _ready(self, dep: LoopNode) -> int:
+        return self.of[dep.name] + (1 if dep.kind is not None else 0)
+
+    def deps(self, node: LoopNode) -> list[LoopNode]:
+        return [self.writer[e.buffer] for e in node.loads() if e.buffer in self.writer]
+
+    def is_full(self, node: LoopNode) -> bool:
+        return bool(node.space & self.rows)
+
+    def carried(self, is_costly: Callable[[LoopNode], bool]) -> list[LoopNode]:
+        """The costly values that a later phase needs, be it for computing others again."""
+        found: list[LoopNode] = []
+
+        def carry(dep: LoopNode) -> None:
+            if dep.buffer in self.stored or dep in found:
+                return
+            if is_costly(dep):
+                found.append(dep)
+                return
+            for inner in self.deps(dep):
+                if self.is_full(inner) and inner.kind is None:
+                    carry(inner)
+
+        for node in self.group.nodes:
+            for dep in self.deps(node):
+                if self.is_full(dep) and dep.kind is None and self.is_full(node):
+                    if self.of[dep.name] < self.of[node.name]:
+                        carry(dep)
+        return found
 
 
 def schedule(
@@ -305,21 +357,17 @@ class KernelBuilder:
         self.kernel = Kernel(name, [], [], [], vector_var=vector, lanes_over_rows=over_rows)
         self.buffers: list[int] = []
         self.params: dict[tuple[int, str], int] = {}
-        self.rows = set(group.inner)
-        self.writer = {n.buffer: n for n in group.nodes if group.writer(n.buffer) is n}
-        self.phase: dict[str, int] = {}
+        self.phases = Phases(group, stored)
+        self.phase, self.writer = self.phases.of, self.phases.writer
         self.kept: set[str] = set()
         self.defined: set[str] = set()  # locals of the loop body being written
         self.row_defined: set[str] = set()
         self.results: int | None = None  # a template's results, which are at hand
         self.longest_row = LONGEST_ROW
 
-    def is_full(self, node: LoopNode) -> bool:
-        return bool(node.space & self.rows)
-
     def build(self) -> Scheduled:
         self._number_params()
-        self._assign_phases()
+        self._keep_rows()
         body: list[object] = []
         last = max(self.phase.values(), default=0)
         for phase in range(last + 1):
@@ -392,46 +440,14 @@ class KernelBuilder:
 
     # ------------------------------------------------------------ phases
 
-    def _assign_phases(self) -> None:
-        """A node's phase is the first in which its operands exist; a reduction's result
-        exists one phase later. Values wanted only later are computed later."""
-        earliest: dict[str, int] = {}
-        for node in self.group.nodes:
-            earliest[node.name] = max(
-                (self._ready(d, earliest) for d in self._deps(node)), default=0
-            )
-        self.phase = dict(earliest)
-        for node in reversed(self.group.nodes):
-            if node.kind is not None or node.buffer in self.stored or node.region:
-                continue
-            users = [self.phase[u.name] for u in self.group.nodes if node in self._deps(u)]
-            if users:
-                self.phase[node.name] = max(earliest[node.name], min(users))
-        for node in self.group.nodes:
-            for dep in self._deps(node):
-                if self.is_full(dep) and dep.kind is None and self.is_full(node):
-                    if self.phase[dep.name] < self.phase[node.name]:
-                        self._carry(dep)
-
-    def _ready(self, dep: LoopNode, phases: dict[str, int]) -> int:
-        return phases[dep.name] + (1 if dep.kind is not None else 0)
-
-    def _deps(self, node: LoopNode) -> list[LoopNode]:
-        return [self.writer[e.buffer] for e in node.loads() if e.buffer in self.writer]
-
-    def _carry(self, dep: LoopNode) -> None:
-        """Decides how a later phase gets at `dep`'s value: memory, row buffer or anew."""
-        if dep.buffer in self.stored or dep.name in self.kept:
-            return
-        if _cost(dep.expr) > _RECOMPUTE_COST or len(dep.loads()) > 2:
-            length = self._row_length()
-            if length is not None:
-                self.kernel.scratch[dep.name] = (length, VALUE_TYPE[dep.dtype])
-                self.kept.add(dep.name)
-                return
-        for inner in self._deps(dep):
-            if self.is_full(inner) and inner.kind is None:
-                self._carry(inner)
+    def _keep_rows(self) -> None:
+        """What later phases need is in memory, in a row buffer, or computed anew."""
+        carried = self.phases.carried(_is_kept)
+        length = self._row_length() if carried else None
+        if length is not None:
+            for node in carried:
+                self.kernel.scratch[node.name] = (length, VALUE_TYPE[node.dtype])
+                self.kept.add(node.name)
 
     def _row_length(self) -> int | None:
         """Elements of a row buffer; None for a row that may be too long to keep."""
@@ -454,7 +470,11 @@ class KernelBuilder:
                 body.append(Let(node.name, value))
                 self._store(node, body)
         for node in self.group.nodes:
-            if node.kind is None and not self.is_full(node) and self.phase[node.name] == phase:
+            if (
+                node.kind is None
+                and not self.phases.is_full(node)
+                and self.phase[node.name] == phase
+            ):
                 body.append(Let(node.name, self._body(node, phase, body)))
                 self._store(node, body)
 
@@ -469,7 +489,9 @@ class KernelBuilder:
             )
 
     def _row_loop(self, phase: int, body: list[object]) -> None:
-        nodes = [n for n in self.group.nodes if self.is_full(n) and self.phase[n.name] == phase]
+        nodes = [
+            n for n in self.group.nodes if self.phases.is_full(n) and self.phase[n.name] == phase
+        ]
         if not nodes:
             return
         self.defined = set()
@@ -510,7 +532,7 @@ class KernelBuilder:
 
     def _value_of(self, dep: LoopNode, phase: int, body: list[object]) -> Expr:
         type_ = VALUE_TYPE[dep.dtype]
-        if not self.is_full(dep) or dep.kind is not None or dep.name in self.defined:
+        if not self.phases.is_full(dep) or dep.kind is not None or dep.name in self.defined:
             return Local(dep.name, type_)
         # From an earlier phase: defined here once, under the same name.
         if dep.buffer in self.stored:
@@ -522,6 +544,10 @@ class KernelBuilder:
         body.append(Let(dep.name, again))
         self.defined.add(dep.name)
         return Local(dep.name, type_)
+
+
+def _is_kept(node: LoopNode) -> bool:
+    return _cost(node.expr) > _RECOMPUTE_COST or len(node.loads()) > 2
 
 
 def _cost(expr: Expr) -> float:

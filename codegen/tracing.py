@@ -22,7 +22,8 @@ from accel import allowed
 from accel.codegen import indexing
 from accel.codegen.decompositions import DECOMPOSITIONS
 from accel.codegen.loop_ir import VALUE_TYPE
-from accel.codegen.options import CompileError
+from accel.codegen.options import CodegenOptions, CompileError
+from accel.codegen.random_masks import FAST_DROPOUT
 from accel.codegen.result_shapes import RESULTS
 from accel.codegen.severing import Relations, storage_key
 from accel.codegen.symbols import hint, is_symbolic
@@ -81,21 +82,24 @@ class _Storage:
     last_write: tuple[View, View] | None = None  # region and value, when there was only one
 
 
-def trace_graph(graph: SegmentGraph) -> TensorGraph:
+def trace_graph(graph: SegmentGraph, options: CodegenOptions) -> TensorGraph:
     """The functional ATen form of `graph`.
 
     Errors: CompileError when an operation cannot run on fake tensors, has no functional
     form, or the results do not have the recorded metadata.
     """
-    return Tracer(graph).run()
+    return Tracer(graph, options).run()
 
 
 class Tracer(TorchDispatchMode):  # type: ignore[misc]
     """The dispatch mode that writes down what runs under it."""
 
-    def __init__(self, graph: SegmentGraph) -> None:
+    def __init__(self, graph: SegmentGraph, options: CodegenOptions) -> None:
         super().__init__()
         self.source = graph
+        self.decompositions = DECOMPOSITIONS
+        if options.fast_dropout and graph.gradients is not None:
+            self.decompositions = DECOMPOSITIONS | FAST_DROPOUT
         self.operations = {o.name: o for o in graph.operations}
         self.graph = TensorGraph()
         self.storages: dict[int, _Storage] = {}
@@ -380,9 +384,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
             return func(*args, **kwargs)
         if func in _TRANSPARENT:
             return self._constant(func, args, kwargs)
-        decomposition = DECOMPOSITIONS.get(func)
-        if decomposition is not None:
-            return self._decomposed(decomposition, args, kwargs)
+        if func in self.decompositions:
+            out = self._decomposed(func, args, kwargs)
+            if out is not NotImplemented:
+                return out
         schema = func._schema
         if schema.is_mutable:
             return self._mutating(func, args, kwargs)
@@ -390,13 +395,13 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         self._record(func, args, kwargs, out)
         return out
 
-    def _decomposed(self, decomposition: Any, args: Any, kwargs: Any) -> Any:
+    def _decomposed(self, func: Any, args: Any, kwargs: Any) -> Any:
         """What it writes in place, eager's kernel writes behind autograd's back."""
         outside, self.unversioned = self.unversioned, True
         before = {index: fake._version for index, (fake, _) in self.fakes.items()}
         try:
             with self:
-                return decomposition(*args, **kwargs)
+                return self.decompositions[func](*args, **kwargs)
         finally:
             self.unversioned = outside
             for index, version in () if outside else before.items():
@@ -538,8 +543,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
     def _compute(self, functional: Any, func: Any, args: Any, kwargs: Any) -> Any:
         if func._schema.is_mutable and "out" in kwargs:
             kwargs = {k: v for k, v in kwargs.items() if k != "out"}
-        if functional in DECOMPOSITIONS:
-            return self._decomposed(DECOMPOSITIONS[functional], args, kwargs)
+        if functional in self.decompositions:
+            value = self._decomposed(functional, args, kwargs)
+            if value is not NotImplemented:
+                return value
         value = functional(*args, **kwargs)
         self._record(functional, args, kwargs, value)
         return value

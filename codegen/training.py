@@ -23,6 +23,7 @@ from accel.codegen.partition import (
     split,
     visible_reads,
 )
+from accel.codegen.random_masks import draws_masks
 from accel.codegen.simplify import eliminate_common, eliminate_dead
 from accel.codegen.tensor_graph import TensorGraph
 from accel.errors import ONLY_VIEWS
@@ -38,14 +39,14 @@ def compile_training(
     """Errors: CompileError with the reason."""
     assert source.gradients is not None
     everywhere = replace(source.gradients, tangents=source.gradients.outputs)
-    whole = joint = _joint(replace(source, gradients=everywhere))
+    whole = joint = _joint(replace(source, gradients=everywhere), options)
     if not whole.node_outputs:
         raise CompileError(ONLY_VIEWS)
     most = max(len(component.outputs) for component in whole.components)
     if most > _MAX_NODE_OUTPUTS:
         raise CompileError(f"{most} outputs carry gradients")
     if source.gradients != everywhere:
-        joint = _joint(source)
+        joint = _joint(source, options)
     reads = visible_reads(whole)
     halves = split(joint)
     texts: dict[str, str] = {}
@@ -57,6 +58,7 @@ def compile_training(
         gradients.append(
             {
                 "plan": half.plan,
+                "redraws": draws_masks(whole.graph),
                 **_facts(source, whole, c),
                 **_saving(whole.components[c], joint.components[c], backward, reads),
             }
@@ -69,8 +71,8 @@ def compile_training(
     return forward.plan
 
 
-def _joint(source: SegmentGraph) -> Joint:
-    joint = trace_joint(source)
+def _joint(source: SegmentGraph, options: CodegenOptions) -> Joint:
+    joint = trace_joint(source, options)
     eliminate_common(joint.graph)
     eliminate_dead(joint.graph)
     return joint

@@ -103,3 +103,14 @@ def floor_divide(a, b):
 def remainder(a, b):
     m = libdevice.fmod(a, b) if a.dtype.is_floating() else a % b
     return tl.where((m != 0) & ((b < 0) != (m < 0)), m + b, m)
+
+
+@triton.jit
+def random_bits(position, first, second):
+    """32 random bits of a position and two seeds; shifts are of unsigned numbers."""
+    x = (position ^ first).to(tl.uint32, bitcast=True)
+    x = (x ^ (x >> 17)) * 0xED5AD4BB
+    x = (x ^ (x >> 11)) + second.to(tl.uint32, bitcast=True)
+    x = x * 0xAC4C1B51
+    x = (x ^ (x >> 15)) * 0x31848BAB
+    return (x ^ (x >> 14)).to(tl.int32, bitcast=True)

@@ -175,6 +175,7 @@ PyObject* try_variants(Entry* entry, PyObject* const* roots, size_t count, PyObj
         result = notify(entry, roots, count, last);
         break;
       case Outcome::raised: break;
+      case Outcome::declined: result = answer_run_body(); break;
       case Outcome::failed:
         if (error_count(variant) >= MAX_ERRORS) drop_variant(entry, object);
         tell(entry, "error", serving.why);

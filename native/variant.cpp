@@ -19,6 +19,7 @@
 #include <cstddef>
 #include <cstring>
 #include <structmember.h>
+#include <torch/csrc/autograd/graph_task.h>
 
 namespace accel {
 
@@ -47,6 +48,7 @@ struct Variant {
   ResultKind kind;
   long hits, guard_failures, ambient_failures, misspeculations, errors;
   long eager_runs;   // so many calls that this variant would serve are given to on_call
+  bool outside_backward;  // calls inside a backward pass are not served
   long probe_every;  // measure each so-manyth hit; 0: none
   long until_probe;
   long doubt_at;     // the failed speculation after which on_event is told; 0: never
@@ -514,6 +516,8 @@ PyMemberDef MEMBERS[] = {
     {"errors", T_LONG, offsetof(Variant, errors), READONLY, "runs in which the executor failed"},
     {"eager_runs", T_LONG, offsetof(Variant, eager_runs), 0,
      "so many calls that it would serve are given to the entry's on_call instead"},
+    {"outside_backward", T_BOOL, offsetof(Variant, outside_backward), 0,
+     "calls inside a backward pass (a checkpoint's second run) are left to Python"},
     {"probe_every", T_LONG, offsetof(Variant, probe_every), 0, "measure each so-manyth hit"},
     {"landing", T_OBJECT, offsetof(Variant, landing), 0,
      "of a node's variant: (pad, locals written, locals unbound); set before it serves"},
@@ -578,6 +582,9 @@ Outcome serve(Variant* v, PyObject* const* roots, size_t count, PyObject* last,
   if (!check.holds(roots, count, last) || must_fail(Failure::guard)) {
     v->guard_failures++;
     return Outcome::guarded;
+  }
+  if (v->outside_backward && torch::autograd::get_current_graph_task_id() != -1) {
+    return Outcome::declined;
   }
   if (v->eager_runs > 0) {
     --v->eager_runs;

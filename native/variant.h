@@ -14,6 +14,7 @@ struct Variant;
 enum class Outcome {
   served,         // `result` is the call's result (new reference)
   guarded,        // ambient state or guards do not hold: try the next variant
+  declined,       // they hold, but not where this call comes from: run the body
   skipped,        // they hold, but this call is to run the body (`eager_runs`)
   misspeculated,  // a speculation failed; nothing was committed: try the next variant
   failed,         // the executor failed, nothing was committed, see `why`: run the body

@@ -86,6 +86,11 @@ class Config:
         "`fail_on_recompile` where no compiled code fits", "default",
         choices=("default", "force_eager", "eager_on_recompile", "fail_on_recompile"),
     )  # fmt: skip
+    fast_dropout: bool = _setting(
+        "compiled code draws dropout masks itself, faster: other random numbers than eager's, "
+        "seeded from them",
+        False,
+    )
     dump_dir: str = _setting(
         "a folder that gets, for each graph, one numbered file per compiler stage", ""
     )

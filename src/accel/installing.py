@@ -183,7 +183,7 @@ class Installer:
                 executor = runtime.native.Executor(segment.plan, segment.library_path)
                 if graph.gradients is not None:
                     connected = self._gradients(root, prepared, segment, executor)
-        return runtime.native.Variant(
+        variant = runtime.native.Variant(
             prepared.program,
             recording.ambient,
             executor,
@@ -192,6 +192,10 @@ class Installer:
             connected,
             _numbers(recording),
         )
+        if connected is not None and segment.plan is not None:
+            # A checkpoint's first run drew eager's masks: it had no gradients.
+            variant.outside_backward = any(s["redraws"] for s in segment.plan["gradients"])
+        return variant
 
     def _put_on_trial(self, root: Root, installed: Installed) -> None:
         """Its calls are measured: it has to be faster than eager."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,11 @@ class _Recomputation:
         self.node_outputs = [graph.outputs[k] for k in spec["node_outputs"]]
         self.grads: list[int] = spec["grads"]
         self.leaves, self.written = frozenset(spec["leaves"]), frozenset(spec["written"])
+        self.drawing: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
+        if spec["redraws"]:
+            from accel.codegen.random_masks import Redrawing
+
+            self.drawing = Redrawing
         self.program: fx.GraphModule | None = None
 
     def gradients(
@@ -131,7 +137,7 @@ class _Recomputation:
             for i, t in enumerate(inputs)
         ]
         run = _Run(self.program, self.graph.outputs, aliases, ends)
-        with _drawing_from(random_state), self.graph.autocasting():
+        with _drawing_from(random_state), self.drawing(), self.graph.autocasting():
             run.run(*aliases)
         return run
 

@@ -118,6 +118,8 @@ class CompileService:
         self._options: dict[str, Any] = {"verify": True} if config.verify else {}
         if not config.worker:  # measuring needs torch's threads for itself
             self._options["measure"] = False
+        if config.fast_dropout:
+            self._options["fast_dropout"] = True
         if config.dump_dir:  # part of the key: what is in the cache would not be dumped
             self._options["dump_dir"] = os.path.abspath(config.dump_dir)
         self._lock = threading.RLock()  # over the tables; never held while calling out

@@ -39,6 +39,7 @@ from test_lowerings import (  # noqa: F401
 )
 from test_open_graphs import *  # noqa: F403
 from test_random_graphs import test_random_graph  # noqa: F401
+from test_random_masks import test_kernels_draw_what_torch_s_operations_draw  # noqa: F401
 from test_training import *  # noqa: F403
 from triton_blocks import BLOCKS
 from triton_interpreter import interpreted, interpreter
