@@ -483,7 +483,8 @@ int init_dispatch(PyObject* module) {
     return -1;
   }
   if (init_islands(module) < 0) return -1;
-  return init_module_roots(module);
+  if (init_module_roots(module) < 0) return -1;
+  return init_backward_calls(module);
 }
 
 }  // namespace accel

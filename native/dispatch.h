@@ -22,5 +22,6 @@ bool dispatch_paused();
 // ---- called by init_dispatch ---------------------------------------------------------
 
 int init_module_roots(PyObject* module);
+int init_backward_calls(PyObject* module);
 
 }  // namespace accel

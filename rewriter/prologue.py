@@ -36,9 +36,13 @@ from accel.rewriter.layout import (
     write_exceptions,
 )
 
-Kind = Literal["function", "module"]
+Kind = Literal["function", "module", "backward"]
 
-_CALLEES = {"function": "__accel_prologue__", "module": "__accel_module_prologue__"}
+_CALLEES = {
+    "function": "__accel_prologue__",  # with the entry's index first
+    "module": "__accel_module_prologue__",
+    "backward": "__accel_backward_prologue__",
+}
 _SENTINEL = "__accel_run_body__"
 # The last constant of a rewritten code object is a pair of a tag and the original.
 _TAG = "\0accel original"  # of code with a prologue
@@ -103,7 +107,7 @@ def insert_prologue(
     kind: Kind = "function",
     body: types.CodeType | None = None,
 ) -> types.CodeType:
-    """The code with a prologue for the entry `index` (unused by the kind "module"); with
+    """The code with a prologue for the entry `index` (of the kind "function"); with
     `body` (the same function with islands) behind it instead of its own, if given.
 
     Errors: RewriteError, when `code` is not eligible, has a prologue, or has a shape we do
@@ -132,7 +136,7 @@ def under_prologue(code: types.CodeType) -> types.CodeType:
 
 
 def entry_index(code: types.CodeType) -> int | None:
-    """The entry that a function's prologue calls; None without one (or with a module's)."""
+    """The entry that a function's prologue calls; None without one (or with one of another kind)."""
     if _tagged(code, _TAG) is None:
         return None
     index = code.co_consts[-2] if len(code.co_consts) > 1 else None
@@ -144,13 +148,12 @@ def _spliced(
 ) -> types.CodeType:
     raw = code.co_code
     at = _before_resume(raw)
-    consts = code.co_consts if kind == "module" else (*code.co_consts, index)
+    indexed = kind == "function"
+    consts = (*code.co_consts, index) if indexed else code.co_consts
     names = code.co_names
     added = tuple(name for name in (_CALLEES[kind], _SENTINEL) if name not in names)
     names += added
-    prologue = _instructions(
-        code, names, None if kind == "module" else len(consts) - 1, _CALLEES[kind]
-    )
+    prologue = _instructions(code, names, len(consts) - 1 if indexed else None, _CALLEES[kind])
     units = len(prologue) // 2
     count = argument_count(code) + 2
     return code.replace(

@@ -21,6 +21,7 @@ import torch
 
 from accel import (
     arming,
+    backward_calls,
     branching,
     deferral,
     errors,
@@ -98,6 +99,7 @@ class Driver:
         teardown.publish(
             __accel_prologue__=native.prologue,
             __accel_module_prologue__=native.module_prologue,
+            __accel_backward_prologue__=native.backward_prologue,
             __accel_run_body__=native.RUN_BODY,
             __accel_node__=native.node,
         )
@@ -116,7 +118,8 @@ class Driver:
         return twin.bind_twin(built, runtime.native.TRAMPOLINES)
 
     def _patch_module_call(self) -> None:
-        """The universal roots: nn.Module.__call__ gets its prologue, optimizers their updates."""
+        """The universal roots: nn.Module.__call__ gets its prologue, optimizers their updates,
+        Tensor.backward its short way."""
         f = torch.nn.Module._wrapped_call_impl
         if prologue.original_code(f.__code__) is f.__code__:
             # The same code object each time: guards know it by identity.
@@ -129,9 +132,13 @@ class Driver:
                 lambda: self.stance == "force_eager" or _under_a_mode(),
             )
 
+        if not inside("torch.autograd", self.config.deny):
+            backward_calls.install()
+
     def unpatch(self) -> None:
         prologue.remove_prologue(torch.nn.Module._wrapped_call_impl)
         optimizers.uninstall()
+        backward_calls.uninstall()
 
     # ------------------------------------------------------------- dispatch
 

@@ -35,6 +35,10 @@ def _tell_dynamo() -> None:
     def module_prologue(module: Any, args: Any, kwargs: Any) -> Any:
         return sentinel
 
+    @substitute(runtime.native.backward_prologue, skip_signature_check=True)  # type: ignore[untyped-decorator]
+    def backward_prologue(*arguments: Any) -> Any:
+        return sentinel
+
 
 class _Loader(importlib.abc.Loader):
     """torch._dynamo's own loader, and then us."""
