@@ -14,18 +14,11 @@ from typing import Any
 
 import torch
 
+from accel.codegen.decompositions_activations import ACTIVATIONS, cast, widened
+from accel.codegen.decompositions_losses import LOSSES
 from accel.codegen.options import CompileError
 
 aten = torch.ops.aten
-
-
-def _cast(x: Any, dtype: torch.dtype) -> Any:
-    """`x.to(dtype)`, which here would stay an operation that has no lowering."""
-    return x if x.dtype == dtype else aten._to_copy.default(x, dtype=dtype)
-
-
-def _widened(x: Any) -> Any:
-    return _cast(x, torch.float32) if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def _batch_norm(
@@ -35,13 +28,13 @@ def _batch_norm(
         return _batch_norm_training(x, weight, bias, mean, var, momentum, eps)
     shape = [1, -1] + [1] * (x.dim() - 2)
     wide = torch.promote_types(torch.promote_types(x.dtype, mean.dtype), torch.float32)
-    scale = torch.rsqrt(_cast(var, wide) + eps)
+    scale = torch.rsqrt(cast(var, wide) + eps)
     if weight is not None:
-        scale = scale * _cast(weight, wide)
-    shift = -_cast(mean, wide) * scale
+        scale = scale * cast(weight, wide)
+    shift = -cast(mean, wide) * scale
     if bias is not None:
-        shift = shift + _cast(bias, wide)
-    out = _cast(_cast(x, wide) * scale.view(shape) + shift.view(shape), x.dtype)
+        shift = shift + cast(bias, wide)
+    out = cast(cast(x, wide) * scale.view(shape) + shift.view(shape), x.dtype)
     empty = x.new_empty(0, dtype=mean.dtype)
     return out, empty, empty.clone()
 
@@ -51,7 +44,7 @@ def _batch_norm_training(
 ) -> Any:
     shape = [1, -1] + [1] * (x.dim() - 2)
     axes = [d for d in range(x.dim()) if d != 1]
-    wide = _widened(x)
+    wide = widened(x)
     batch_mean = wide.mean(axes)
     centred = wide - batch_mean.view(shape)
     batch_var = (centred * centred).mean(axes)
@@ -67,23 +60,23 @@ def _batch_norm_training(
     if var is not None:
         unbiased = batch_var * (count / max(count - 1, 1))
         var.mul_(1 - momentum).add_(unbiased, alpha=momentum)
-    return _cast(out, x.dtype), batch_mean, invstd
+    return cast(out, x.dtype), batch_mean, invstd
 
 
 def _var(x: Any, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
-    return _cast(_wide_var(x, dim, correction, keepdim), x.dtype)
+    return cast(_wide_var(x, dim, correction, keepdim), x.dtype)
 
 
 def _wide_var(x: Any, dim: Any, correction: Any, keepdim: bool) -> Any:
     """In float64, as ATen computes it."""
     _check_freedom(x, dim, correction)
     axes = list(range(x.dim())) if dim is None or len(dim) == 0 else [d % x.dim() for d in dim]
-    wide = _widened(x)
+    wide = widened(x)
     count = 1
     for d in axes:
         count *= x.size(d)
     # Squares overflow in less, and what the mean was rounded by is taken off again.
-    centred = _cast(wide - wide.mean(axes, keepdim=True), torch.float64)
+    centred = cast(wide - wide.mean(axes, keepdim=True), torch.float64)
     off = centred.sum(axes, keepdim=keepdim)
     total = (centred * centred).sum(axes, keepdim=keepdim) - off * off / count
     divisor = count - (1 if correction is None else correction)
@@ -105,7 +98,7 @@ def _check_freedom(x: Any, dim: Any, correction: Any) -> None:
 
 def _std(x: Any, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
     _check_freedom(x, dim, correction)
-    return _cast(torch.sqrt(_wide_var(x, dim, correction, keepdim)), x.dtype)
+    return cast(torch.sqrt(_wide_var(x, dim, correction, keepdim)), x.dtype)
 
 
 def _var_mean(x: Any, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
@@ -134,11 +127,32 @@ def _roll(x: Any, shifts: Any, dims: Any = ()) -> Any:
     return x
 
 
+def _norm(x: Any, p: Any = None, dim: Any = (), keepdim: bool = False) -> Any:
+    return aten.linalg_vector_norm.default(x, 2 if p is None else p, dim, keepdim)
+
+
+def _slice_backward(grad: Any, sizes: Any, dim: int, start: int, end: int, step: int) -> Any:
+    out = grad.new_zeros(sizes)
+    aten.slice.Tensor(out, dim, start, end, step).copy_(grad)
+    return out
+
+
+def _select_backward(grad: Any, sizes: Any, dim: int, index: int) -> Any:
+    out = grad.new_zeros(sizes)
+    aten.select.int(out, dim, index).copy_(grad)
+    return out
+
+
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
+    **ACTIVATIONS,
+    **LOSSES,
     aten.native_batch_norm.default: _batch_norm,
     aten.var.correction: _var,
     aten.std.correction: _std,
     aten.var_mean.correction: _var_mean,
     aten.stack.default: _stack,
     aten.roll.default: _roll,
+    aten.norm.ScalarOpt_dim: _norm,
+    aten.slice_backward.default: _slice_backward,
+    aten.select_backward.default: _select_backward,
 }

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from accel.codegen.joint import Component, Joint
+from accel.codegen.lowering import LOWERINGS, MULTIPLE
 from accel.codegen.lowerings_pointwise import COMPARISONS, FORMULAS, LOGICAL
 from accel.codegen.lowerings_shapes import FILL_ARGUMENT, FILL_VALUES
 from accel.codegen.max_flow import INFINITE, Network
@@ -45,6 +46,8 @@ _RECOMPUTABLE = frozenset(
 )
 # What costs next to nothing to save: the tensor exists anyway, and lives on.
 _VISIBLE_WEIGHT = 0.01
+# What a call reads or makes lies in memory anyway: of two tensors of one size the one to save.
+_MATERIALISED_WEIGHT = 0.99
 
 
 Place = tuple[str, int]
@@ -127,6 +130,13 @@ class _Splitter:
         self.gradients = self.graph.outputs[joint.output_count :]
         self.overwritten = {c.region.buffer for c in self.graph.commits}
         self.states = self._states()
+        self.materialised = {
+            buffer
+            for node in self.graph.nodes
+            if id(node) in joint.forward and not isinstance(node.target, str)
+            if node.target not in LOWERINGS and node.target not in MULTIPLE
+            for buffer in (*(v.buffer for v in node.views()), *node.results)
+        }
         # id() of the nodes that depend on a gradient.
         self.dependent: set[int] = set()
         computed = set(self.tangents)
@@ -347,7 +357,7 @@ class _Splitter:
         b = self.graph.buffers[buffer]
         size = 64.0 + float(b.numel * getattr(torch, b.dtype).itemsize)
         if buffer not in visible:
-            return size
+            return size * (_MATERIALISED_WEIGHT if buffer in self.materialised else 1.0)
         if buffer in self.overwritten or buffer not in direct:
             return INFINITE
         return size * _VISIBLE_WEIGHT

@@ -388,6 +388,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
             out = self._decomposed(func, args, kwargs)
             if out is not NotImplemented:
                 return out
+        if self.unversioned:  # of a decomposition: what dispatch would have taken apart above us
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
         schema = func._schema
         if schema.is_mutable:
             return self._mutating(func, args, kwargs)

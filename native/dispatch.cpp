@@ -10,6 +10,7 @@
 #include "frame_shim.h"
 #include "guards.h"
 #include "islands.h"
+#include "output_pool.h"
 #include "session.h"
 #include "signals.h"
 #include "variant.h"
@@ -171,6 +172,7 @@ PyObject* try_variants(Entry* entry, PyObject* const* roots, size_t count, PyObj
         if (review_due(variant)) tell(entry, "review", "");
         break;
       case Outcome::skipped:
+        make_room_for_eager();
         entry->sampled = object;
         result = notify(entry, roots, count, last);
         break;

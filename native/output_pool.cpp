@@ -40,6 +40,8 @@ struct Smalls {
 
 constexpr size_t SMALL_CLASSES = 8 * std::bit_width(POOL_MIN_BYTES);
 
+constexpr size_t EAGER_ROOM_BYTES = size_t{64} << 20;  // so much does not matter
+
 struct Pool {
   std::atomic_flag busy = ATOMIC_FLAG_INIT;
   std::vector<Block*> free_blocks;  // oldest first
@@ -213,6 +215,15 @@ PoolFacts pool_facts() {
   if (!lock) return {};
   Pool& p = pool();
   return {p.free_bytes, p.free_blocks.size(), p.reused, p.allocated, p.small_bytes};
+}
+
+void make_room_for_eager() {
+  bool much;
+  {
+    PoolLock lock;
+    much = lock && pool().free_bytes > EAGER_ROOM_BYTES;
+  }
+  if (much) trim_pool();
 }
 
 void trim_pool() {

@@ -35,5 +35,8 @@ struct PoolFacts {
 PoolFacts pool_facts();
 // Gives every free block back to the system.
 void trim_pool();
+// Before a body runs eagerly where compiled code has served: it takes its memory elsewhere, and what
+// the pool holds free for the next compiled call would lie beside it.
+void make_room_for_eager();
 
 }  // namespace accel

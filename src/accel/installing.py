@@ -151,14 +151,17 @@ class Installer:
         installed = Installed(
             variant, recording, prepared.program, segment.key, recording.operations
         )
+        replaced = [v for v in root.variants if v.program is prepared.program]
         self._put_on_trial(root, installed)
+        for v in replaced:
+            installed.trial.eager_ns.extend(v.trial.eager_ns)
         branching.watch(root, installed)
         # Variants for one size come first: they know more.
         is_family = isinstance(variant.executor, Family)
         root.variants.insert(len(root.variants) if is_family else 0, installed)
         branching.order(root.variants)
         self.counters.add("variants")
-        root.publish()
+        root.retire(replaced)
         root.entry.state = "armed"
         root.ops_per_call = recording.operations
         if len(root.variants) >= self.config.max_variants:
@@ -224,7 +227,7 @@ class Installer:
             root = reference()
             if root is None or root.state == "blacklisted" or root.pending:
                 return
-            if not any(v.program is prepared.program for v in root.variants):
+            if not any(v.recording is prepared.recording for v in root.variants):
                 return  # what is asked of that variant is known already
             if use.ends:
                 places = {(o.target, o.location) for o in graph.operations if o.name in use.ends}
@@ -234,7 +237,7 @@ class Installer:
             if use.zeros and (len(patterns) > 1 or patterns[use.tangents] < PATTERN_SEEN):
                 return  # zeros serve every pattern; one alone deserves a plan of its own
             if use.tangents and root.backward_patterns < self.limits.max_backward_patterns:
-                self._compile_backward(root, prepared, use.tangents)
+                self._compile_backward(root, prepared, use)
                 return
             root.retire(root.variants)
             root.give_up("derivatives", use.why, root.location)
@@ -246,15 +249,19 @@ class Installer:
             found.append(runtime.native.Gradient(spec, executor, backward, recompute))
         return tuple(found)
 
-    def _compile_backward(self, root: Root, prepared: Prepared, tangents: tuple[str, ...]) -> None:
-        """Gradients arrive at other outputs than the variant was compiled for: a new one."""
+    def _compile_backward(self, root: Root, prepared: Prepared, use: gradients.Use) -> None:
+        """Gradients arrive at other outputs than the variant was compiled for: a new one. Until
+        it is there the old one serves, if zeros for what does not arrive make it right."""
         recording = prepared.recording
         assert recording.graph is not None and recording.graph.gradients is not None
         root.backward_patterns += 1
-        root.retire(v for v in root.variants if v.program is prepared.program)
-        wanted = replace(recording.graph.gradients, tangents=tangents)
+        if not use.zeros:
+            root.retire(v for v in root.variants if v.program is prepared.program)
+        wanted = replace(recording.graph.gradients, tangents=use.tangents)
         recording = replace(recording, graph=replace(recording.graph, gradients=wanted))
         self._submit(root, replace(prepared, recording=recording))
+        for v in root.variants:
+            v.native.review_at = v.native.hits + 1  # to look for what has been compiled
 
     # ------------------------------------------------------ what becomes of variants
 
@@ -270,9 +277,22 @@ class Installer:
         if kind == "misspeculated":
             branching.leave(root, branching.doubt(root))
             return
-        for installed in list(root.variants):
-            if installed.native.review_at == 0:
+        due = [v for v in root.variants if v.native.review_at == 0]
+        if root.pending:  # nobody else may ask the compiler while all calls are served
+            self._take_up()
+        for installed in due:
+            if root.pending:
+                installed.native.review_at = installed.native.hits + 1
+            elif installed in root.variants:
                 self._review(root, installed)
+
+    def _take_up(self) -> None:
+        try:
+            self.service.poll()
+        except Exception as error:
+            if self.config.strict:
+                raise
+            log.internal_error("installing", error)
 
     def _drop_failed(self, root: Root, message: str) -> None:
         """Variants that native dispatch has dropped for their errors; another recording of such
