@@ -260,7 +260,7 @@ class Installer:
         wanted = replace(recording.graph.gradients, tangents=use.tangents)
         recording = replace(recording, graph=replace(recording.graph, gradients=wanted))
         self._submit(root, replace(prepared, recording=recording))
-        for v in root.variants:
+        for v in root.variants if root.pending else ():
             v.native.review_at = v.native.hits + 1  # to look for what has been compiled
 
     # ------------------------------------------------------ what becomes of variants

@@ -392,6 +392,22 @@ def _(s: Session) -> None:
             (s.call if k < 3 else s.hit)(g, torch.randn(3))
 
 
+@program(PROGRAMS, "a counter is printed after it was counted up", expect=ANY)
+def _(s: Session) -> None:
+    counter = s.watch({"calls": 0})
+
+    def f(x: torch.Tensor) -> Any:
+        counter["calls"] += 1
+        y = x * 2
+        print(f"call {counter['calls']}")
+        return y + counter["calls"]
+
+    g = s.root(f)
+    with torch.no_grad():
+        for _ in range(16):
+            s.call(g, torch.randn(3))
+
+
 @program(PROGRAMS, "a list of numbers is appended to")
 def _(s: Session) -> None:
     seen = s.watch([])

@@ -379,7 +379,7 @@ class LiftedEvents(NumberEvents):
         source = self.leaf_of.get(number)
         if self.variation is not None and self.variation.leaves_numbers:
             raise Void("changes", str(source or "a number"))
-        if source is not None and self.variation is not None:
+        if self.variation is not None:
             self.variation.fix_number(source)
         plain = runtime.native.own_number(value)  # int(value) would be the very object
         self._compute(is_same, (value, plain), True)

@@ -52,6 +52,7 @@ class Variation:
         self._lengths: dict[str, list[int]] = {}  # the same, of containers; in order
         self._lifted: set[str] = set()
         self._fixed: set[str] = set()  # lifting them has served nothing
+        self._has_fixed_computed = False  # what is computed from some that are lifted
         # Whether what looks at a number that differs between calls is left to Python, rather than
         # recorded for one value; None: it cannot be.
         self.leaves_numbers: bool | None = False
@@ -114,11 +115,14 @@ class Variation:
     @property
     def has_fixed(self) -> bool:
         """Whether recordings hold for one value of a number that differs between calls."""
-        return bool(self._fixed)
+        return bool(self._fixed) or self._has_fixed_computed
 
-    def fix_number(self, source: Source) -> None:
-        """A recording had to fix the number there after all."""
-        self._fixed.add(str(source))
+    def fix_number(self, source: Source | None) -> None:
+        """A recording had to fix the number there after all; None: one that was computed."""
+        if source is None:
+            self._has_fixed_computed = True
+        else:
+            self._fixed.add(str(source))
 
     def dims(self, tensor: torch.Tensor, source: Source) -> tuple[int, ...]:
         """The dimensions of the tensor at `source` that are left open."""

@@ -263,3 +263,22 @@ def test_a_program_that_fails_runs_the_body(program: Any) -> None:
 def test_what_is_no_program_of_numbers(numbers: Any) -> None:
     with pytest.raises((TypeError, ValueError)):
         variant(numbers, lambda inputs: inputs)
+
+
+def test_what_prints_a_counter_that_it_counts_up_is_split() -> None:
+    """Each call prints another text: no variant would serve two."""
+    counter = {"calls": 0}
+
+    @accel.optimize
+    def f(x):  # type: ignore[no-untyped-def]
+        counter["calls"] += 1
+        print("call", counter["calls"])
+        return x * 2 + 1
+
+    for _ in range(30):
+        f(torch.ones(3))
+        accel.wait()
+    assert counter["calls"] == 30
+    counted = accel.counters()
+    assert counted["calls_split"] >= 12
+    assert counted["recordings"] <= 10
