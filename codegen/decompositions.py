@@ -9,6 +9,7 @@ operations here, so that they reach the commit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -61,6 +62,58 @@ def _batch_norm_training(
         unbiased = batch_var * (count / max(count - 1, 1))
         var.mul_(1 - momentum).add_(unbiased, alpha=momentum)
     return cast(out, x.dtype), batch_mean, invstd
+
+
+def _group_norm(
+    x: Any, weight: Any, bias: Any, n: int, channels: int, size: int, groups: int, eps: float
+) -> Any:
+    if not x.is_contiguous() or x.numel() == 0:
+        return NotImplemented
+    wide = widened(x).view(n, groups, channels // groups * size)
+    mean = wide.mean(-1, keepdim=True)
+    centred = wide - mean
+    rstd = torch.rsqrt((centred * centred).mean(-1, keepdim=True) + eps)
+    out = (centred * rstd).view(n, channels, size)
+    if weight is not None:
+        out = out * widened(weight).view(1, channels, 1)
+    if bias is not None:
+        out = out + widened(bias).view(1, channels, 1)
+    facts = (cast(t.view(n, groups), x.dtype) for t in (mean, rstd))
+    return cast(out.view(x.shape), x.dtype), *facts
+
+
+def _pixel_shuffle(x: Any, factor: int) -> Any:
+    if x.numel() == 0:
+        return NotImplemented
+    *lead, channels, height, width = x.shape
+    parts = x.reshape(math.prod(lead), channels // factor**2, factor, factor, height, width)
+    shape = (*lead, channels // factor**2, height * factor, width * factor)
+    return parts.permute(0, 1, 4, 2, 5, 3).contiguous().view(shape)
+
+
+def _pixel_unshuffle(x: Any, factor: int) -> Any:
+    if x.numel() == 0:
+        return NotImplemented
+    *lead, channels, height, width = x.shape
+    h, w = height // factor, width // factor
+    parts = x.reshape(math.prod(lead), channels, h, factor, w, factor)
+    shape = (*lead, channels * factor**2, h, w)
+    return parts.permute(0, 1, 3, 5, 2, 4).contiguous().view(shape)
+
+
+def _logsumexp(x: Any, dim: Any, keepdim: bool = False) -> Any:
+    """As ATen does it: infinities are not subtracted from themselves."""
+    if not x.dtype.is_floating_point or x.numel() == 0:
+        return NotImplemented
+    wide = widened(x)
+    top = wide.amax(dim, keepdim=True)
+    top = torch.where(torch.abs(top) == math.inf, 0.0, top)
+    total = torch.log(torch.exp(wide - top).sum(dim, keepdim=True)) + top
+    if not keepdim:
+        dims = sorted(d % max(x.dim(), 1) for d in (dim if isinstance(dim, list) else [dim]))
+        for d in reversed(dims if x.dim() else []):
+            total = total.squeeze(d)
+    return cast(total, x.dtype)
 
 
 def _var(x: Any, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
@@ -147,6 +200,10 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     **ACTIVATIONS,
     **LOSSES,
     aten.native_batch_norm.default: _batch_norm,
+    aten.native_group_norm.default: _group_norm,
+    aten.pixel_shuffle.default: _pixel_shuffle,
+    aten.pixel_unshuffle.default: _pixel_unshuffle,
+    aten.logsumexp.default: _logsumexp,
     aten.var.correction: _var,
     aten.std.correction: _std,
     aten.var_mean.correction: _var_mean,
