@@ -6,6 +6,7 @@ CPU kernels (native/Loss.cpp, native/LossNLL.cpp).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -120,6 +121,20 @@ _ELEMENTWISE: dict[Any, Callable[..., Any]] = {
     aten.soft_margin_loss.default: _soft_margin,
     aten.soft_margin_loss_backward.default: _soft_margin_backward,
 }
+
+# Losses that eager reduces in place: the result keeps the memory of all elements' losses.
+REDUCED_IN_PLACE = frozenset(
+    [aten.mse_loss.default, aten.smooth_l1_loss.default, aten.soft_margin_loss.default]
+)
+
+
+def elements_behind(func: Any, args: Any, kwargs: Any) -> Any:
+    """How many elements the memory of a loss's result has in eager; 0: as many as the result."""
+    reduction = args[2] if len(args) > 2 else kwargs.get("reduction", _MEAN)
+    if func not in REDUCED_IN_PLACE or reduction == _NONE:
+        return 0
+    return math.prod(torch.broadcast_shapes(args[0].shape, args[1].shape))
+
 
 LOSSES: dict[Any, Callable[..., Any]] = {
     **{k: in_float(f) for k, f in _ELEMENTWISE.items()},

@@ -178,7 +178,10 @@ class Planner:
         b = self.graph.buffers[buffer]
         layout = self._layout(b.view)
         kind = "dynamic" if buffer in self.dynamic else "output"
-        return self._add(buffer, {"kind": kind, **layout})
+        row = {"kind": kind, **layout}
+        if kind == "output" and b.memory:
+            row["memory"] = b.memory
+        return self._add(buffer, row)
 
     def view_id(self, view: View, again: int = 0) -> int:
         """The plan's buffer for a tensor; `again` tells equal tensors apart."""

@@ -56,6 +56,7 @@ class Buffer:
     strides: tuple[int, ...]
     input: int | None = None
     constant: tuple[Any, ...] | None = None
+    memory: int = 0  # of an output: elements that its memory has in eager, where they are more
 
     @property
     def view(self) -> View:

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from accel import allowed
 from accel.codegen import indexing
 from accel.codegen.decompositions import DECOMPOSITIONS
+from accel.codegen.decompositions_losses import REDUCED_IN_PLACE, elements_behind
 from accel.codegen.loop_ir import VALUE_TYPE
 from accel.codegen.options import CodegenOptions, CompileError
 from accel.codegen.random_masks import FAST_DROPOUT
@@ -108,6 +109,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         self.device: str | None = None
         # Of inputs, the tensors that stand for them, and their versions at first.
         self.fakes: dict[int, tuple[torch.Tensor, int]] = {}
+        self.memories: dict[int, int] = {}  # by storage: elements that it has in eager
         self.unversioned = False  # writes that no schema mentions are going on
         self.unseen: dict[int, int] = {}  # versions of `fakes` that such writes were
         # Torch's shape environment is only imported for graphs that need it.
@@ -295,6 +297,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
             raise CompileError(f"output {name} is lazily conjugated or negated")
         view = self._place_of(value)
         state = self.storages[storage_key(value)]
+        self.graph.buffers[view.buffer].memory = self.memories.get(storage_key(value), 0)
         if any(is_symbolic(n) for n in (*view.sizes, *view.strides)):
             return _symbolic_output(name, view, meta)
         if view.strides == meta.strides:
@@ -384,9 +387,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
             return func(*args, **kwargs)
         if func in _TRANSPARENT:
             return self._constant(func, args, kwargs)
-        if func in self.decompositions:
+        if func in self.decompositions and not (func in REDUCED_IN_PLACE and self.shapes):
             out = self._decomposed(func, args, kwargs)
             if out is not NotImplemented:
+                if elements := elements_behind(func, args, kwargs):
+                    self.memories[storage_key(out)] = elements
                 return out
         if self.unversioned:  # of a decomposition: what dispatch would have taken apart above us
             with self:

@@ -172,6 +172,11 @@ class PlanParser {
         break;
       case BufferKind::output:
         buffer.layout = parse_layout(dict, where);
+        if (dict.contains("memory")) {
+          size_t elements = static_cast<size_t>(std::max<int64_t>(0, integer(dict, "memory", where)));
+          size_t bytes = elements * c10::elementSize(buffer.layout.dtype);
+          buffer.layout.storage_bytes = std::max(buffer.layout.storage_bytes, bytes);
+        }
         buffer.index = static_cast<uint32_t>(plan_.output_buffers.size());
         plan_.output_buffers.push_back(id);
         break;
