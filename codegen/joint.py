@@ -86,7 +86,7 @@ class _JointTracer(Tracer):
                     self.alive.append(fake)
                 values[name] = fake
                 self.graph.input_identity.append(id(fake))
-        with torch.enable_grad(), self.source.autocasting(), self.fake_mode, self:
+        with torch.enable_grad(), self.source.as_recorded(), self.fake_mode, self:
             self._run_operations(values)
         with torch.no_grad():
             self._finish(values)

@@ -24,6 +24,7 @@ each path is a vector loop; types fit the table of scalar operations.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -169,7 +170,8 @@ def cast(value: Expr, type_: str) -> Expr:
     if value.type == type_:
         return value
     if isinstance(value, Const):
-        return Const(constant(value.value, type_), type_)
+        exact = ctypes.c_float(value.value).value if value.type == "f32" else value.value
+        return Const(constant(exact, type_), type_)
     return Op(f"to_{type_}", (value,), type_)
 
 

@@ -23,7 +23,7 @@ from accel.codegen.affine import Affine
 from accel.codegen.builder import Builder
 from accel.codegen.loop_ir import VALUE_TYPE, Const, Expr, Iota, cast, constant, op
 from accel.codegen.scalar_ops import SCALAR_OPS
-from accel.codegen.tensor_graph import Node, TensorGraph, View, contiguous_strides
+from accel.codegen.tensor_graph import Node, View, contiguous_strides
 
 aten = torch.ops.aten
 
@@ -110,10 +110,6 @@ def lower_mask(b: Builder, node: Node, out: View) -> None:
         return cast(op("lt", bits, Const(bound, "i32")), type_)
 
     b.pointwise(out, value)
-
-
-def draws_masks(graph: TensorGraph) -> bool:
-    return any(node.target is bernoulli_operator() for node in graph.nodes)
 
 
 class Redrawing(TorchDispatchMode):  # type: ignore[misc]

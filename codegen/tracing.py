@@ -133,7 +133,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
                 values[name] = fake = self._input(index, meta)
                 self.graph.input_identity.append(id(fake))
         inference: AbstractContextManager[Any] = torch.no_grad()
-        with inference, self.source.autocasting(), self._symbolically(), self.fake_mode, self:
+        with inference, self.source.as_recorded(), self._symbolically(), self.fake_mode, self:
             self._run_operations(values)
         self._finish(values)
         self._sever_outputs(values)

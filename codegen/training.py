@@ -23,7 +23,6 @@ from accel.codegen.partition import (
     split,
     visible_reads,
 )
-from accel.codegen.random_masks import draws_masks
 from accel.codegen.simplify import eliminate_common, eliminate_dead
 from accel.codegen.tensor_graph import TensorGraph
 from accel.errors import ONLY_VIEWS
@@ -58,7 +57,8 @@ def compile_training(
         gradients.append(
             {
                 "plan": half.plan,
-                "redraws": draws_masks(whole.graph),
+                # Masks that nobody reads are drawn, too: what comes after them depends on it.
+                "redraws": options.fast_dropout and source.is_random,
                 **_facts(source, whole, c),
                 **_saving(whole.components[c], joint.components[c], backward, reads),
             }

@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -175,6 +176,7 @@ class SegmentGraph:
     run drew from torch's CPU generator. `autocast` is its dtype and whether it caches, or None.
     `sizes` is None for a graph whose every size is the recorded one. `allowed` names the
     operators that are functions of the user's, with their results (`accel.allowed`).
+    `default_dtype` is torch's when recorded.
     """
 
     inputs: list[tuple[str, TensorMeta]]
@@ -187,6 +189,7 @@ class SegmentGraph:
     autocast: tuple[str, bool] | None = None
     sizes: Sizes | None = None
     allowed: list[tuple[str, list[TensorMeta]]] = field(default_factory=list)
+    default_dtype: str = "float32"
 
     def key(self) -> str:
         """Content hash: equal graphs, equal keys (source locations do not count)."""
@@ -218,6 +221,7 @@ class SegmentGraph:
             "autocast": None if self.autocast is None else list(self.autocast),
             "sizes": _sizes_to_json(self.sizes),
             "allowed": [[name, [_meta_to_json(m) for m in metas]] for name, metas in self.allowed],
+            "default_dtype": self.default_dtype,
         }
 
     @staticmethod
@@ -243,17 +247,24 @@ class SegmentGraph:
             None if data["autocast"] is None else (data["autocast"][0], data["autocast"][1]),
             _sizes_from_json(data["sizes"]),
             [(name, [_meta_from_json(m) for m in metas]) for name, metas in data["allowed"]],
+            data["default_dtype"],
         )
 
-    def autocasting(self) -> contextlib.AbstractContextManager[Any]:
-        """The casts under which the operations ran."""
-        if self.autocast is None:
-            return contextlib.nullcontext()
-        dtype, caches = self.autocast
-        casting: contextlib.AbstractContextManager[Any] = torch.autocast(
-            "cpu", getattr(torch, dtype), cache_enabled=caches
-        )
-        return casting
+    @contextlib.contextmanager
+    def as_recorded(self) -> Iterator[None]:
+        """The casts and the default dtype with which the operations ran."""
+        before, wanted = torch.get_default_dtype(), getattr(torch, self.default_dtype)
+        with contextlib.ExitStack() as stack:
+            if self.autocast is not None:
+                dtype, caches = self.autocast
+                casting: contextlib.AbstractContextManager[Any] = torch.autocast(
+                    "cpu", getattr(torch, dtype), cache_enabled=caches
+                )
+                stack.enter_context(casting)
+            if wanted is not before:
+                torch.set_default_dtype(wanted)
+                stack.callback(torch.set_default_dtype, before)
+            yield
 
     def to_fx(self) -> fx.GraphModule:
         """The same graph for backends and readers: outputs, then speculated values, as a tuple.

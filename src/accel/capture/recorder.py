@@ -325,6 +325,7 @@ class Recorder(LiftedEvents):
                 for o in self.operations
                 if (name := allowed.name_in(o.target))
             ],
+            str(torch.get_default_dtype()).removeprefix("torch."),
         )
 
     def _gradients(self, template: Template) -> Gradients | None:

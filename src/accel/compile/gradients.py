@@ -137,7 +137,7 @@ class _Recomputation:
             for i, t in enumerate(inputs)
         ]
         run = _Run(self.program, self.graph.outputs, aliases, ends)
-        with _drawing_from(random_state), self.drawing(), self.graph.autocasting():
+        with _drawing_from(random_state), self.drawing(), self.graph.as_recorded():
             run.run(*aliases)
         return run
 

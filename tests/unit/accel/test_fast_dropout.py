@@ -101,6 +101,18 @@ def test_second_derivatives_are_of_the_same_masks() -> None:
     torch.testing.assert_close(second, 6 * x * 8 * ones)
 
 
+def test_what_is_drawn_after_a_mask_that_nobody_reads() -> None:
+    x = leaf(8)
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        F.dropout(x * 2, 0.5)
+        return torch.rand_like(x) * x * x
+
+    y = compiled(function, x)(x)
+    (gradient,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    torch.testing.assert_close(gradient * x, 2 * y)
+
+
 def test_the_gradient_at_an_inner_result_is_of_the_same_masks() -> None:
     x = leaf(50)
 
