@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from accel.codegen.decompositions_activations import ACTIVATIONS, cast, widened
+from accel.codegen.decompositions_activations import ACTIVATIONS, cast, in_order, widened
 from accel.codegen.decompositions_losses import LOSSES
 from accel.codegen.options import CompileError
 
@@ -82,6 +82,7 @@ def _group_norm(
     return cast(out.view(x.shape), x.dtype), *facts
 
 
+@in_order
 def _pixel_shuffle(x: Any, factor: int) -> Any:
     if x.numel() == 0:
         return NotImplemented
@@ -91,6 +92,7 @@ def _pixel_shuffle(x: Any, factor: int) -> Any:
     return parts.permute(0, 1, 4, 2, 5, 3).contiguous().view(shape)
 
 
+@in_order
 def _pixel_unshuffle(x: Any, factor: int) -> Any:
     if x.numel() == 0:
         return NotImplemented
@@ -101,6 +103,7 @@ def _pixel_unshuffle(x: Any, factor: int) -> Any:
     return parts.permute(0, 1, 3, 5, 2, 4).contiguous().view(shape)
 
 
+@in_order
 def _logsumexp(x: Any, dim: Any, keepdim: bool = False) -> Any:
     """As ATen does it: infinities are not subtracted from themselves."""
     if not x.dtype.is_floating_point or x.numel() == 0:
@@ -180,6 +183,7 @@ def _roll(x: Any, shifts: Any, dims: Any = ()) -> Any:
     return x
 
 
+@in_order
 def _norm(x: Any, p: Any = None, dim: Any = (), keepdim: bool = False) -> Any:
     return aten.linalg_vector_norm.default(x, 2 if p is None else p, dim, keepdim)
 

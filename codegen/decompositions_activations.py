@@ -28,10 +28,25 @@ def widened(x: Any) -> Any:
     return cast(x, torch.float32) if narrow else x
 
 
-def in_float(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` of widened tensors, with results of the first argument's dtype. Operands of several
-    dtypes, and others than floating point, stay one operation."""
+def in_order(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` where all tensors lie in order: some of eager's kernels keep another order in their
+    results, others do not, and the operations here do not tell them apart."""
 
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        for t in args:
+            if isinstance(t, torch.Tensor) and not t.is_contiguous() and any(t.stride()):
+                return NotImplemented
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+def in_float(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` of widened tensors in order, with results of the first argument's dtype. Operands of
+    several dtypes, and others than floating point, stay one operation."""
+
+    @in_order
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         dtypes = {a.dtype for a in args if isinstance(a, torch.Tensor)}

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from accel.codegen.decompositions_activations import cast, in_float, widened
+from accel.codegen.decompositions_activations import cast, in_float, in_order, widened
 
 aten = torch.ops.aten
 
@@ -82,6 +82,7 @@ def _soft_margin_backward(grad: Any, x: Any, y: Any, reduction: int) -> Any:
     return grad * (-_share(x, reduction) * y * z / (z + 1.0))
 
 
+@in_order
 def _nll_backward(
     grad: Any, x: Any, target: Any, weight: Any, reduction: int, ignored: int, total_weight: Any
 ) -> Any:
@@ -99,11 +100,13 @@ def _nll_backward(
     return cast(torch.where(classes == target, each, 0.0), x.dtype)
 
 
+@in_order
 def _log_softmax_backward(grad: Any, out: Any, dim: int, dtype: torch.dtype) -> Any:
     wide = widened(grad)
     return cast(wide - torch.exp(widened(out)) * wide.sum(dim, keepdim=True), dtype)
 
 
+@in_order
 def _softmax_backward(grad: Any, out: Any, dim: int, dtype: torch.dtype) -> Any:
     wide = widened(out)
     each = widened(grad) * wide

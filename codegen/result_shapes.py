@@ -36,4 +36,36 @@ def _grouped_mm(
     return a.new_empty_strided([*lead, rows, columns], strides, dtype=dtype)
 
 
-RESULTS: dict[Any, Callable[..., Any]] = {aten._grouped_mm.default: _grouped_mm}
+def _by_gradient(grad: Any, *args: Any) -> Any:
+    """In the order of the gradient; where that has none (one number for all), of the input."""
+    x = next(a for a in reversed(args) if isinstance(a, torch.Tensor))
+    return aten.add.Tensor(grad, x)
+
+
+def _in_order(grad: Any, x: Any, *args: Any) -> Any:
+    return x.new_empty(x.shape)
+
+
+def _like_gradient(grad: Any, *args: Any) -> Any:
+    return torch.empty_like(grad)
+
+
+def _log_sigmoid(x: Any) -> Any:
+    return x.new_empty(x.shape), x.new_empty(x.shape)
+
+
+RESULTS: dict[Any, Callable[..., Any]] = {
+    aten._grouped_mm.default: _grouped_mm,
+    aten.elu_backward.default: _by_gradient,
+    aten.hardtanh_backward.default: _by_gradient,
+    aten.hardswish_backward.default: _by_gradient,
+    aten.hardsigmoid_backward.default: _by_gradient,
+    aten.softplus_backward.default: _by_gradient,
+    aten.logit_backward.default: _by_gradient,
+    aten.glu_backward.default: _in_order,
+    aten.mse_loss_backward.default: _in_order,
+    aten.smooth_l1_loss_backward.default: _in_order,
+    aten.huber_loss_backward.default: _in_order,
+    aten.log_sigmoid_forward.default: _log_sigmoid,
+    aten.log_sigmoid_backward.default: _like_gradient,
+}

@@ -29,16 +29,18 @@ struct Chain {
   PyObject* globals = nullptr;   // its dict
   PyObject* expected = nullptr;  // tuple of (name in globals, function, its code)
   PyObject* outer = nullptr;     // outer(inner, tensors, gradients, retain_graph, create_graph, inputs)
+  PyObject* ones_like = nullptr;  // torch's, which makes the gradient that is not given
   PyObject* inner = nullptr;     // inner(tensors, ...), which calls the engine
 };
 
 Chain chain;
-PyObject *autograd_name, *no_inputs;  // immortal
+PyObject *autograd_name, *ones_like_name, *no_inputs;  // immortal
 
 // True when the body would call the very functions that this file stands for.
 bool is_intact() {
   if (!chain.expected) return false;
   if (PyDict_GetItemWithError(chain.torch, autograd_name) != chain.autograd) return false;
+  if (PyDict_GetItemWithError(chain.torch, ones_like_name) != chain.ones_like) return false;
   for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(chain.expected); k++) {
     PyObject* row = PyTuple_GET_ITEM(chain.expected, k);
     PyObject* function = PyTuple_GET_ITEM(row, 1);
@@ -137,13 +139,15 @@ PyObject* py_set_chain(PyObject*, PyObject* args) {
       return nullptr;
     }
   }
+  next.ones_like = PyDict_GetItemWithError(next.torch, ones_like_name);
+  if (!next.ones_like) return PyErr_Format(PyExc_ValueError, "torch has no ones_like");
   Chain old = chain;
   for (PyObject* part :
-       {next.torch, next.autograd, next.globals, next.expected, next.outer, next.inner}) {
+       {next.torch, next.autograd, next.globals, next.expected, next.outer, next.ones_like, next.inner}) {
     Py_INCREF(part);
   }
   chain = next;
-  for (PyObject* part : {old.torch, old.autograd, old.globals, old.expected, old.outer, old.inner}) {
+  for (PyObject* part : {old.torch, old.autograd, old.globals, old.expected, old.outer, old.ones_like, old.inner}) {
     Py_XDECREF(part);
   }
   Py_RETURN_NONE;
@@ -163,8 +167,9 @@ PyMethodDef FUNCTIONS[] = {
 
 int init_backward_calls(PyObject* module) {
   autograd_name = PyUnicode_InternFromString("autograd");
+  ones_like_name = PyUnicode_InternFromString("ones_like");
   no_inputs = PyTuple_New(0);
-  if (!autograd_name || !no_inputs) return -1;
+  if (!ones_like_name || !autograd_name || !no_inputs) return -1;
   return PyModule_AddFunctions(module, FUNCTIONS);
 }
 

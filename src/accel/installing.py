@@ -257,7 +257,10 @@ class Installer:
         root.backward_patterns += 1
         if not use.zeros:
             root.retire(v for v in root.variants if v.program is prepared.program)
-        wanted = replace(recording.graph.gradients, tangents=use.tangents)
+        known = recording.graph.gradients
+        # What it was compiled for comes again, most likely (two losses in turn): for both, then.
+        names = {*use.tangents, *(() if use.zeros else known.tangents)}
+        wanted = replace(known, tangents=tuple(n for n in known.outputs if n in names))
         recording = replace(recording, graph=replace(recording.graph, gradients=wanted))
         self._submit(root, replace(prepared, recording=recording))
         for v in root.variants if root.pending else ():

@@ -93,6 +93,14 @@ def test_what_somebody_has_replaced_is_called(name: str, monkeypatch: pytest.Mon
     assert calls == [name]
 
 
+def test_a_replaced_ones_like_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = torch.ones_like
+    monkeypatch.setattr(torch, "ones_like", lambda *args, **kwargs: original(*args, **kwargs) * 128)
+    x = torch.ones((), requires_grad=True)
+    (x * 3).backward()
+    assert x.grad == 384
+
+
 def test_an_engine_that_somebody_has_replaced_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch import autograd
 

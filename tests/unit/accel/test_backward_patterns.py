@@ -69,3 +69,21 @@ def test_the_plan_that_is_replaced_is_not_compiled_again() -> None:
     for _ in range(3):
         gradient_of(root(x)[0])
     assert accel.counters()["variants"] == variants
+
+
+def test_two_losses_in_turn_after_many_steps_with_one() -> None:
+    def losses(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        h = torch.tanh(x @ WEIGHT)
+        return h.sin().sum(), (h * 2).exp().sum()
+
+    x = torch.randn(4, 3)
+    expected = [gradient_of(losses(x)[which]) for which in (0, 1)]
+    root = accel.optimize(losses)
+    for step in range(60):
+        which = 0 if step < 20 else step % 2
+        torch.testing.assert_close(gradient_of(root(x)[which]), expected[which])
+        assert accel.wait()
+    before = accel.counters()["calls_compiled"]
+    for step in range(20):
+        gradient_of(root(x)[step % 2])
+    assert accel.counters()["calls_compiled"] == before + 20

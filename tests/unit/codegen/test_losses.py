@@ -167,3 +167,34 @@ def test_cross_entropy(reduction: str, smoothing: float, rows: int) -> None:
     found = run_plan(gradient["plan"], _OUT_DIR / plan["library"], [*saved, arriving])
     assert found is not None
     torch.testing.assert_close(found[gradient["results"][0]], want)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_layouts_of_gradients_are_eager_s(name: str) -> None:
+    """Of images by channels, and of transposed matrices; of a result whose gradient is one number."""
+    import accel
+
+    def function(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return CASES[name](x * 2, y * 2).mean()
+
+    if name.startswith(("glu", "distances", "differences", "every", "prelu")):
+        shapes = [torch.rand(6, 4).t()]
+    else:
+        images = torch.rand(2, 4, 6, 4).contiguous(memory_format=torch.channels_last)
+        shapes = [torch.rand(6, 4).t(), images]
+    for tensor in shapes:
+        x = tensor.clone(memory_format=torch.preserve_format).requires_grad_()
+        y = torch.rand(tensor.shape).requires_grad_()
+        wanted = torch.autograd.grad(function(x, y), [x, y], allow_unused=True)
+        accel.reset()
+        root = accel.optimize(function)
+        for _ in range(4):
+            found = torch.autograd.grad(root(x, y), [x, y], allow_unused=True)
+            assert accel.wait()
+        assert accel.counters()["calls_compiled"]
+        for got, want in zip(found, wanted, strict=True):
+            assert (got is None) == (want is None)
+            if want is not None:
+                assert got.stride() == want.stride()
+                torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6, equal_nan=True)
+    accel.reset()
