@@ -113,6 +113,26 @@ def test_what_is_drawn_after_a_mask_that_nobody_reads() -> None:
     torch.testing.assert_close(gradient * x, 2 * y)
 
 
+def test_a_checkpoint_with_a_mask_that_nobody_reads() -> None:
+    x = leaf(50)
+
+    def part(x: torch.Tensor) -> torch.Tensor:
+        F.dropout(x * 2, 0.5)
+        return torch.rand_like(x) * x * x
+
+    part = accel.optimize(part)
+    for _ in range(4):
+        part(x).sum().backward()
+        with torch.no_grad():
+            part(x)
+        assert accel.wait()
+    x.grad = None
+    y = checkpoint(part, x, use_reentrant=True)
+    y.sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad * x.detach(), 2 * y.detach())
+
+
 def test_the_gradient_at_an_inner_result_is_of_the_same_masks() -> None:
     x = leaf(50)
 
