@@ -11,6 +11,7 @@
 //
 // Tracing by torch.jit, functionalization, functorch layers and the presence of dispatch
 // modes are bits of the dispatch key rows.
+#include "checkpoints.h"
 #include "tensors.h"
 
 #include <ATen/Context.h>
@@ -132,7 +133,7 @@ constexpr Row ROWS[] = {
     {"torch function state", FACT(at::impl::PythonTorchFunctionTLS::get_disabled_state())},
     {"torch function modes", FACT(at::impl::PythonTorchFunctionTLS::stack_len())},
     {"torch dispatch modes", FACT(c10::impl::TorchDispatchModeTLS::stack_len())},
-    {"saved tensor hooks", FACT(at::SavedTensorDefaultHooks::get_tls_state().stack.size())},
+    {"saved tensor hooks", hooks_of_others},
     {"anomaly mode", FACT(torch::autograd::AnomalyMode::is_enabled())},
     {"default dtype", FACT(c10::get_default_dtype().toScalarType())},
     {"threads", FACT(at::get_num_threads())},

@@ -228,7 +228,9 @@ class PlanBackward : public torch::autograd::Node {
     random_state_ = random_state;
     const Description& d = *description_;
     saved_.reserve(d.saved.size());
+    is_hooked_ = at::SavedTensorDefaultHooks::get_hooks().has_value();
     for (const Place& place : d.saved) saved_.push_back(save_one(place, inputs, outputs));
+    if (is_hooked_) return hook_inputs(inputs, count);
     watched_.reserve(d.watched.size());
     for (const Watched& watched : d.watched) {
       watched_.push_back(watched.position < 0 ? save_one(watched.place, inputs, outputs) : Saved());
@@ -332,6 +334,8 @@ class PlanBackward : public torch::autograd::Node {
     for (Saved& saved : saved_) saved.reset();
     for (Saved& saved : watched_) saved.reset();
     inputs_.clear();
+    hooked_inputs_.clear();
+    unpacked_.clear();
   }
 
  private:
@@ -356,10 +360,75 @@ class PlanBackward : public torch::autograd::Node {
       const at::Tensor& output = outputs[place.index];
       saved.visible = true;
       saved.variable = SavedVariable(output, output.requires_grad());
+    } else if (is_hooked_) {
+      saved.visible = true;
+      saved.variable = SavedVariable(outputs[place.index], false);
     } else {
       saved.plain = outputs[place.index];
     }
     return saved;
+  }
+
+  // Under hooks nothing but leaves is held beside what these hold; versions are not checked, as in
+  // eager.
+  void hook_inputs(c10::TensorImpl* const* inputs, size_t count) {
+    const Description& d = *description_;
+    std::vector<bool> wanted(d.kept);
+    for (const Watched& watched : d.watched) {
+      if (!watched.place.output) wanted[watched.place.index] = true;
+    }
+    for (const Place& place : d.saved) {
+      if (!place.output) wanted[place.index] = false;  // held already
+    }
+    for (size_t i = 0; i < count; ++i) {
+      at::Tensor input = hold(inputs[i]);
+      bool is_leaf = input.requires_grad() && !input.grad_fn();
+      inputs_.emplace_back(input, false);
+      if (wanted[i] && !is_leaf) {
+        hooked_inputs_.emplace_back(i, SavedVariable(input, false));
+      }
+    }
+  }
+
+  // Everything that hooks hold, once in a run of the engine: they give each only once. The mutex is
+  // held.
+  void unpack_hooked() {
+    int task = torch::autograd::get_current_graph_task_id();
+    if (!is_hooked_ || unpacked_for_ == task) return;
+    const Description& d = *description_;
+    const Plan& plan = plan_of(*d.executor);
+    unpacked_.clear();
+    for (size_t i = 0; i < saved_.size(); ++i) {
+      at::Tensor tensor = saved_[i].variable.unpack(self());
+      const Layout& layout = plan.inputs[i];
+      TORCH_CHECK(tensor.scalar_type() == layout.dtype &&
+                      tensor.sizes() == c10::IntArrayRef(layout.sizes) &&
+                      (tensor.strides() == c10::IntArrayRef(layout.strides) || layout.numel == 0),
+                  "accel: the hooks on saved tensors gave another tensor back than was saved");
+      unpacked_.push_back(std::move(tensor));
+    }
+    for (auto& [i, variable] : hooked_inputs_) unpacked_.push_back(variable.unpack(self()));
+    unpacked_for_ = task;
+    torch::autograd::Engine::get_default_engine().queue_callback([node = self()] {
+      auto* plan_node = static_cast<PlanBackward*>(node.get());
+      std::lock_guard<std::mutex> lock(plan_node->mutex_);
+      plan_node->unpacked_.clear();
+      plan_node->unpacked_for_ = -1;
+    });
+  }
+
+  // The input, if anything holds it. The mutex is held.
+  at::Tensor input_at(size_t index) {
+    at::Tensor input = inputs_[index].get();
+    if (input.defined() || !is_hooked_) return input;
+    for (size_t i = 0; i < saved_.size(); ++i) {
+      const Place& place = description_->saved[i];
+      if (!place.output && place.index == index) return unpacked_[i];
+    }
+    for (size_t i = 0; i < hooked_inputs_.size(); ++i) {
+      if (hooked_inputs_[i].first == index) return unpacked_[saved_.size() + i];
+    }
+    return input;
   }
 
   bool expected(const variable_list& grads) const {
@@ -430,6 +499,7 @@ class PlanBackward : public torch::autograd::Node {
     for (size_t k = 0; k < description_->freed_with.size(); ++k) {
       TORCH_CHECK(!(bits >> k & 1) || !is_freed(k), torch::autograd::ERR_BACKWARD_TWICE);
     }
+    unpack_hooked();
     for (size_t i = 0; i < watched_.size(); ++i) {
       const Watched& watched = description_->watched[i];
       if (!(watched.bits & bits)) continue;
@@ -449,7 +519,9 @@ class PlanBackward : public torch::autograd::Node {
     for (size_t i = 0; i < saved_.size(); ++i) {
       const Saved& saved = saved_[i];
       const Place& place = description_->saved[i];
-      if (!saved.visible) {
+      if (is_hooked_) {
+        held.push_back(unpacked_[i]);
+      } else if (!saved.visible) {
         held.push_back(saved.plain);
       } else if (at::Tensor input; !place.output && !(description_->needed_for[i] & bits) &&
                  (input = inputs_[place.index].get()).defined()) {
@@ -470,13 +542,13 @@ class PlanBackward : public torch::autograd::Node {
     check_versions(bits, true);
     std::vector<at::Tensor> inputs;
     for (size_t i = 0; i < inputs_.size(); ++i) {
-      at::Tensor input = inputs_[i].get();
+      at::Tensor input = input_at(i);
       if (input.defined() && !(description_->needs[i] & bits)) {
         inputs.push_back(std::move(input));  // whatever it holds
         continue;
       }
       bool changed =
-          input.defined() && !inputs_[i].is_copy &&
+          input.defined() && !inputs_[i].is_copy && !is_hooked_ &&
           (description_->stale[i] ||
            (inputs_[i].has_version && !description_->written[i] &&
             input.unsafeGetTensorImpl()->version_counter().current_version() !=
@@ -497,6 +569,11 @@ class PlanBackward : public torch::autograd::Node {
   Leads leads_;
   std::vector<Saved> saved_, watched_;  // guarded by mutex_
   std::vector<Remembered> inputs_;      // guarded by mutex_
+  bool is_hooked_ = false;              // what is saved went to somebody's hooks
+  std::vector<std::pair<size_t, SavedVariable>> hooked_inputs_;  // guarded by mutex_
+  // What the hooks gave back for `saved_` and `hooked_inputs_` in one run of the engine.
+  std::vector<at::Tensor> unpacked_;    // guarded by mutex_
+  int unpacked_for_ = -1;               // that run
   uint64_t running_ = 0, freed_ = 0;    // node outputs, as bits; guarded by mutex_
   at::Tensor random_state_;
 };

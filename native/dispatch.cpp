@@ -5,6 +5,7 @@
 // tuple of variants and its roots, so that anything may be replaced meanwhile.
 #include "dispatch.h"
 
+#include "checkpoints.h"
 #include "cpython_compat.h"
 #include "entry.h"
 #include "frame_shim.h"
@@ -145,10 +146,25 @@ void drop_variant(Entry* entry, PyObject* variant) {
   Py_SETREF(entry->variants, tuple);
 }
 
+// What a checkpoint's log knows a call by: a function may get another entry in between.
+PyObject* callee_of(Entry* entry, PyObject* last) {
+  return last ? last : reinterpret_cast<PyObject*>(entry);
+}
+
+// What a call is answered that was served: for a node, its landing with it. NULL: error set.
+PyObject* answer(const Serving& serving) {
+  PyObject* result = serving.result;
+  if (serving.landing && serving.landing != Py_None) {
+    // The variant may be gone when its landing is read.
+    Py_SETREF(result, PyTuple_Pack(2, serving.landing, result));
+  }
+  return result;
+}
+
 // The result of the first variant that serves the call; `*settled` is false when none
-// did and the driver may be asked.
+// did and the driver may be asked. `place`: in the first run of a checkpoint, or NULL.
 PyObject* try_variants(Entry* entry, PyObject* const* roots, size_t count, PyObject* last,
-                       bool* settled) {
+                       PyObject* place, bool draws_again, bool* settled) {
   PyObject* variants = Py_NewRef(entry->variants);
   PyObject* result = nullptr;
   *settled = true;
@@ -157,6 +173,8 @@ PyObject* try_variants(Entry* entry, PyObject* const* roots, size_t count, PyObj
     PyObject* object = PyTuple_GET_ITEM(variants, k);
     auto* variant = reinterpret_cast<Variant*>(object);
     Serving serving;
+    if (place) serving.run = CheckpointRun::first;
+    serving.draws_again = draws_again;
     switch (serve(variant, roots, count, last, serving)) {
       case Outcome::guarded: continue;
       case Outcome::misspeculated:
@@ -164,10 +182,9 @@ PyObject* try_variants(Entry* entry, PyObject* const* roots, size_t count, PyObj
         continue;
       case Outcome::served:
         entry->hits++;
-        result = serving.result;
-        if (serving.landing && serving.landing != Py_None) {
-          // The variant may be gone when its landing is read.
-          Py_SETREF(result, PyTuple_Pack(2, serving.landing, result));
+        result = answer(serving);
+        if (place && result && !log_served(place, callee_of(entry, last), object)) {
+          Py_CLEAR(result);
         }
         if (review_due(variant)) tell(entry, "review", "");
         break;
@@ -188,6 +205,30 @@ PyObject* try_variants(Entry* entry, PyObject* const* roots, size_t count, PyObj
   }
   Py_DECREF(variants);
   *settled = done;
+  return result;
+}
+
+// A call in the second run of a checkpoint: served as in the first, by the same variant, or not
+// at all. The driver is not asked: recordings end early there.
+PyObject* serve_again(Entry* entry, PyObject* const* roots, size_t count, PyObject* last) {
+  PyObject* variant = served_before(callee_of(entry, last));
+  if (!variant || variant == Py_None) {
+    Py_XDECREF(variant);
+    return variant ? answer_run_body() : nullptr;
+  }
+  Serving serving;
+  serving.run = CheckpointRun::again;
+  PyObject* result = nullptr;
+  switch (serve(reinterpret_cast<Variant*>(variant), roots, count, last, serving)) {
+    case Outcome::served:
+      entry->hits++;
+      result = answer(serving);
+      break;
+    case Outcome::raised: entry->hits++; break;
+    case Outcome::failed: cannot_serve_again(entry->name, serving.why.c_str()); break;
+    default: cannot_serve_again(entry->name, "what it reads has changed");
+  }
+  Py_DECREF(variant);
   return result;
 }
 
@@ -353,11 +394,17 @@ PyObject* py_prologue(PyObject*, PyObject* const* args, Py_ssize_t count) {
     return answer_run_body();
   }
   Entry* entry = (*entries)[static_cast<size_t>(index)];
-  if (!entry || !dispatch_enabled || paused()) return answer_run_body();
-  if (entry->state == EntryState::off) {
-    entry->calls++;
-    if (entry->disarm) remove_prologue(calling_function(PyThreadState_Get()));
-    return answer_run_body();
+  if (!entry) return answer_run_body();
+  if (!must_serve_again()) {
+    if (!dispatch_enabled || paused()) return answer_run_body();
+    if (entry->state == EntryState::off) {
+      entry->calls++;
+      // A checkpoint's second run may still have to be served.
+      if (entry->disarm && !checkpoints_are_logged()) {
+        remove_prologue(calling_function(PyThreadState_Get()));
+      }
+      return answer_run_body();
+    }
   }
   PyObject* function = calling_function(PyThreadState_Get());
   if (!function) return PyErr_Format(PyExc_TypeError, "prologue() is called by functions only");
@@ -460,9 +507,17 @@ PyObject* dispatch_call(Entry* entry, PyObject* const* roots, size_t count, PyOb
   Py_INCREF(entry);
   entry->calls++;
   PyObject* result = nullptr;
-  bool settled = false;
-  if (entry->state == EntryState::armed) {
-    result = try_variants(entry, roots, count, last, &settled);
+  PyObject* place = nullptr;
+  bool settled = false, draws_again = true;
+  CheckpointRun run = checkpoint_run();
+  if (run == CheckpointRun::again) {
+    result = serve_again(entry, roots, count, last);
+    settled = true;
+  } else if (entry->state == EntryState::armed) {
+    if (run == CheckpointRun::first) place = checkpoint_place(&draws_again);
+    if (run == CheckpointRun::first && !place) settled = true;  // an error is set
+    else result = try_variants(entry, roots, count, last, place, draws_again, &settled);
+    Py_XDECREF(place);
   }
   if (!settled) {
     entry->misses++;

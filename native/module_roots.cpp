@@ -7,6 +7,7 @@
 // to the module; the weak reference's callback removes the row before the address can be
 // used again (CPython clears weak references, and calls those that are reachable, before
 // an object's memory is freed; this one is reachable from here). Everything needs the GIL.
+#include "checkpoints.h"
 #include "dispatch.h"
 #include "entry.h"
 
@@ -163,12 +164,14 @@ PyObject* first_call(PyObject* module, PyObject* const* args) {
 // module_prologue(self, args, kwargs)
 PyObject* py_module_prologue(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (count != 3) return PyErr_Format(PyExc_TypeError, "module_prologue() takes three arguments");
-  if (!module_hook || !dispatch_enabled || dispatch_paused()) return answer_run_body();
+  bool again = must_serve_again();
+  if (!module_hook) return answer_run_body();
+  if (!again && (!dispatch_enabled || dispatch_paused())) return answer_run_body();
   Row* row = table->find(args[0]);
   if (__builtin_expect(!row, 0)) return first_call(args[0], args);
   auto* entry = reinterpret_cast<Entry*>(row->entry);
   if (!entry) return answer_run_body();
-  if (entry->state == EntryState::off) {
+  if (entry->state == EntryState::off && !again) {
     entry->calls++;
     return answer_run_body();
   }

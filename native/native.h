@@ -13,6 +13,7 @@ int init_forced_failures(PyObject* module);
 int init_executor(PyObject* module);
 int init_cuda_driver(PyObject* module);
 int init_gradients(PyObject* module);
+int init_checkpoints(PyObject* module);
 int init_optimizers(PyObject* module);
 int init_guards(PyObject* module);
 int init_dispatch(PyObject* module);

@@ -49,6 +49,8 @@ struct Variant {
   long hits, guard_failures, ambient_failures, misspeculations, errors;
   long eager_runs;   // so many calls that this variant would serve are given to on_call
   bool outside_backward;  // calls inside a backward pass are not served
+  bool repeatable;  // changes nothing but the random state: may be served in a checkpoint
+  bool is_random;
   long probe_every;  // measure each so-manyth hit; 0: none
   long until_probe;
   long doubt_at;     // the failed speculation after which on_event is told; 0: never
@@ -122,6 +124,13 @@ bool take_error(std::string& why) {
   Py_XDECREF(value);
   Py_XDECREF(trace);
   return true;
+}
+
+// Whether a checkpoint may have this call served twice. A node's resumable code may have been
+// replaced by the second time.
+bool may_run_twice(const Variant* v, const Serving& serving) {
+  bool is_node = v->landing && v->landing != Py_None;
+  return v->repeatable && !is_node && (serving.draws_again || !v->is_random);
 }
 
 // ---- running -----------------------------------------------------------------------
@@ -518,6 +527,9 @@ PyMemberDef MEMBERS[] = {
      "so many calls that it would serve are given to the entry's on_call instead"},
     {"outside_backward", T_BOOL, offsetof(Variant, outside_backward), 0,
      "calls inside a backward pass (a checkpoint's second run) are left to Python"},
+    {"repeatable", T_BOOL, offsetof(Variant, repeatable), 0,
+     "changes nothing but the random state: a checkpoint may run it twice"},
+    {"is_random", T_BOOL, offsetof(Variant, is_random), 0, "draws random numbers"},
     {"probe_every", T_LONG, offsetof(Variant, probe_every), 0, "measure each so-manyth hit"},
     {"landing", T_OBJECT, offsetof(Variant, landing), 0,
      "of a node's variant: (pad, locals written, locals unbound); set before it serves"},
@@ -583,10 +595,12 @@ Outcome serve(Variant* v, PyObject* const* roots, size_t count, PyObject* last,
     v->guard_failures++;
     return Outcome::guarded;
   }
-  if (v->outside_backward && torch::autograd::get_current_graph_task_id() != -1) {
+  if (serving.run == CheckpointRun::first && !may_run_twice(v, serving)) return Outcome::declined;
+  bool again = serving.run == CheckpointRun::again;
+  if (v->outside_backward && !again && torch::autograd::get_current_graph_task_id() != -1) {
     return Outcome::declined;
   }
-  if (v->eager_runs > 0) {
+  if (v->eager_runs > 0 && !again) {
     --v->eager_runs;
     return Outcome::skipped;
   }
@@ -606,9 +620,11 @@ Outcome serve(Variant* v, PyObject* const* roots, size_t count, PyObject* last,
     v->hits++;
     serving.result = make_result(v, check, parts, outputs);
     serving.landing = v->landing;
-    if (probe_due(v) && probe) store_probe(v, now_ns() - start);
+    if (!again && probe_due(v) && probe) store_probe(v, now_ns() - start);
     return serving.result ? Outcome::served : Outcome::raised;
   }
+  // What a checkpoint's second run has saved last ends it: by an exception.
+  if (outcome == Outcome::raised && again) v->hits++;
   if (outcome == Outcome::misspeculated) v->misspeculations++;
   if (outcome == Outcome::failed) v->errors++;
   return outcome;

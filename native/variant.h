@@ -2,6 +2,7 @@
 // Shared by variant.cpp and dispatch.cpp only. Everything here needs the GIL.
 #pragma once
 
+#include "checkpoints.h"
 #include "native.h"
 
 #include <string>
@@ -25,6 +26,8 @@ struct Serving {
   PyObject* result = nullptr;
   PyObject* landing = nullptr;  // the variant's (borrowed), NULL unless it is a node's
   std::string why;
+  CheckpointRun run = CheckpointRun::none;
+  bool draws_again = true;  // in a checkpoint's second run, the same random numbers
 };
 
 // True for a Variant.

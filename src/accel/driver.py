@@ -22,6 +22,7 @@ import torch
 from accel import (
     arming,
     backward_calls,
+    checkpoints,
     branching,
     deferral,
     errors,
@@ -134,6 +135,7 @@ class Driver:
 
         if not inside("torch.autograd", self.config.deny):
             backward_calls.install()
+            checkpoints.install()
 
     def unpatch(self) -> None:
         prologue.remove_prologue(torch.nn.Module._wrapped_call_impl)

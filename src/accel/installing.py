@@ -195,6 +195,11 @@ class Installer:
             connected,
             _numbers(recording),
         )
+        assert graph is not None and recording.template is not None
+        commits = segment.plan["commit"] if segment.plan else None
+        writes = any(o.may_write for o in graph.operations) if commits is None else commits
+        variant.repeatable = not (writes or recording.template.effects)
+        variant.is_random = graph.is_random
         if connected is not None and segment.plan is not None:
             # A checkpoint's first run drew eager's masks: it had no gradients.
             variant.outside_backward = any(s["redraws"] for s in segment.plan["gradients"])

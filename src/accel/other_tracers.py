@@ -18,6 +18,7 @@ from accel import runtime
 _DYNAMO = "torch._dynamo"
 # The wrapper around a function that is not to be compiled.
 _DISABLED = "DisableContext.__call__.<locals>._fn"
+_CHECKPOINT = "torch.utils.checkpoint"
 _EVAL_FRAME = "torch/_dynamo/eval_frame.py"
 
 
@@ -76,14 +77,16 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 def is_disabled_here() -> bool:
-    """Whether this thread runs inside a function that `torch.compiler.disable` was given."""
+    """Whether this thread runs inside a function that `torch.compiler.disable` was given; not by
+    torch.utils.checkpoint, which disables itself and with it what it is given to run."""
     if _DYNAMO not in sys.modules:
         return False
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
         if code.co_qualname == _DISABLED and code.co_filename.endswith(_EVAL_FRAME):
-            return True
+            if getattr(frame.f_locals.get("fn"), "__module__", None) != _CHECKPOINT:
+                return True
         frame = frame.f_back
     return False
 
