@@ -8,6 +8,7 @@
 #include "checkpoints.h"
 #include "cpython_compat.h"
 #include "entry.h"
+#include "forced_failures.h"
 #include "frame_shim.h"
 #include "guards.h"
 #include "islands.h"
@@ -218,6 +219,7 @@ PyObject* serve_again(Entry* entry, PyObject* const* roots, size_t count, PyObje
   }
   Serving serving;
   serving.run = CheckpointRun::again;
+  Unfailing unfailing;
   PyObject* result = nullptr;
   switch (serve(reinterpret_cast<Variant*>(variant), roots, count, last, serving)) {
     case Outcome::served:

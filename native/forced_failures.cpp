@@ -24,6 +24,7 @@ struct Orders {
 };
 
 Orders orders[std::size(NAMES)];
+thread_local int unfailing = 0;
 
 // Source: the finaliser of MurmurHash3 by Austin Appleby (public domain).
 double hashed(uint64_t value) {
@@ -92,7 +93,12 @@ PyMethodDef METHODS[] = {
 
 }  // namespace
 
+Unfailing::Unfailing() { ++unfailing; }
+
+Unfailing::~Unfailing() { --unfailing; }
+
 bool failure_is_due(Failure kind) {
+  if (unfailing) return false;
   Orders& own = orders[static_cast<int>(kind)];
   long number = own.seen.fetch_add(1);
   double share = own.share.load();

@@ -21,4 +21,14 @@ inline bool must_fail(Failure kind) {
          failure_is_due(kind);
 }
 
+// While one of these lives on a thread nothing fails there, and no place counts: where a failure is
+// an error by design.
+class Unfailing {
+ public:
+  Unfailing();
+  ~Unfailing();
+  Unfailing(const Unfailing&) = delete;
+  Unfailing& operator=(const Unfailing&) = delete;
+};
+
 }  // namespace accel

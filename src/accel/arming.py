@@ -10,9 +10,11 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import sys
 import sysconfig
 import types
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from accel.capture import left_to_python
 from accel.capture.twins import TwinFactory
@@ -37,10 +39,20 @@ def functions_to_arm(
             and function not in left_to_python.functions
             and not _is_library(code.co_filename)
             and not denied(function.__module__ or "")
-            # A method's own module is a root already, whose turn comes first.
-            and function.__name__ != "forward"
+            and not _is_own_forward(function)
         ):
             yield function
+
+
+def _is_own_forward(function: types.FunctionType) -> bool:
+    """Whether this is what calls of a module run: the module is a root already, whose turn comes
+    first. Of classes that cannot be found by name it is, too."""
+    if function.__name__ != "forward":
+        return False
+    owner: Any = sys.modules.get(function.__module__)
+    for name in function.__qualname__.split(".")[:-1]:
+        owner = vars(owner).get(name) if isinstance(owner, (type, types.ModuleType)) else None
+    return not isinstance(owner, type) or vars(owner).get("forward") is function
 
 
 @functools.lru_cache(4096)

@@ -47,6 +47,7 @@ from accel.capture.values import (
     mro_of,
     own_of_class,
 )
+from accel.selection import inside
 from accel.sources import Source
 
 _C_CALLABLES = (
@@ -73,6 +74,7 @@ class CallEvents(BuiltinMethods):
     prepared: dict[int, types.FunctionType]
     context_sets: dict[int, list[Any]]
     inner_codes: set[types.CodeType]
+    callee_codes: tuple[types.CodeType, ...]
 
     def call(self, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Answer:
         kind = type(f)
@@ -121,12 +123,23 @@ class CallEvents(BuiltinMethods):
         if f in left_to_python.constant:
             return (FOLD, f, args, kwargs, self.adopt_constant, None)
         if left_to_python.is_left(f):
+            self._note_callees(f, args)
             raise Void("disabled", f.__qualname__)
         twin = self.twin_of(f)
         if twin is None:
             raise Void("no_twin", f.__qualname__)
         self.prepare(f, args, twin)
         return (INLINE, twin, args, kwargs, None, None)
+
+    def _note_callees(self, f: types.FunctionType, args: tuple[Any, ...]) -> None:
+        """What torch's own code, which only Python runs, is given to call (torch.utils.checkpoint)."""
+        if not inside(f.__module__ or "", {"torch"}):
+            return
+        for value in args:
+            while isinstance(value, (functools.partial, types.MethodType)):
+                value = value.func if isinstance(value, functools.partial) else value.__func__
+            if isinstance(value, types.FunctionType) and (twin := self.twin_of(value)) is not None:
+                self.callee_codes += (twin.__code__,)
 
     def prepare(
         self,

@@ -57,7 +57,9 @@ class Recording:
     traceback: str = ""  # of an error of ours
     is_plain: bool = False  # no torch operation ran, seen or unseen
     exit_offset: int | None = None  # where in the root's twin it was voided
-    exit_codes: tuple[types.CodeType, ...] = ()  # twins of what was inlined there
+    exit_codes: tuple[
+        types.CodeType, ...
+    ] = ()  # twins of what was inlined there, or is called from there
     landing: tuple[int, tuple[int, ...], tuple[int, ...]] | None = None  # of a segment
     assumed: tuple[tuple[Place, bool], ...] = ()  # by speculation: where, and what
     numbers: NumberProgram | None = None  # what Python computes with numbers that differ
@@ -125,6 +127,7 @@ class Recorder(LiftedEvents):
         self.twin_code: types.CodeType | None = None
         self.exit_offset: int | None = None
         self.exit_codes: tuple[types.CodeType, ...] = ()
+        self.callee_codes: tuple[types.CodeType, ...] = ()
         self.ambient = runtime.native.Ambient()
         self.rng = torch.default_generator.get_state()
         self.roots = [root(i, name) for i, (name, _) in enumerate(roots)]
@@ -164,7 +167,8 @@ class Recorder(LiftedEvents):
         """The recording is over before its end; the run itself goes on."""
         if self.voided is None:
             self.location = user_location()
-            self.exit_offset, self.exit_codes = self.position_in_root()
+            self.exit_offset, inlined = self.position_in_root()
+            self.exit_codes = inlined + self.callee_codes
             if kind == "recorder_error" and isinstance(detail, Void):
                 # Without its traceback, whose frames would keep the program's objects alive.
                 self.voided = Void(detail.kind, detail.detail)

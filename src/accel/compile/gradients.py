@@ -137,7 +137,12 @@ class _Recomputation:
             for i, t in enumerate(inputs)
         ]
         run = _Run(self.program, self.graph.outputs, aliases, ends)
-        with _drawing_from(random_state), self.drawing(), self.graph.as_recorded():
+        with (
+            _drawing_from(random_state),
+            _without_hooks(),
+            self.drawing(),
+            self.graph.as_recorded(),
+        ):
             run.run(*aliases)
         return run
 
@@ -197,6 +202,16 @@ class _Run(fx.Interpreter):  # type: ignore[misc]
                     "others share memory with; call the function once more, it runs eagerly or in "
                     "parts from now on"
                 )
+
+
+@contextlib.contextmanager
+def _without_hooks() -> Iterator[None]:
+    """Hooks on saved tensors hear nothing: what they were told of this run was saved in the first."""
+    before = torch._C._autograd._saved_tensors_hooks_set_tracing(True)
+    try:
+        yield
+    finally:
+        torch._C._autograd._saved_tensors_hooks_set_tracing(before)
 
 
 @contextlib.contextmanager
