@@ -22,8 +22,8 @@ import torch
 from accel import (
     arming,
     backward_calls,
-    checkpoints,
     branching,
+    checkpoints,
     deferral,
     errors,
     log,
