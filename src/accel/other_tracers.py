@@ -36,6 +36,10 @@ def _tell_dynamo() -> None:
     def module_prologue(module: Any, args: Any, kwargs: Any) -> Any:
         return sentinel
 
+    @substitute(runtime.native.node, skip_signature_check=True)  # type: ignore[untyped-decorator]
+    def node(index: int) -> Any:
+        return sentinel
+
     @substitute(runtime.native.backward_prologue, skip_signature_check=True)  # type: ignore[untyped-decorator]
     def backward_prologue(*arguments: Any) -> Any:
         return sentinel

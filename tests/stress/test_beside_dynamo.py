@@ -99,3 +99,39 @@ def test_torch_compile_in_a_program_that_accel_runs(tmp_path: Path) -> None:
     assert got == want
     assert "internal error" not in errors and "Dynamo does not know" not in errors
     assert " ran compiled" in errors  # `plain`, where main calls it
+
+
+SPLIT = """
+def f(x, flag):
+    y = x.sin() + 1
+    if flag:
+        print(id(y) > 0)
+    for k in range(2):
+        y = y * 2
+        if k:
+            torch._dynamo.graph_break()
+    with torch.no_grad():
+        z = y.cos()
+        print(id(z) > 0)
+    return z + y
+
+x = torch.randn(4)
+truth = f(x, True)
+f = accel.optimize(f)
+for _ in range(8):
+    torch.testing.assert_close(f(x, True), truth)
+    assert accel.wait(60)
+compiled = torch.compile(f, backend="eager")
+for _ in range(3):
+    torch.testing.assert_close(compiled(x, True), truth)
+torch._dynamo.reset()
+whole = torch.compile(lambda x: f(x, True) if x.dim() else x, backend="eager")
+torch.testing.assert_close(whole(x), truth)
+print(json.dumps({"split": accel.counters()["segments_served"]}))
+"""
+
+
+def test_torch_compile_of_a_function_that_is_split() -> None:
+    done = children.run(SPLIT)
+    assert done.code == 0, done.stderr
+    assert done.facts["split"] > 0
