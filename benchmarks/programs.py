@@ -304,8 +304,6 @@ PROGRAM_ROWS = [
             ("step-bert", "training step: BERT, 4 layers of 768, 4x64, AdamW", 9,
              "1.1x the best of the others"),
             ("step-bert-dropout", "the same with dropout of 0.1, `fast_dropout`", 9, "(none)"),
-            ("step-bert-checkpoints", "the same without dropout, its layers checkpointed", 9,
-             "(none)"),
             ("adamw", "AdamW step, 200 parameters of 64x64", 30,
              "3x eager, not slower than fused"),
         )

@@ -65,15 +65,13 @@ def _mlp(fused: bool) -> Made:
     return _training(nn.Sequential(*layers), lambda model: F.mse_loss(model(x), y), fused)
 
 
-def _bert(dropout: float, fused: bool, checkpoints: bool = False) -> Made:
+def _bert(dropout: float, fused: bool) -> Made:
     from transformers import BertConfig, BertForSequenceClassification
 
     config = BertConfig(
         num_hidden_layers=4, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout
     )
     model = BertForSequenceClassification(config).train()
-    if checkpoints:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
     tokens, labels = torch.randint(0, 30000, (4, 64)), torch.randint(0, 2, (4,))
     return _training(model, lambda model: model(tokens, labels=labels).loss, fused)
 
@@ -120,8 +118,6 @@ TRAINING_ROWS = {
         TrainingRow("step-bert", functools.partial(_bert, 0.0), 9, ALL),
         TrainingRow("step-bert-dropout", functools.partial(_bert, 0.1), 9,
                     ("eager", "eager fused", "compiled model fused", "accel"), draws=True),
-        TrainingRow("step-bert-checkpoints", functools.partial(_bert, 0.0, checkpoints=True), 9,
-                    ("eager", "eager fused", "compiled model fused", "accel")),
         TrainingRow("adamw", _adamw, 30, ("eager", "eager fused", "accel")),
     )
 }  # fmt: skip

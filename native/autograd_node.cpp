@@ -249,6 +249,12 @@ class PlanBackward : public torch::autograd::Node {
   }
 
   variable_list apply(variable_list&& arriving) override {
+    variable_list results = run_node(std::move(arriving));
+    if (is_hooked_) forget_unpacked();
+    return results;
+  }
+
+  variable_list run_node(variable_list&& arriving) {
     const Description& d = *description_;
     if (d.node_outputs.size() == 1) {
       variable_list found = gradients(std::move(arriving));
@@ -394,7 +400,7 @@ class PlanBackward : public torch::autograd::Node {
   // held.
   void unpack_hooked() {
     int task = torch::autograd::get_current_graph_task_id();
-    if (!is_hooked_ || unpacked_for_ == task) return;
+    if (!is_hooked_ || (unpacked_for_ == task && task != -1)) return;
     const Description& d = *description_;
     const Plan& plan = plan_of(*d.executor);
     unpacked_.clear();
@@ -409,12 +415,17 @@ class PlanBackward : public torch::autograd::Node {
     }
     for (auto& [i, variable] : hooked_inputs_) unpacked_.push_back(variable.unpack(self()));
     unpacked_for_ = task;
+    if (task == -1) return;  // somebody calls the node
     torch::autograd::Engine::get_default_engine().queue_callback([node = self()] {
-      auto* plan_node = static_cast<PlanBackward*>(node.get());
-      std::lock_guard<std::mutex> lock(plan_node->mutex_);
-      plan_node->unpacked_.clear();
-      plan_node->unpacked_for_ = -1;
+      static_cast<PlanBackward*>(node.get())->forget_unpacked();
     });
+  }
+
+  void forget_unpacked() {
+    std::vector<at::Tensor> last;  // dropped without the lock
+    std::lock_guard<std::mutex> lock(mutex_);
+    last.swap(unpacked_);
+    unpacked_for_ = -1;
   }
 
   // The input, if anything holds it. The mutex is held.

@@ -37,6 +37,10 @@ PyObject* py_set(PyObject*, PyObject* args) {
                         &refuse)) {
     return nullptr;
   }
+  if (first == Py_None) {
+    Py_CLEAR(first_code);
+    Py_RETURN_NONE;
+  }
   if (!PyCode_Check(first) || !PyCode_Check(again)) {
     return PyErr_Format(PyExc_TypeError, "set_checkpoints() takes two code objects first");
   }
@@ -51,7 +55,8 @@ PyObject* py_set(PyObject*, PyObject* args) {
 
 PyMethodDef FUNCTIONS[] = {
     {"set_checkpoints", py_set, METH_VARARGS,
-     "set_checkpoints(first, again, place, log, served, refuse): see accel/checkpoints.py."},
+     "set_checkpoints(first, again, place, log, served, refuse): see accel/checkpoints.py; six times "
+     "None: nothing is served."},
     {nullptr, nullptr, 0, nullptr},
 };
 
@@ -87,12 +92,22 @@ PyObject* checkpoint_place(bool* draws_again) {
 }
 
 bool log_served(PyObject* place, PyObject* callee, PyObject* variant) {
-  is_logged = true;
+  is_logged = is_logged || variant != Py_None;
   PyObject* arguments[4] = {uppermost().pack, place, callee, variant};
   PyObject* done = PyObject_Vectorcall(log_call, arguments, 4, nullptr);
   Py_XDECREF(done);
   return done != nullptr;
 }
+
+void close_log() {
+  if (checkpoint_run() != CheckpointRun::first) return;
+  PyObject *type, *value, *trace;
+  PyErr_Fetch(&type, &value, &trace);
+  if (!log_served(Py_None, Py_None, Py_None)) PyErr_Clear();
+  PyErr_Restore(type, value, trace);
+}
+
+bool is_within_other_hooks() { return at::SavedTensorDefaultHooks::get_tls_state().stack.size() > 1; }
 
 PyObject* served_before(PyObject* callee) {
   PyObject* arguments[2] = {uppermost().pack, callee};

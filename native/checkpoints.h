@@ -30,13 +30,20 @@ inline bool must_serve_again() {
   return checkpoints_are_logged() && checkpoint_run() == CheckpointRun::again;
 }
 
-// A first run: where a call is in it, for `log_served`; with *draws_again false where random
-// numbers are others the second time. NULL with a Python error set.
+// A first run: where a call is in it, for `log_served`, None where nothing is to be served any more;
+// with *draws_again false where random numbers are others the second time. NULL with a Python error
+// set.
 PyObject* checkpoint_place(bool* draws_again);
 
-// A first run: `variant` has served the call at this place of `callee`, the function whose frame
+// A first run: `variant` has served (None: nothing has) the call at this place of `callee`, the function whose frame
 // asks, or else the entry of a module. False: error set.
 bool log_served(PyObject* place, PyObject* callee, PyObject* variant);
+
+// A first run, if this is one: from here on nothing is served, since calls come that are not logged.
+void close_log();
+
+// Whether the uppermost hooks are not the only ones.
+bool is_within_other_hooks();
 
 // A second run: the variant that has served this call (new reference), None, or NULL with an error
 // set.

@@ -102,6 +102,7 @@ PyObject* notify(Entry* entry, PyObject* const* roots, size_t count, PyObject* l
   if (!is_set(handler)) return answer_run_body();
   PyObject* tuple = pack_roots(roots, count, last);
   if (!tuple) return nullptr;
+  close_log();
   Py_INCREF(handler);
   PyObject* answer;
   {
@@ -515,12 +516,20 @@ PyObject* dispatch_call(Entry* entry, PyObject* const* roots, size_t count, PyOb
   if (run == CheckpointRun::again) {
     result = serve_again(entry, roots, count, last);
     settled = true;
-  } else if (entry->state == EntryState::armed) {
-    if (run == CheckpointRun::first) place = checkpoint_place(&draws_again);
-    if (run == CheckpointRun::first && !place) settled = true;  // an error is set
-    else result = try_variants(entry, roots, count, last, place, draws_again, &settled);
-    Py_XDECREF(place);
+  } else if (run == CheckpointRun::first) {
+    place = checkpoint_place(&draws_again);
+    settled = !place;  // an error is set
   }
+  if (!settled && entry->state == EntryState::armed && place != Py_None) {
+    result = try_variants(entry, roots, count, last, place, draws_again, &settled);
+  }
+  bool is_eager = !settled || result == run_body;
+  if (place && place != Py_None && is_eager &&
+      !log_served(place, callee_of(entry, last), Py_None)) {
+    Py_CLEAR(result);
+    settled = true;
+  }
+  Py_XDECREF(place);
   if (!settled) {
     entry->misses++;
     bool ask = entry->threshold > 0 && ++entry->since >= entry->threshold;

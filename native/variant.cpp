@@ -130,7 +130,9 @@ bool take_error(std::string& why) {
 // replaced by the second time.
 bool may_run_twice(const Variant* v, const Serving& serving) {
   bool is_node = v->landing && v->landing != Py_None;
-  return v->repeatable && !is_node && (serving.draws_again || !v->is_random);
+  if (!v->repeatable || is_node || (v->is_random && !serving.draws_again)) return false;
+  // In the second run of an outer checkpoint this first one comes inside a backward.
+  return !(v->outside_backward && is_within_other_hooks());
 }
 
 // ---- running -----------------------------------------------------------------------
@@ -584,7 +586,9 @@ bool doubt_due(Variant* v) {
 
 Outcome serve(Variant* v, PyObject* const* roots, size_t count, PyObject* last,
               Serving& serving) {
-  if (!ambient_equal(*v->state)) {
+  bool again = serving.run == CheckpointRun::again;
+  // Modes that the backward alone is under change nothing in what is computed again.
+  if (!again && !ambient_equal(*v->state)) {
     v->ambient_failures++;
     return Outcome::guarded;
   }
@@ -596,7 +600,6 @@ Outcome serve(Variant* v, PyObject* const* roots, size_t count, PyObject* last,
     return Outcome::guarded;
   }
   if (serving.run == CheckpointRun::first && !may_run_twice(v, serving)) return Outcome::declined;
-  bool again = serving.run == CheckpointRun::again;
   if (v->outside_backward && !again && torch::autograd::get_current_graph_task_id() != -1) {
     return Outcome::declined;
   }

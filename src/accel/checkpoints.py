@@ -17,16 +17,20 @@ from torch.utils import checkpoint
 
 from accel import log, runtime
 
+installed = False  # whether the setting asks for it, and torch's hooks are as expected
+
 _NAME = "_accel_log"  # the attribute of torch's frame object
 
 
 @dataclass
 class _Log:
-    """`served`: (tensors saved before, callee, variant) of each; `next`: by run of the engine, how
-    many of them have been served again."""
+    """`calls`: (tensors saved before, callee, variant or None) of each; `next`: by run of the engine,
+    how many of them have come again. Closed by a recording, which calls what its twins inline by no
+    prologue."""
 
-    served: list[tuple[int, Any, Any]] = field(default_factory=list)
+    calls: list[tuple[int, Any, Any]] = field(default_factory=list)
     next: dict[Any, int] = field(default_factory=dict)
+    is_closed: bool = False
 
 
 def install() -> None:
@@ -46,7 +50,15 @@ def install() -> None:
     except (AttributeError, TypeError) as error:
         log.artifact("driver", "calls in torch.utils.checkpoint are not served: %s", error)
         return
+    global installed
+    installed = True
     runtime.native.set_checkpoints(first, again, _place, _write, _served, _refuse)
+
+
+def uninstall() -> None:
+    global installed
+    installed = False
+    runtime.native.set_checkpoints(*[None] * 6)
 
 
 def _inner(code: types.CodeType, name: str, *cells: str) -> types.CodeType:
@@ -65,18 +77,26 @@ def _cell(function: Any, name: str) -> Any:
     return function.__closure__[function.__code__.co_freevars.index(name)].cell_contents
 
 
-def _place(pack: Any) -> tuple[int, bool]:
-    """Where a first run is; whether the second draws the same random numbers."""
+def _log_of(frame: Any) -> _Log:
+    return vars(frame).setdefault(_NAME, _Log())  # type: ignore[no-any-return]
+
+
+def _place(pack: Any) -> tuple[int | None, bool]:
+    """Where a first run is, None where nothing is served any more; whether the second draws the same
+    random numbers."""
     frame = _cell(pack, "frame")
+    if _log_of(frame).is_closed:
+        return None, False
     return len(frame.weak_holders), bool(_cell(frame.recompute_fn, "preserve_rng_state"))
 
 
-def _write(pack: Any, place: int, callee: Any, variant: Any) -> None:
-    frame = _cell(pack, "frame")
-    kept = vars(frame).get(_NAME)
-    if kept is None:
-        kept = vars(frame)[_NAME] = _Log()
-    kept.served.append((place, _identity(callee), variant))
+def _write(pack: Any, place: int | None, callee: Any, variant: Any) -> None:
+    """A call, with the variant that has served it; without a place, the end of the log."""
+    log_ = _log_of(_cell(pack, "frame"))
+    if place is None:
+        log_.is_closed = True
+    else:
+        log_.calls.append((place, _identity(callee), variant))
 
 
 def _served(pack: Any, callee: Any) -> Any:
@@ -85,8 +105,8 @@ def _served(pack: Any, callee: Any) -> Any:
     if kept is None:
         return None
     place, identity = frame.recomp_counter[group], _identity(callee)
-    for k in range(kept.next.get(group, 0), len(kept.served)):
-        before, who, variant = kept.served[k]
+    for k in range(kept.next.get(group, 0), len(kept.calls)):
+        before, who, variant = kept.calls[k]
         if before > place:
             break
         if before == place and who == identity:
@@ -112,4 +132,4 @@ def _refuse(name: str, why: str) -> NoReturn:
     )
 
 
-__all__ = ["install"]
+__all__ = ["install", "installed", "uninstall"]

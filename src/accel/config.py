@@ -91,6 +91,11 @@ class Config:
         "seeded from them",
         False,
     )
+    checkpoints: bool = _setting(
+        "functions given to torch.utils.checkpoint(use_reentrant=False) run compiled, both times; what "
+        "they read must not change before their backward",
+        False,
+    )
     dump_dir: str = _setting(
         "a folder that gets, for each graph, one numbered file per compiler stage", ""
     )

@@ -135,12 +135,14 @@ class Driver:
 
         if not inside("torch.autograd", self.config.deny):
             backward_calls.install()
-            checkpoints.install()
+            if self.config.checkpoints:
+                checkpoints.install()
 
     def unpatch(self) -> None:
         prologue.remove_prologue(torch.nn.Module._wrapped_call_impl)
         optimizers.uninstall()
         backward_calls.uninstall()
+        checkpoints.uninstall()
 
     # ------------------------------------------------------------- dispatch
 

@@ -198,7 +198,10 @@ class Installer:
         assert graph is not None and recording.template is not None
         commits = segment.plan["commit"] if segment.plan else None
         writes = any(o.may_write for o in graph.operations) if commits is None else commits
-        variant.repeatable = not (writes or recording.template.effects)
+        # Where eager saves something: only so both end their second runs at the same call.
+        specs = segment.plan["gradients"] if connected is not None and segment.plan else ()
+        saves = any(spec["saved"] for spec in specs)
+        variant.repeatable = bool(saves and not writes and not recording.template.effects)
         variant.is_random = graph.is_random
         if connected is not None and segment.plan is not None:
             # A checkpoint's first run drew eager's masks: it had no gradients.

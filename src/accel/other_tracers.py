@@ -13,7 +13,7 @@ from importlib.machinery import ModuleSpec
 from types import FrameType, ModuleType
 from typing import Any
 
-from accel import runtime
+from accel import checkpoints, runtime
 
 _DYNAMO = "torch._dynamo"
 # The wrapper around a function that is not to be compiled.
@@ -89,7 +89,8 @@ def is_disabled_here() -> bool:
     while frame is not None:
         code = frame.f_code
         if code.co_qualname == _DISABLED and code.co_filename.endswith(_EVAL_FRAME):
-            if getattr(frame.f_locals.get("fn"), "__module__", None) != _CHECKPOINT:
+            module = getattr(frame.f_locals.get("fn"), "__module__", None)
+            if not (checkpoints.installed and module == _CHECKPOINT):
                 return True
         frame = frame.f_back
     return False

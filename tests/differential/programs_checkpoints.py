@@ -15,6 +15,8 @@ from torch.utils.checkpoint import (
     set_checkpoint_early_stop,
 )
 
+from accel import checkpoints
+
 PROGRAMS: list[Program] = []
 LOOSE = Tolerance(1e-4, 1e-5)
 
@@ -35,6 +37,11 @@ def rows(count: int, size: int = 6) -> torch.Tensor:
     return torch.arange(float(count * size)).sin().view(count, size)
 
 
+def serving(s: Session) -> None:
+    checkpoints.install()
+    s.finally_(checkpoints.uninstall)
+
+
 def gradients(module: nn.Module) -> list[Any]:
     found = [None if p.grad is None else p.grad.clone() for p in module.parameters()]
     module.zero_grad()
@@ -43,6 +50,7 @@ def gradients(module: nn.Module) -> list[Any]:
 
 @program(PROGRAMS, "blocks", tolerance=LOOSE)
 def _(s: Session) -> None:
+    serving(s)
     blocks = s.watch(nn.ModuleList([Block() for _ in range(3)]))
     for block in blocks:
         s.root(block)
@@ -62,6 +70,7 @@ def _(s: Session) -> None:
 
 @program(PROGRAMS, "dropout draws its masks again", tolerance=LOOSE)
 def _(s: Session) -> None:
+    serving(s)
     block = s.watch(Block(rate=0.4))
     root = s.root(block)
 
@@ -78,6 +87,7 @@ def _(s: Session) -> None:
 
 @program(PROGRAMS, "dropout whose masks are others the second time", tolerance=LOOSE, expect=ANY)
 def _(s: Session) -> None:
+    serving(s)
     block = s.watch(Block(rate=0.4))
     root = s.root(block)
 
@@ -92,6 +102,7 @@ def _(s: Session) -> None:
 
 @program(PROGRAMS, "no random numbers, none preserved", tolerance=LOOSE)
 def _(s: Session) -> None:
+    serving(s)
     block = s.watch(Block())
     root = s.root(block)
 
@@ -107,6 +118,7 @@ def _(s: Session) -> None:
 
 @program(PROGRAMS, "several results, keywords, no check of determinism")
 def _(s: Session) -> None:
+    serving(s)
     w = s.watch(torch.randn(3, requires_grad=True))
 
     def part(x, *, scale, bias=None):
@@ -131,6 +143,8 @@ def _(s: Session) -> None:
 
 @program(PROGRAMS, "two functions, one after another, and one of them twice")
 def _(s: Session) -> None:
+    serving(s)
+
     def first(x):
         return x.sin().exp()
 
@@ -154,6 +168,8 @@ def _(s: Session) -> None:
 
 @program(PROGRAMS, "a branch that one of two functions takes")
 def _(s: Session) -> None:
+    serving(s)
+
     def up(x):
         return x.exp() * 2
 
@@ -178,6 +194,8 @@ def _(s: Session) -> None:
 
 @program(PROGRAMS, "two backwards of one graph")
 def _(s: Session) -> None:
+    serving(s)
+
     def part(x):
         return (x.exp() * x).sin()
 
@@ -197,6 +215,8 @@ def _(s: Session) -> None:
 
 @program(PROGRAMS, "a third backward of one graph fails", expect=ANY)
 def _(s: Session) -> None:
+    serving(s)
+
     def part(x):
         return (x.exp() * x).sin()
 
@@ -214,6 +234,8 @@ def _(s: Session) -> None:
 
 @program(PROGRAMS, "second derivatives", expect=ANY)
 def _(s: Session) -> None:
+    serving(s)
+
     def part(x, y):
         return (x.exp() * y).sin()
 
@@ -232,6 +254,8 @@ def _(s: Session) -> None:
 
 @program(PROGRAMS, "gradients at some inputs only")
 def _(s: Session) -> None:
+    serving(s)
+
     def part(x, y):
         z = x.exp() * y
         return z.sin(), z.cos() * 2
@@ -250,6 +274,8 @@ def _(s: Session) -> None:
 
 @program(PROGRAMS, "an inner result whose gradient is asked for", expect=ANY)
 def _(s: Session) -> None:
+    serving(s)
+
     def part(x):
         y = x.exp()
         return y, (y * y).sum()
@@ -269,6 +295,7 @@ def _(s: Session) -> None:
 
 @program(PROGRAMS, "checkpoints in a checkpoint", tolerance=LOOSE)
 def _(s: Session) -> None:
+    serving(s)
     blocks = s.watch(nn.ModuleList([Block(rate=0.2) for _ in range(4)]))
     for block in blocks:
         s.root(block)
@@ -291,6 +318,7 @@ def _(s: Session) -> None:
 
 @program(PROGRAMS, "one kind of checkpoint in the other", tolerance=LOOSE)
 def _(s: Session) -> None:
+    serving(s)
     block = s.watch(Block(rate=0.2))
     root = s.root(block)
 
@@ -307,6 +335,7 @@ def _(s: Session) -> None:
 
 @program(PROGRAMS, "second runs to their ends", tolerance=LOOSE)
 def _(s: Session) -> None:
+    serving(s)
     block = s.watch(Block())
     root = s.root(block)
     ended = s.watch([])
@@ -330,6 +359,8 @@ def _(s: Session) -> None:
 
 @program(PROGRAMS, "what is counted is counted twice", tolerance=LOOSE, expect=ANY)
 def _(s: Session) -> None:
+    serving(s)
+
     class Counting(Block):
         calls = 0
 
@@ -351,6 +382,7 @@ def _(s: Session) -> None:
 
 @program(PROGRAMS, "statistics that move twice", tolerance=LOOSE, expect=ANY)
 def _(s: Session) -> None:
+    serving(s)
     net = s.watch(nn.Sequential(nn.Conv1d(2, 3, 1), nn.BatchNorm1d(3), nn.ReLU(inplace=True)))
     root = s.root(net)
 
@@ -365,6 +397,7 @@ def _(s: Session) -> None:
 
 @program(PROGRAMS, "a print in between", tolerance=LOOSE, expect=ANY)
 def _(s: Session) -> None:
+    serving(s)
     block = s.watch(Block())
 
     class Loud(nn.Module):
@@ -389,6 +422,7 @@ def _(s: Session) -> None:
 
 @program(PROGRAMS, "a step as one function", tolerance=LOOSE)
 def _(s: Session) -> None:
+    serving(s)
     blocks = s.watch(nn.ModuleList([Block(rate=0.1) for _ in range(2)]))
     optimizer = torch.optim.SGD(blocks.parameters(), 0.01)
 
@@ -410,6 +444,7 @@ def _(s: Session) -> None:
 
 @program(PROGRAMS, "a function that only runs backwards", tolerance=LOOSE)
 def _(s: Session) -> None:
+    serving(s)
     block = s.watch(Block())
     root = s.root(block)
 
@@ -431,6 +466,8 @@ def _(s: Session) -> None:
 
 @program(PROGRAMS, "a backward within", tolerance=LOOSE, expect=ANY)
 def _(s: Session) -> None:
+    serving(s)
+
     def energy(x):
         return (x.sin() * x).sum()
 
@@ -454,6 +491,8 @@ def _(s: Session) -> None:
 
 @program(PROGRAMS, "hooks of the program's own inside and outside", expect=ANY)
 def _(s: Session) -> None:
+    serving(s)
+
     def part(x):
         return (x.exp() * x).sin()
 
@@ -487,6 +526,7 @@ def _(s: Session) -> None:
 
 @program(PROGRAMS, "segments of a sequence", tolerance=LOOSE)
 def _(s: Session) -> None:
+    serving(s)
     net = s.watch(nn.Sequential(*(Block(rate=0.1) for _ in range(4))))
     for block in net:
         s.root(block)
@@ -503,6 +543,7 @@ def _(s: Session) -> None:
 
 @program(PROGRAMS, "bfloat16 by autocast", tolerance=Tolerance(5e-2, 5e-2))
 def _(s: Session) -> None:
+    serving(s)
     block = s.watch(Block(16))
     root = s.root(block)
 
@@ -519,6 +560,7 @@ def _(s: Session) -> None:
 
 @program(PROGRAMS, "frozen layers, and an input without gradient", tolerance=LOOSE)
 def _(s: Session) -> None:
+    serving(s)
     net = s.watch(nn.Sequential(Block(), Block()))
     net[0].requires_grad_(False)
     root = s.root(net)
@@ -535,6 +577,7 @@ def _(s: Session) -> None:
 
 @program(PROGRAMS, "without gradients", tolerance=LOOSE)
 def _(s: Session) -> None:
+    serving(s)
     block = s.watch(Block())
     root = s.root(block)
 
@@ -549,6 +592,7 @@ def _(s: Session) -> None:
 
 @program(PROGRAMS, "sizes that change", tolerance=LOOSE)
 def _(s: Session) -> None:
+    serving(s)
     block = s.watch(Block())
     root = s.root(block)
 
@@ -563,6 +607,7 @@ def _(s: Session) -> None:
 
 @program(PROGRAMS, "weights written before the backward", tolerance=LOOSE, expect=ANY)
 def _(s: Session) -> None:
+    serving(s)
     block = s.watch(Block())
     root = s.root(block)
 
@@ -579,6 +624,8 @@ def _(s: Session) -> None:
 
 @program(PROGRAMS, "a block dies before its backward", tolerance=LOOSE, expect=ANY)
 def _(s: Session) -> None:
+    serving(s)
+
     def step() -> Any:
         block = s.root(Block())
         x = rows(3).requires_grad_()
@@ -595,6 +642,7 @@ def _(s: Session) -> None:
 
 @program(PROGRAMS, "an error in the second run", tolerance=LOOSE, expect=ANY)
 def _(s: Session) -> None:
+    serving(s)
     block = s.watch(Block())
     root = s.root(block)
     fails = [False]

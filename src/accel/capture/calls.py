@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from accel import checkpoints
 from accel.capture import left_to_python
 from accel.capture.builtin_methods import BuiltinMethods
 from accel.capture.library_calls import short_name
@@ -133,7 +134,7 @@ class CallEvents(BuiltinMethods):
 
     def _note_callees(self, f: types.FunctionType, args: tuple[Any, ...]) -> None:
         """What torch's own code, which only Python runs, is given to call (torch.utils.checkpoint)."""
-        if not inside(f.__module__ or "", {"torch"}):
+        if not (checkpoints.installed and inside(f.__module__ or "", {"torch"})):
             return
         for value in args:
             while isinstance(value, (functools.partial, types.MethodType)):

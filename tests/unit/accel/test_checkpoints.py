@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import CheckpointError, checkpoint
 
 import accel
-from accel import checkpoints, runtime
+from accel import checkpoints, driver, runtime
 
 EXPANSION = 8
 
@@ -53,6 +54,13 @@ def descend(block: Any, x: torch.Tensor, between: Callable[[], Any] = lambda: No
     between()
     y.square().sum().backward()
     return y.detach(), block.up.weight.grad
+
+
+@pytest.fixture(autouse=True)
+def _serving() -> Iterator[None]:
+    checkpoints.install()
+    yield
+    checkpoints.uninstall()
 
 
 @pytest.fixture
@@ -155,6 +163,107 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
+def test_a_node_called_by_the_program(x: torch.Tensor) -> None:
+    """Outside of the engine there is no run whose end could be waited for."""
+
+    @accel.optimize
+    def part(x: torch.Tensor) -> torch.Tensor:
+        return x.exp() * x
+
+    x = x.requires_grad_()
+    for _ in range(6):
+        y = checkpoint(part, x * 1, use_reentrant=False)
+        with torch.no_grad():
+            found = y.grad_fn(torch.ones_like(x))
+        assert accel.wait()
+    torch.testing.assert_close(found, (x.exp() * x + x.exp()).detach())
+
+
+def test_a_backward_that_keeps_its_graph_keeps_no_activations() -> None:
+    block = accel.optimize(Block(256))
+    x = torch.randn(1024, 256).requires_grad_()  # 1 MiB, and 8 MiB within
+    warm(block, x)
+    y = x
+    for _ in range(8):
+        y = checkpoint(block, y, use_reentrant=False)
+    gc.collect()
+    before = resident()
+    y.sum().backward(retain_graph=True)
+    assert resident() - before < 8 * 8 * 2**20
+
+
+def test_a_call_that_was_not_served_comes_first(x: torch.Tensor) -> None:
+    """At the same place, since it saves nothing."""
+
+    @accel.optimize
+    def part(x: torch.Tensor) -> torch.Tensor:
+        return x.exp() * x
+
+    def both(x: torch.Tensor) -> torch.Tensor:
+        return part(x.detach()[:2]).sum() + part(x).sum()
+
+    x = x.requires_grad_()
+    for _ in range(6):
+        part(x).sum().backward()
+        assert accel.wait()
+    for _ in range(6):
+        x.grad = None
+        checkpoint(both, x, use_reentrant=False).backward()
+        torch.testing.assert_close(x.grad, (x.exp() * x + x.exp()).detach())
+        assert accel.wait()
+
+
+def test_a_backward_under_anomaly_mode(x: torch.Tensor) -> None:
+    block = accel.optimize(Block())
+    want = plain(block, x)
+    warm(block, x, 12)
+    y = checkpoint(block, x, use_reentrant=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with torch.autograd.detect_anomaly():
+            (got,) = torch.autograd.grad(y.square().sum(), block.up.weight)
+    torch.testing.assert_close((y.detach(), got), want)
+
+
+def test_a_function_that_saves_nothing_is_not_run_again(x: torch.Tensor) -> None:
+    runs = []
+
+    @accel.optimize
+    def part(x: torch.Tensor) -> torch.Tensor:
+        return (x + 1).mean(-1)
+
+    def counted(x: torch.Tensor) -> torch.Tensor:
+        runs.append(0)
+        return part(x)
+
+    x = x.requires_grad_()
+    for _ in range(6):
+        y = checkpoint(counted, x * 1, use_reentrant=False)
+        y.sum().backward()
+        assert accel.wait()
+    assert len(runs) == 6
+
+
+def test_masks_of_compiled_code_in_nested_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    accel.optimize(lambda x: x)
+    assert driver.current is not None
+    monkeypatch.setitem(driver.current.service._options, "fast_dropout", True)
+    dropout = torch.nn.functional.dropout
+    first = accel.optimize(lambda x: dropout(x.sin(), 0.5) * x)
+    second = accel.optimize(lambda x: dropout(x.exp(), 0.5) * x)
+
+    def both(x: torch.Tensor) -> torch.Tensor:
+        return second(checkpoint(first, x, use_reentrant=False) * 2)
+
+    for _ in range(8):
+        x = torch.rand(60).add_(1).requires_grad_()
+        y = checkpoint(both, x, use_reentrant=False)
+        y.sum().backward()
+        assert torch.equal(y != 0, x.grad != 0)
+        assert accel.wait()
+    accel.reset()
+
+
 def test_nothing_is_left_behind(x: torch.Tensor) -> None:
     block = accel.optimize(Block())
     warm(block, x, 12)
@@ -176,5 +285,6 @@ def test_hooks_that_are_not_as_expected(monkeypatch: pytest.MonkeyPatch, x: torc
     given = []
     monkeypatch.setattr(checkpoints.checkpoint, "_checkpoint_hook", Hook)
     monkeypatch.setattr(runtime, "native", type("Native", (), {"set_checkpoints": given.append}))
+    monkeypatch.setattr(checkpoints, "installed", False)
     checkpoints.install()
-    assert not given
+    assert not given and not checkpoints.installed
