@@ -78,7 +78,10 @@ def _cell(function: Any, name: str) -> Any:
 
 
 def _log_of(frame: Any) -> _Log:
-    return vars(frame).setdefault(_NAME, _Log())  # type: ignore[no-any-return]
+    kept: _Log | None = vars(frame).get(_NAME)
+    if kept is None:
+        kept = vars(frame)[_NAME] = _Log()
+    return kept
 
 
 def _place(pack: Any) -> tuple[int | None, bool]:
@@ -92,11 +95,11 @@ def _place(pack: Any) -> tuple[int | None, bool]:
 
 def _write(pack: Any, place: int | None, callee: Any, variant: Any) -> None:
     """A call, with the variant that has served it; without a place, the end of the log."""
-    log_ = _log_of(_cell(pack, "frame"))
+    kept = _log_of(_cell(pack, "frame"))
     if place is None:
-        log_.is_closed = True
+        kept.is_closed = True
     else:
-        log_.calls.append((place, _identity(callee), variant))
+        kept.calls.append((place, _identity(callee), variant))
 
 
 def _served(pack: Any, callee: Any) -> Any:

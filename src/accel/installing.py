@@ -195,17 +195,15 @@ class Installer:
             connected,
             _numbers(recording),
         )
-        assert graph is not None and recording.template is not None
-        commits = segment.plan["commit"] if segment.plan else None
-        writes = any(o.may_write for o in graph.operations) if commits is None else commits
-        # Where eager saves something: only so both end their second runs at the same call.
-        specs = segment.plan["gradients"] if connected is not None and segment.plan else ()
-        saves = any(spec["saved"] for spec in specs)
-        variant.repeatable = bool(saves and not writes and not recording.template.effects)
-        variant.is_random = graph.is_random
-        if connected is not None and segment.plan is not None:
+        if connected is not None:
+            assert segment.plan is not None and graph is not None and recording.template is not None
+            specs = segment.plan["gradients"]
             # A checkpoint's first run drew eager's masks: it had no gradients.
-            variant.outside_backward = any(s["redraws"] for s in segment.plan["gradients"])
+            variant.outside_backward = any(spec["redraws"] for spec in specs)
+            # Where eager saves something: only so both end their second runs at the same call.
+            saves = any(spec["saved"] for spec in specs)
+            changes = bool(segment.plan["commit"] or recording.template.effects)
+            variant.repeatable, variant.is_random = saves and not changes, graph.is_random
         return variant
 
     def _put_on_trial(self, root: Root, installed: Installed) -> None:

@@ -324,7 +324,10 @@ def _(s: Session) -> None:
 
     def step(outer, inner) -> Any:
         x = rows(3).requires_grad_()
-        part = lambda x: checkpoint(root, x.sin(), use_reentrant=inner)  # noqa: E731
+
+        def part(x):
+            return checkpoint(root, x.sin(), use_reentrant=inner)
+
         checkpoint(part, x, use_reentrant=outer).square().sum().backward()
         return x.grad, torch.rand(1), gradients(block)
 

@@ -57,9 +57,8 @@ class Recording:
     traceback: str = ""  # of an error of ours
     is_plain: bool = False  # no torch operation ran, seen or unseen
     exit_offset: int | None = None  # where in the root's twin it was voided
-    exit_codes: tuple[
-        types.CodeType, ...
-    ] = ()  # twins of what was inlined there, or is called from there
+    # Twins of what was inlined there, or is called from there.
+    exit_codes: tuple[types.CodeType, ...] = ()
     landing: tuple[int, tuple[int, ...], tuple[int, ...]] | None = None  # of a segment
     assumed: tuple[tuple[Place, bool], ...] = ()  # by speculation: where, and what
     numbers: NumberProgram | None = None  # what Python computes with numbers that differ
