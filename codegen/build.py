@@ -212,7 +212,7 @@ def _flags(options: CodegenOptions) -> list[str]:
 
 
 def _object_source() -> str:
-    return _sources("preamble.h", "products.cpp")
+    return _sources("preamble.h", "products.cpp", "winograd.cpp")
 
 
 def _sources(*names: str) -> str:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
+from accel.codegen import winograd
 from accel.codegen.affine import Affine
 from accel.codegen.builder import Builder, Unsupported
 from accel.codegen.loop_ir import Expr
@@ -67,6 +68,21 @@ class _Convolution:
         return self.channels * self.taps[0] * self.taps[1]
 
     @property
+    def results(self) -> str:
+        """What takes results whose columns are the pixels of all images."""
+        one = "@_results"
+        return one if self.images == 1 else f"of_images<{self.filters}, {self.pixels}, {one}>"
+
+    @property
+    def tiling(self) -> winograd.Tiling | None:
+        """Where fewer multiplications pay."""
+        if self.taps != (3, 3) or self.step != (1, 1) or self.apart != (1, 1):
+            return None
+        sizes = (*self.size, self.filters, *self.size_out, *self.padding)
+        tiling = winograd.Tiling(self.images, self.channels, *sizes)
+        return tiling if tiling.pays() else None
+
+    @property
     def is_plain(self) -> bool:
         """Patches are the image's own lines."""
         flat = self.taps == (1, 1) and self.step == (1, 1) and self.padding == (0, 0)
@@ -75,17 +91,30 @@ class _Convolution:
 
 def lower_convolution(b: Builder, node: Node, out: View) -> None:
     """Errors: Unsupported where oneDNN is the better choice."""
-    x, weight, bias = node.args[:3]
+    bias = node.args[2]
     if any(is_symbolic(n) for v in (*node.views(), out) for n in (*v.sizes, *v.strides)):
         raise Unsupported("a convolution whose sizes differ between calls")
     c = _convolution(b, node, out)
+    sums = b.temporary(out.sizes, "float32")
+    _append(b, c, node, sums)
+
+    def value(index: list[Affine]) -> Expr:
+        total = b.load(sums, index)
+        return total if bias is None else total + b.load(bias, [index[1]])
+
+    b.pointwise(out, value)
+
+
+def _append(b: Builder, c: _Convolution, node: Node, sums: View) -> None:
+    x, weight = node.args[:2]
+    if c.tiling is not None:
+        return winograd.append(b, c.tiling, x, weight, c.results, sums, node.location)
     if c.is_plain:
         body, units = _by_image(c)
     else:
         body, units = _all_images(c)
     parallel = c.images * c.filters * c.pixels * c.products > _PARALLEL_WORK
     rows = c.images * c.filters
-    sums = b.temporary(out.sizes, "float32")
     b.program.steps.append(
         TemplateNode(
             sums.buffer,
@@ -98,12 +127,6 @@ def lower_convolution(b: Builder, node: Node, out: View) -> None:
             pieces=c.images > 1 and not c.is_plain,
         )
     )
-
-    def value(index: list[Affine]) -> Expr:
-        total = b.load(sums, index)
-        return total if bias is None else total + b.load(bias, [index[1]])
-
-    b.pointwise(out, value)
 
 
 def _convolution(b: Builder, node: Node, out: View) -> _Convolution:
@@ -128,6 +151,10 @@ def _convolution(b: Builder, node: Node, out: View) -> _Convolution:
         _pair(padding, 0, len(size)),
         _pair(apart, 1, len(size)),
     )
+    if c.taps[0] * c.taps[1] > _MAX_TAPS or images * channels * c.plane > _MAX_NUMEL:
+        raise Unsupported("too big")
+    if c.tiling is not None:
+        return c
     fewest = _MIN_EXTENT if c.taps == (1, 1) else _MIN_FILTERS
     if c.filters < fewest or min(c.pixels, c.products) < _MIN_EXTENT:
         raise Unsupported("too small")
@@ -136,8 +163,6 @@ def _convolution(b: Builder, node: Node, out: View) -> _Convolution:
         first = c.channels < _FEW_CHANNELS and c.images >= _FIRST_IMAGES
         if not first or (c.step == (1, 1) and c.filters > _FIRST_FILTERS):
             raise Unsupported("enough pixels for oneDNN")
-    if c.taps[0] * c.taps[1] > _MAX_TAPS or images * channels * c.plane > _MAX_NUMEL:
-        raise Unsupported("too big")
     return c
 
 
@@ -173,13 +198,12 @@ def _all_images(c: _Convolution) -> tuple[str, int]:
         f"pack_patches<{', '.join(map(str, numbers))}>((const float*)e.p[0], "
         f"{c.channels * c.plane}, {c.size[0]}, {c.size[1]}, {c.size_out[0]}, {c.size_out[1]}, "
     )
-    results = "@_results" if c.images == 1 else f"of_images<{c.filters}, {c.pixels}, @_results>"
     columns = c.images * c.pixels
     # Patches are packed once in every unit.
     block = row_block(c.filters, columns, os.cpu_count() or 1)
     body = (
         "  const epilogue_context context = {p, 0};\n"
-        f"  {_call(c, columns, block, 'begin, end', pack, results)}"
+        f"  {_call(c, columns, block, 'begin, end', pack, c.results)}"
     )
     return body, wide_units(c.filters, columns, block)
 

@@ -672,20 +672,26 @@ extern "C" int omp_get_num_threads() __attribute__((weak));
 
 struct shared_work {
   void (*part)(void* const*, i64, i64);
+  void (*part_of)(void* const*, i64, i64, i64);  // the same, told which of the threads it is
   void* const* p;
   i64 units;
 };
 static void run_part(void* data) {
   const shared_work& w = *(const shared_work*)data;
-  i64 me = omp_get_thread_num(), all = omp_get_num_threads();
-  w.part(w.p, w.units * me / all, w.units * (me + 1) / all);
+  const i64 me = omp_get_thread_num(), all = omp_get_num_threads();
+  const i64 begin = w.units * me / all, end = w.units * (me + 1) / all;
+  if (w.part) w.part(w.p, begin, end);
+  else w.part_of(w.p, me, begin, end);
+}
+INLINE bool in_threads(const shared_work& w, long threads) {
+  if (threads > w.units) threads = w.units;
+  if (threads <= 1 || !GOMP_parallel || !omp_get_thread_num || !omp_get_num_threads) return false;
+  GOMP_parallel(run_part, (void*)&w, (unsigned)threads, 0);
+  return true;
 }
 INLINE void share(void (*part)(void* const*, i64, i64), void* const* p, i64 units, long threads) {
-  if (threads > units) threads = units;
-  if (threads > 1 && GOMP_parallel && omp_get_thread_num && omp_get_num_threads) {
-    shared_work w = {part, p, units};
-    GOMP_parallel(run_part, &w, (unsigned)threads, 0);
-  } else {
-    part(p, 0, units);
-  }
+  if (!in_threads({part, nullptr, p, units}, threads)) part(p, 0, units);
+}
+INLINE void share(void (*part)(void* const*, i64, i64, i64), void* const* p, i64 units, long threads) {
+  if (!in_threads({nullptr, part, p, units}, threads)) part(p, 0, 0, units);
 }

@@ -27,6 +27,15 @@ extern "C" __attribute__((visibility("hidden"))) void wide_bf16(const pair*, i64
                                                                 PackPairs, const Results*, const void*, const char*,
                                                                 i64, i64);
 
+struct Winograd {  // as in winograd.cpp
+  i64 images, channels, height, width, filters, height_out, width_out, pad_h, pad_w;
+  i64 block_images, block_rows, block_columns, part;
+};
+extern "C" __attribute__((visibility("hidden"))) void winograd_weights_f32(const float*, i64, i64, float*, i64, i64);
+extern "C" __attribute__((visibility("hidden"))) void winograd_f32(const float*, const float*, const float*, float*,
+                                                                   const Winograd*, i64, i64, const Results*,
+                                                                   const void*);
+
 // What a template hands to its epilogue: the kernel's buffers, and the row its rows count from.
 struct epilogue_context {
   void* const* p;

@@ -75,7 +75,7 @@ def environment_key() -> str:
     """What a cached plan depends on besides its graph and options."""
     digest = hashlib.sha256()
     sources = Path(__file__).parent.parent / "codegen"
-    for path in sorted(p for p in sources.rglob("*") if p.suffix in (".py", ".h")):
+    for path in sorted(p for p in sources.rglob("*") if p.suffix in (".py", ".h", ".cpp")):
         digest.update(path.read_bytes())
     facts = [accel.__version__, torch.__version__, sys.version_info[:2], cpu_features()]
     digest.update(json.dumps(facts).encode())

@@ -1,0 +1,249 @@
+// Convolutions with kernels of 3x3 that go on by one pixel, with 16 multiplications for 4 results instead of
+// 36 (Winograd's F(2x2, 3x3)): the input is cut into overlapping tiles of 4x4, each is added up to 16 numbers, and
+// one matrix product for each of the 16 takes the place of the sums over channels. On top of products.cpp.
+//
+// The terms are only added, subtracted and (weights) halved before they are multiplied, so results are as
+// exact as plain sums of the same tiles. A number that is not finite would spread over its tile, though, and large ones
+// could overflow: where a result is not finite, these results are computed anew as plain sums.
+#ifndef PRODUCTS_OF_PAIRS
+
+constexpr int TILE = 4, STEP = 2, SPOTS = TILE * TILE;  // numbers of a tile
+constexpr int CHUNK = 64;                               // channels of a sum before it is added to a total
+constexpr int MAX_TILES = 64;                           // of a block
+constexpr int MAX_PATCH = (STEP * MAX_TILES + 2) * TILE;   // pixels that a block of one line of tiles reads
+constexpr int MAX_PIXELS = MAX_TILES * STEP * STEP;
+
+// A convolution, and how its tiles make blocks: several whole images, or whole lines of tiles of one image, or
+// a part of one line. A unit is a block with `part` of the filters (a multiple of PANEL).
+struct Winograd {
+  i64 images, channels, height, width, filters, height_out, width_out, pad_h, pad_w;
+  i64 block_images, block_rows, block_columns, part;
+};
+INLINE i64 upto(i64 n, i64 step) { return (n + step - 1) / step * step; }
+INLINE i64 at_most(i64 a, i64 b) { return a < b ? a : b; }
+// Lines that are a multiple of a page apart would fight for the same cache lines.
+INLINE i64 line_of(i64 numbers) { return upto(numbers, W) + W; }
+INLINE i64 spot_of(i64 lines, i64 line) { return lines * line + W; }
+
+// Where the weights of one of the 16 products begin; behind the last of them is room for the threads.
+INLINE i64 weights_of_spot(i64 filters, i64 channels) { return upto(filters, PANEL) * channels + W; }
+
+INLINE VF load(const float* from) {
+  VF v;
+  __builtin_memcpy(&v, from, sizeof v);
+  return v;
+}
+INLINE void store(float* to, VF v) { __builtin_memcpy(to, &v, sizeof v); }
+
+// Units are groups of W channels of PANEL filters: to[spot][panel][channel][filter].
+extern "C" __attribute__((visibility("hidden")))
+void winograd_weights_f32(const float* w, i64 filters, i64 channels, float* to, i64 begin, i64 end) {
+  constexpr int TAPS = 9;
+  alignas(64) float turned[W * TAPS * W];
+  const i64 groups = (channels + W - 1) / W, spot = weights_of_spot(filters, channels), row = channels * TAPS;
+  for (i64 unit = begin; unit < end; unit++) {
+    const i64 panel = unit / groups, c0 = unit % groups * W, c_count = at_most(W, channels - c0);
+    for (i64 half = 0; half < PANEL; half += W) {
+      const i64 f0 = panel * PANEL + half, f_count = filters - f0;
+      for (i64 k = 0; k < c_count * TAPS; k += W) {
+        const float* from = w + f0 * row + c0 * TAPS + k;
+        if (f_count >= W && k + W <= c_count * TAPS) {
+          turn(from, row, turned + k * W, W);
+          continue;
+        }
+        VI r[W];
+        for (int i = 0; i < W; i++) r[i] = i < f_count ? first_of(from + i * row, at_most(W, c_count * TAPS - k)) : VI{};
+        transpose<W>(r);
+        __builtin_memcpy(turned + k * W, r, sizeof r);
+      }
+      for (i64 c = 0; c < c_count; c++) {
+        VF g[3][3], t[TILE][3];
+        for (int i = 0; i < TAPS; i++) g[i / 3][i % 3] = load(turned + (c * TAPS + i) * W);
+        _Pragma("GCC unroll 3") for (int j = 0; j < 3; j++) {
+          const VF ends = g[0][j] + g[2][j];
+          t[0][j] = g[0][j], t[1][j] = (ends + g[1][j]) * 0.5f, t[2][j] = (ends - g[1][j]) * 0.5f, t[3][j] = g[2][j];
+        }
+        float* out = to + (panel * channels + c0 + c) * PANEL + half;
+        _Pragma("GCC unroll 4") for (int i = 0; i < TILE; i++, out += TILE * spot) {
+          const VF ends = t[i][0] + t[i][2];
+          store(out, t[i][0]), store(out + spot, (ends + t[i][1]) * 0.5f);
+          store(out + 2 * spot, (ends - t[i][1]) * 0.5f), store(out + 3 * spot, t[i][2]);
+        }
+      }
+    }
+  }
+}
+
+// The part of an image that a block covers, in tiles and pixels of its input.
+struct Area {
+  i64 row, rows, column, columns;  // of tiles
+  i64 patch_width() const { return STEP * columns + 2; }
+  i64 patch_height() const { return STEP * rows + 2; }
+};
+
+// W channels (from `count` on: zeros) of the pixels of an area, to[row][column][channel]; pixels that are outside of the
+// image are not written.
+static void take_patch(const Winograd& g, const float* image, i64 count, const Area& a, float* to) {
+  const i64 plane = g.height * g.width, top = a.row * STEP - g.pad_h, left = a.column * STEP - g.pad_w;
+  const i64 h0 = top < 0 ? 0 : top, h1 = at_most(g.height, top + a.patch_height());
+  const i64 w0 = left < 0 ? 0 : left, w1 = at_most(g.width, left + a.patch_width());
+  if (w0 >= w1) return;
+  // Whole lines lie behind each other.
+  const bool whole = w0 == 0 && w1 == g.width;
+  alignas(64) float some[W * W];
+  for (i64 h = h0; h < h1; h += whole ? h1 - h0 : 1) {
+    const i64 length = whole ? (h1 - h0) * g.width : w1 - w0;
+    i64 y = h - top, x = w0 - left;
+    float* line = to + y * a.patch_width() * W;
+    for (i64 n = 0; n < length; n += W) {
+      const float* from = image + h * g.width + w0 + n;
+      const i64 pixels = at_most(W, length - n);
+      if (count >= W && pixels == W) {
+        turn(from, plane, some, W);
+      } else {
+        VI r[W];
+        for (int i = 0; i < W; i++) r[i] = i < count ? first_of(from + i * plane, pixels) : VI{};
+        transpose<W>(r);
+        __builtin_memcpy(some, r, sizeof r);
+      }
+      for (i64 i = 0; i < pixels; i++) {
+        store(line + x * W, load(some + i * W));
+        if (++x == w1 - left) x = w0 - left, line += a.patch_width() * W;
+      }
+    }
+  }
+}
+
+// The 16 numbers of each tile: to[spot][tile][channel].
+static void take_tiles(const Area& a, const float* patch, float* to, i64 line, i64 spot) {
+  const i64 width = a.patch_width() * W;
+  for (i64 r = 0; r < a.rows; r++)
+    for (i64 c = 0; c < a.columns; c++, to += line) {
+      const float* from = patch + r * STEP * width + c * STEP * W;
+      VF t[TILE][TILE];
+      _Pragma("GCC unroll 4") for (int j = 0; j < TILE; j++) {
+        const VF d0 = load(from + j * W), d1 = load(from + width + j * W), d2 = load(from + 2 * width + j * W),
+                 d3 = load(from + 3 * width + j * W);
+        t[0][j] = d0 - d2, t[1][j] = d1 + d2, t[2][j] = d2 - d1, t[3][j] = d1 - d3;
+      }
+      float* out = to;
+      _Pragma("GCC unroll 4") for (int i = 0; i < TILE; i++, out += TILE * spot) {
+        store(out, t[i][0] - t[i][2]), store(out + spot, t[i][1] + t[i][2]);
+        store(out + 2 * spot, t[i][2] - t[i][1]), store(out + 3 * spot, t[i][1] - t[i][3]);
+      }
+    }
+}
+
+// W filters' results of the tiles of an area, to[row][column][filter]; results outside of the image are left out.
+// Whether all are finite.
+static bool give_tiles(const Winograd& g, const Area& a, const float* from, i64 line, i64 spot, float* to, i64 width) {
+  VF doubt = VF{};
+  const i64 height = g.height_out - a.row * STEP, limit = g.width_out - a.column * STEP;
+  for (i64 r = 0; r < a.rows; r++)
+    for (i64 c = 0; c < a.columns; c++, from += line) {
+      VF t[STEP][TILE];
+      _Pragma("GCC unroll 4") for (int j = 0; j < TILE; j++) {
+        const VF m0 = load(from + j * spot), m1 = load(from + (TILE + j) * spot), m2 = load(from + (2 * TILE + j) * spot),
+                 m3 = load(from + (3 * TILE + j) * spot);
+        t[0][j] = m0 + m1 + m2, t[1][j] = m1 - m2 - m3;
+      }
+      _Pragma("GCC unroll 2") for (int i = 0; i < STEP; i++) {
+        if (STEP * r + i >= height) break;
+        const VF y0 = t[i][0] + t[i][1] + t[i][2], y1 = t[i][1] - t[i][2] - t[i][3];
+        float* out = to + ((STEP * r + i) * width + STEP * c) * W;
+        store(out, y0);
+        doubt += y0 * 0.f;
+        if (STEP * c + 1 < limit) store(out + W, y1), doubt += y1 * 0.f;
+      }
+    }
+  for (int l = 0; l < W; l++)
+    if (doubt[l] != 0.f) return false;
+  return true;
+}
+
+// The same as plain sums. Padding counts as zeros.
+static __attribute__((noinline)) void give_plainly(const Winograd& g, const Area& a, const float* image, const float* w,
+                                                   i64 f_count, float* to, i64 height, i64 width) {
+  const i64 plane = g.height * g.width;
+  for (i64 i = 0; i < height * width; i++) store(to + i * W, VF{});
+  for (i64 c = 0; c < g.channels; c++)
+    for (int tap = 0; tap < 9; tap++) {
+      VF weights = VF{};
+      for (i64 f = 0; f < f_count; f++) weights[f] = w[(f * g.channels + c) * 9 + tap];
+      for (i64 y = 0; y < height; y++)
+        for (i64 x = 0; x < width; x++) {
+          const i64 h = a.row * STEP + y + tap / 3 - g.pad_h, v = a.column * STEP + x + tap % 3 - g.pad_w;
+          const bool inside = h >= 0 && h < g.height && v >= 0 && v < g.width;
+          float* sum = to + (y * width + x) * W;
+          store(sum, multiply_add(load(sum), inside ? image[c * plane + h * g.width + v] : 0.f, weights));
+        }
+    }
+}
+
+// Sums of `count` tiles for one of the 16 spots: out[tile][filter].
+static void multiply_spot(const float* tiles_of_spot, i64 line, i64 count, const float* weights, i64 panels, i64 K,
+                          float* out, i64 out_line) {
+  Fetches fetch;
+  for (i64 k = 0; k < K; k += CHUNK) {
+    const i64 k_count = at_most(CHUNK, K - k);
+    for (i64 panel = 0; panel < panels; panel++) {
+      const float* from = weights + (panel * K + k) * PANEL;
+      const i64 next = panel + 1 < panels ? K * PANEL : k + CHUNK < K ? (CHUNK - panel * K) * PANEL : 0;
+      if (next) fetch.columns = {(const char*)(from + next), 64, k_count * PANEL / W, 64};
+      tiles<NV>(count, tiles_of_spot + k, line, from, k_count, out + panel * PANEL, out_line, 0, k == 0, &fetch);
+    }
+  }
+}
+
+extern "C" __attribute__((visibility("hidden")))
+void winograd_f32(const float* x, const float* w, const float* weights, float* room, const Winograd* sizes, i64 begin,
+                  i64 end, const Results* results, const void* context) {
+  const Winograd g = *sizes;
+  alignas(64) float patch[MAX_PATCH * W];
+  alignas(64) float pixels[(MAX_PIXELS + W) * W], turned[W * MAX_PIXELS];
+  const i64 tile_rows = (g.height_out + 1) / STEP, tile_columns = (g.width_out + 1) / STEP;
+  const i64 down = (tile_rows + g.block_rows - 1) / g.block_rows, across = (tile_columns + g.block_columns - 1) / g.block_columns;
+  const i64 parts = (g.filters + g.part - 1) / g.part;
+  const i64 line = line_of(g.channels), spot = spot_of(MAX_TILES, line);
+  const i64 out_line = line_of(g.part), out_spot = spot_of(MAX_TILES, out_line);
+  const i64 weights_spot = weights_of_spot(g.filters, g.channels);
+  float* const taken = room;
+  float* const sums = room + SPOTS * spot;
+  for (i64 unit = begin; unit < end; unit++) {
+    const i64 block = unit / parts, f0 = unit % parts * g.part, f1 = at_most(g.filters, f0 + g.part);
+    const i64 image0 = block / (down * across) * g.block_images, images = at_most(g.block_images, g.images - image0);
+    Area a;
+    a.row = block / across % down * g.block_rows, a.rows = at_most(g.block_rows, tile_rows - a.row);
+    a.column = block % across * g.block_columns, a.columns = at_most(g.block_columns, tile_columns - a.column);
+    const i64 count = a.rows * a.columns;  // tiles of one image
+    if (unit == begin || f0 == 0) {        // otherwise they are there
+      __builtin_memset(patch, 0, sizeof(float) * a.patch_height() * a.patch_width() * W);
+      for (i64 i = 0; i < images; i++)
+        for (i64 c = 0; c < g.channels; c += W) {
+          take_patch(g, x + ((image0 + i) * g.channels + c) * g.height * g.width, g.channels - c, a, patch);
+          take_tiles(a, patch, taken + i * count * line + c, line, spot);
+        }
+    }
+    const i64 panels = (f1 - f0 + PANEL - 1) / PANEL;
+    for (int s = 0; s < SPOTS; s++)
+      multiply_spot(taken + s * spot, line, images * count, weights + s * weights_spot + f0 * g.channels, panels,
+                    g.channels, sums + s * out_spot, out_line);
+    const i64 height = at_most(STEP * a.rows, g.height_out - STEP * a.row);
+    const i64 width = at_most(STEP * a.columns, g.width_out - STEP * a.column);
+    const bool whole = width == g.width_out;  // lines of results lie behind each other
+    for (i64 f = f0; f < f1; f += W)
+      for (i64 i = 0; i < images; i++) {
+        const i64 f_count = at_most(W, f1 - f);
+        if (!give_tiles(g, a, sums + i * count * out_line + (f - f0), out_line, out_spot, pixels, width))
+          give_plainly(g, a, x + (image0 + i) * g.channels * g.height * g.width, w + f * g.channels * 9, f_count, pixels,
+                       height, width);
+        const i64 results_count = height * width, first = (image0 + i) * g.height_out * g.width_out;
+        for (i64 n = 0; n < results_count; n += W) turn(pixels + n * W, W, turned + n, MAX_PIXELS);
+        for (i64 m = 0; m < f_count; m++)
+          for (i64 y = 0; y < height; y += whole ? height : 1)
+            results->finish(context, f + m, first + (STEP * a.row + y) * g.width_out + STEP * a.column,
+                            whole ? results_count : width, turned + m * MAX_PIXELS + y * width);
+      }
+  }
+}
+#endif

@@ -1,0 +1,140 @@
+"""Convolutions with kernels of 3x3 over tiles (Winograd's F(2x2, 3x3), `winograd.cpp`).
+
+In: a convolution that goes on by one pixel. Out: two template nodes: its weights, made ready for
+the 16 products of the tiles, and the convolution. 2.25 times fewer multiplications than sums over the taps.
+Source: A. Lavin, S. Gray, "Fast Algorithms for Convolutional Neural Networks", 2015.
+Invariant: as for other products, nothing is remembered from one call to the next; the weights are made ready in each.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from accel.codegen.builder import Builder
+from accel.codegen.products import shared_text
+from accel.codegen.program import TemplateNode
+from accel.codegen.tensor_graph import View
+
+# As in winograd.cpp.
+_LANES, _PANEL, _MAX_TILES, _SPOTS, _STEP = 16, 32, 64, 16, 2
+_PART = 256  # filters of a unit: their sums stay in the second-level cache
+_MIN_CHANNELS, _MIN_FILTERS = 16, 32
+# Fewer tiles share the work on the weights, which is that of about 20 of them.
+_MIN_TILES = 40
+_PARALLEL_WEIGHTS = 1 << 14
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Sizes of a convolution, and which tiles make a block, as the kernel takes them."""
+
+    images: int
+    channels: int
+    height: int
+    width: int
+    filters: int
+    height_out: int
+    width_out: int
+    pad_h: int
+    pad_w: int
+
+    @property
+    def tiles(self) -> tuple[int, int]:
+        """Down and across, of one image."""
+        return -(-self.height_out // _STEP), -(-self.width_out // _STEP)
+
+    @property
+    def block(self) -> tuple[int, int, int]:
+        """Images, lines and columns of tiles."""
+        down, across = self.tiles
+        if down * across <= _MAX_TILES:
+            return min(self.images, _MAX_TILES // (down * across)), down, across
+        if across <= _MAX_TILES:
+            return 1, _even(down, _MAX_TILES // across), across
+        return 1, 1, _even(across, _MAX_TILES)
+
+    @property
+    def blocks(self) -> int:
+        sizes = zip((self.images, *self.tiles), self.block, strict=True)
+        images, down, across = (-(-n // block) for n, block in sizes)
+        return images * down * across
+
+    @property
+    def part(self) -> int:
+        """Filters of a unit: fewer where cores would idle."""
+        panels = -(-self.filters // _PANEL)
+        wanted = 2 * (os.cpu_count() or 1)
+        parts = max(-(-self.filters // _PART), min(panels, wanted // self.blocks))
+        return -(-panels // parts) * _PANEL
+
+    @property
+    def units(self) -> int:
+        return self.blocks * -(-self.filters // self.part)
+
+    @property
+    def weights(self) -> int:
+        """Numbers of the weights that were made ready."""
+        return _SPOTS * (_whole(self.filters, _PANEL) * self.channels + _LANES)
+
+    @property
+    def room(self) -> int:
+        """Numbers that a thread needs for its tiles and their sums."""
+        return sum(_SPOTS * (_MAX_TILES * _line(n) + _LANES) for n in (self.channels, self.part))
+
+    def pays(self) -> bool:
+        down, across = self.tiles
+        enough = self.channels >= _MIN_CHANNELS and self.filters >= _MIN_FILTERS
+        # Tiles at the edge reach over it.
+        used = self.height_out * self.width_out / (down * across * _STEP * _STEP)
+        return enough and self.images * down * across * used >= _MIN_TILES
+
+
+def _even(count: int, most: int) -> int:
+    """Pieces of about the same size, at most `most`."""
+    return -(-count // -(-count // most))
+
+
+def _whole(n: int, step: int) -> int:
+    return -(-n // step) * step
+
+
+def _line(numbers: int) -> int:
+    return _whole(numbers, _LANES) + _LANES
+
+
+def append(b: Builder, t: Tiling, x: View, weight: View, results: str, sums: View, location: str) -> None:
+    """`results` names what takes the results, with the pixels of all images as its columns."""
+    threads = max(min(os.cpu_count() or 1, t.units), 1)
+    # Behind the weights each thread has room of its own.
+    ready = b.temporary((t.weights + threads * t.room,), "float32")
+    groups = _whole(t.filters, _PANEL) // _PANEL * -(-t.channels // _LANES)
+    text = shared_text(
+        f"  winograd_weights_f32((const float*)p[0], {t.filters}, {t.channels}, (float*)p[1], begin, end);\n", groups
+    )
+    parallel = t.filters * t.channels > _PARALLEL_WEIGHTS
+    b.program.steps.append(TemplateNode(ready.buffer, (weight,), text, parallel, location))
+    sizes = (t.images, t.channels, t.height, t.width, t.filters, t.height_out, t.width_out, t.pad_h, t.pad_w)
+    numbers = ", ".join(map(str, (*sizes, *t.block, t.part)))
+    text = (
+        "static void @_part(void* const* p, i64 thread, i64 begin, i64 end) {\n"
+        f"  static constexpr Winograd sizes = {{{numbers}}};\n"
+        "  const epilogue_context context = {p, 0};\n"
+        f"  float* const room = (float*)p[2] + {t.weights} + thread * {t.room};\n"
+        "  winograd_f32((const float*)p[0], (const float*)p[1], (const float*)p[2], room, &sizes, begin, end,\n"
+        f"               &{results}, &context);\n"
+        "}\n"
+        'extern "C" void @(void* const* p, long threads) { '
+        f"share(@_part, p, {t.units}, threads < {threads} ? threads : {threads}); }}\n"
+    )
+    node = TemplateNode(
+        sums.buffer,
+        (x, weight, ready),
+        text,
+        True,
+        location,
+        t.images * t.filters,
+        t.height_out * t.width_out,
+        pieces=True,
+    )
+    b.program.steps.append(node)
