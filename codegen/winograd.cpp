@@ -161,23 +161,59 @@ static bool give_tiles(const Winograd& g, const Area& a, const float* from, i64 
   return true;
 }
 
-// The same as plain sums. Padding counts as zeros.
-static __attribute__((noinline)) void give_plainly(const Winograd& g, const Area& a, const float* image, const float* w,
-                                                   i64 f_count, float* to, i64 height, i64 width) {
-  const i64 plane = g.height * g.width;
-  for (i64 i = 0; i < height * width; i++) store(to + i * W, VF{});
-  for (i64 c = 0; c < g.channels; c++)
-    for (int tap = 0; tap < 9; tap++) {
-      VF weights = VF{};
-      for (i64 f = 0; f < f_count; f++) weights[f] = w[(f * g.channels + c) * 9 + tap];
-      for (i64 y = 0; y < height; y++)
-        for (i64 x = 0; x < width; x++) {
-          const i64 h = a.row * STEP + y + tap / 3 - g.pad_h, v = a.column * STEP + x + tap % 3 - g.pad_w;
-          const bool inside = h >= 0 && h < g.height && v >= 0 && v < g.width;
-          float* sum = to + (y * width + x) * W;
-          store(sum, multiply_add(load(sum), inside ? image[c * plane + h * g.width + v] : 0.f, weights));
-        }
+// Where the results of an area are: pixel `n` of its `height` lines of `width`, counted over all images from `first` on.
+struct Places_of_results {
+  i64 first, height, width, width_out;
+  bool whole() const { return width == width_out; }  // lines lie behind each other
+  // Hands out `count` results from n on.
+  void give(const Results* results, const void* context, i64 m, i64 n, i64 count, const float* values) const {
+    if (whole()) return results->finish(context, m, first + n, count, values);
+    while (count > 0) {
+      const i64 y = n / width, x = n - y * width, length = at_most(width - x, count);
+      results->finish(context, m, first + y * width_out + x, length, values);
+      n += length, values += length, count -= length;
     }
+  }
+};
+
+// Results of an area as plain sums, filters f0 to f1. Padding counts as zeros.
+static __attribute__((noinline)) void give_plainly(const Winograd& g, const Area& a, const float* image, const float* w,
+                                                   i64 f0, i64 f1, const Places_of_results& places,
+                                                   const Results* results, const void* context) {
+  constexpr int TAPS = 9, ROWS_AT_ONCE = 256;
+  alignas(64) float chunk[WIDE * KB], totals[ROWS_AT_ONCE * WIDE];
+  const i64 K = g.channels * TAPS, pixels = places.height * places.width;
+  Fetches fetch;
+  for (i64 n0 = 0; n0 < pixels; n0 += WIDE) {
+    const i64 columns = at_most(WIDE, pixels - n0);
+    VI place[WIDE / W];
+    unsigned short inside[TAPS][WIDE / W] = {};
+    for (i64 l = 0; l < WIDE; l++) {
+      const i64 n = n0 + l, h = a.row * STEP + n / places.width - g.pad_h, v = a.column * STEP + n % places.width - g.pad_w;
+      place[l / W][l % W] = int(h * g.width + v);
+      for (int tap = 0; tap < TAPS; tap++) {
+        const i64 y = h + tap / 3, z = v + tap % 3;
+        const bool is = l < columns && y >= 0 && y < g.height && z >= 0 && z < g.width;
+        inside[tap][l / W] |= (unsigned short)(is << l % W);
+      }
+    }
+    for (i64 f = f0; f < f1; f += ROWS_AT_ONCE) {
+      const i64 rows = at_most(ROWS_AT_ONCE, f1 - f);
+      for (i64 k0 = 0; k0 < K; k0 += KB) {
+        const i64 k_count = at_most(KB, K - k0);
+        for (i64 k = 0; k < k_count; k++) {
+          const i64 channel = (k0 + k) / TAPS, tap = (k0 + k) % TAPS;
+          const float* from = image + (channel * g.height + tap / 3) * g.width + tap % 3;
+          for (int j = 0; j < WIDE / W; j++)
+            store(chunk + j / NV * PANEL * k_count + k * PANEL + j % NV * W,
+                  __builtin_ia32_gathersiv16sf(VF{}, from, place[j], inside[tap][j], 4));
+        }
+        for (i64 n = 0; n < WIDE; n += PANEL)
+          tiles<NV>(rows, w + f * K + k0, K, chunk + n * k_count, k_count, totals + n, WIDE, 0, k0 == 0, &fetch);
+      }
+      for (i64 m = 0; m < rows; m++) places.give(results, context, f + m, n0, columns, totals + m * WIDE);
+    }
+  }
 }
 
 // Sums of `count` tiles for one of the 16 spots: out[tile][filter].
@@ -228,22 +264,22 @@ void winograd_f32(const float* x, const float* w, const float* weights, float* r
     for (int s = 0; s < SPOTS; s++)
       multiply_spot(taken + s * spot, line, images * count, weights + s * weights_spot + f0 * g.channels, panels,
                     g.channels, sums + s * out_spot, out_line);
-    const i64 height = at_most(STEP * a.rows, g.height_out - STEP * a.row);
-    const i64 width = at_most(STEP * a.columns, g.width_out - STEP * a.column);
-    const bool whole = width == g.width_out;  // lines of results lie behind each other
-    for (i64 f = f0; f < f1; f += W)
-      for (i64 i = 0; i < images; i++) {
-        const i64 f_count = at_most(W, f1 - f);
-        if (!give_tiles(g, a, sums + i * count * out_line + (f - f0), out_line, out_spot, pixels, width))
-          give_plainly(g, a, x + (image0 + i) * g.channels * g.height * g.width, w + f * g.channels * 9, f_count, pixels,
-                       height, width);
-        const i64 results_count = height * width, first = (image0 + i) * g.height_out * g.width_out;
-        for (i64 n = 0; n < results_count; n += W) turn(pixels + n * W, W, turned + n, MAX_PIXELS);
-        for (i64 m = 0; m < f_count; m++)
-          for (i64 y = 0; y < height; y += whole ? height : 1)
-            results->finish(context, f + m, first + (STEP * a.row + y) * g.width_out + STEP * a.column,
-                            whole ? results_count : width, turned + m * MAX_PIXELS + y * width);
+    Places_of_results places = {0, at_most(STEP * a.rows, g.height_out - STEP * a.row),
+                                at_most(STEP * a.columns, g.width_out - STEP * a.column), g.width_out};
+    const i64 pixels_count = places.height * places.width;
+    for (i64 i = 0; i < images; i++) {
+      places.first = ((image0 + i) * g.height_out + STEP * a.row) * g.width_out + STEP * a.column;
+      for (i64 f = f0; f < f1; f += W) {
+        if (!give_tiles(g, a, sums + i * count * out_line + (f - f0), out_line, out_spot, pixels, places.width)) {
+          const float* image = x + (image0 + i) * g.channels * g.height * g.width;
+          give_plainly(g, a, image, w, f, f1, places, results, context);
+          break;
+        }
+        for (i64 n = 0; n < pixels_count; n += W) turn(pixels + n * W, W, turned + n, MAX_PIXELS);
+        for (i64 m = 0; m < at_most(W, f1 - f); m++)
+          places.give(results, context, f + m, 0, pixels_count, turned + m * MAX_PIXELS);
       }
+    }
   }
 }
 #endif
