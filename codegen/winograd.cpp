@@ -19,14 +19,16 @@ struct Winograd {
   i64 images, channels, height, width, filters, height_out, width_out, pad_h, pad_w;
   i64 block_images, block_rows, block_columns, part;
 };
+// The last W filters are a narrow panel.
+INLINE i64 width_of_panel(i64 filters_left) { return filters_left > W ? PANEL : W; }
 INLINE i64 upto(i64 n, i64 step) { return (n + step - 1) / step * step; }
 INLINE i64 at_most(i64 a, i64 b) { return a < b ? a : b; }
 // Lines that are a multiple of a page apart would fight for the same cache lines.
 INLINE i64 line_of(i64 numbers) { return upto(numbers, W) + W; }
 INLINE i64 spot_of(i64 lines, i64 line) { return lines * line + W; }
 
-// Where the weights of one of the 16 products begin; behind the last of them is room for the threads.
-INLINE i64 weights_of_spot(i64 filters, i64 channels) { return upto(filters, PANEL) * channels + W; }
+// Numbers of the weights of one of the 16 products.
+INLINE i64 weights_of_spot(i64 filters, i64 channels) { return upto(filters, W) * channels + W; }
 
 INLINE VF load(const float* from) {
   VF v;
@@ -43,7 +45,8 @@ void winograd_weights_f32(const float* w, i64 filters, i64 channels, float* to, 
   const i64 groups = (channels + W - 1) / W, spot = weights_of_spot(filters, channels), row = channels * TAPS;
   for (i64 unit = begin; unit < end; unit++) {
     const i64 panel = unit / groups, c0 = unit % groups * W, c_count = at_most(W, channels - c0);
-    for (i64 half = 0; half < PANEL; half += W) {
+    const i64 width = width_of_panel(filters - panel * PANEL);
+    for (i64 half = 0; half < width; half += W) {
       const i64 f0 = panel * PANEL + half, f_count = filters - f0;
       for (i64 k = 0; k < c_count * TAPS; k += W) {
         const float* from = w + f0 * row + c0 * TAPS + k;
@@ -63,7 +66,7 @@ void winograd_weights_f32(const float* w, i64 filters, i64 channels, float* to, 
           const VF ends = g[0][j] + g[2][j];
           t[0][j] = g[0][j], t[1][j] = (ends + g[1][j]) * 0.5f, t[2][j] = (ends - g[1][j]) * 0.5f, t[3][j] = g[2][j];
         }
-        float* out = to + (panel * channels + c0 + c) * PANEL + half;
+        float* out = to + panel * PANEL * channels + (c0 + c) * width + half;
         _Pragma("GCC unroll 4") for (int i = 0; i < TILE; i++, out += TILE * spot) {
           const VF ends = t[i][0] + t[i][2];
           store(out, t[i][0]), store(out + spot, (ends + t[i][1]) * 0.5f);
@@ -217,16 +220,17 @@ static __attribute__((noinline)) void give_plainly(const Winograd& g, const Area
 }
 
 // Sums of `count` tiles for one of the 16 spots: out[tile][filter].
-static void multiply_spot(const float* tiles_of_spot, i64 line, i64 count, const float* weights, i64 panels, i64 K,
-                          float* out, i64 out_line) {
+static void multiply_spot(const float* numbers, i64 line, i64 count, const float* weights, i64 filters, i64 K, float* out,
+                          i64 out_line) {
   Fetches fetch;
   for (i64 k = 0; k < K; k += CHUNK) {
     const i64 k_count = at_most(CHUNK, K - k);
-    for (i64 panel = 0; panel < panels; panel++) {
-      const float* from = weights + (panel * K + k) * PANEL;
-      const i64 next = panel + 1 < panels ? K * PANEL : k + CHUNK < K ? (CHUNK - panel * K) * PANEL : 0;
+    for (i64 f = 0; f < filters; f += PANEL) {
+      const i64 width = width_of_panel(filters - f);
+      const float* from = weights + f * K + k * width;
+      const i64 next = f + PANEL < filters ? K * PANEL : k + CHUNK < K ? CHUNK * PANEL - f * K : 0;
       if (next) fetch.columns = {(const char*)(from + next), 64, k_count * PANEL / W, 64};
-      tiles<NV>(count, tiles_of_spot + k, line, from, k_count, out + panel * PANEL, out_line, 0, k == 0, &fetch);
+      tiles_of(width > W, count, numbers + k, line, from, k_count, out + f, out_line, 0, k == 0, &fetch);
     }
   }
 }
@@ -260,10 +264,9 @@ void winograd_f32(const float* x, const float* w, const float* weights, float* r
           take_tiles(a, patch, taken + i * count * line + c, line, spot);
         }
     }
-    const i64 panels = (f1 - f0 + PANEL - 1) / PANEL;
-    for (int s = 0; s < SPOTS; s++)
-      multiply_spot(taken + s * spot, line, images * count, weights + s * weights_spot + f0 * g.channels, panels,
-                    g.channels, sums + s * out_spot, out_line);
+    for (int i = 0; i < SPOTS; i++)
+      multiply_spot(taken + i * spot, line, images * count, weights + i * weights_spot + f0 * g.channels, f1 - f0, g.channels,
+                    sums + i * out_spot, out_line);
     Places_of_results places = {0, at_most(STEP * a.rows, g.height_out - STEP * a.row),
                                 at_most(STEP * a.columns, g.width_out - STEP * a.column), g.width_out};
     const i64 pixels_count = places.height * places.width;

@@ -19,9 +19,9 @@ from accel.codegen.tensor_graph import View
 # As in winograd.cpp.
 _LANES, _PANEL, _MAX_TILES, _SPOTS, _STEP = 16, 32, 64, 16, 2
 _PART = 256  # filters of a unit: their sums stay in the second-level cache
-_MIN_CHANNELS, _MIN_FILTERS = 16, 32
-# Fewer tiles share the work on the weights, which is that of about 20 of them.
-_MIN_TILES = 40
+_MIN_CHANNELS = 16  # whole vectors
+# What a tile costs as a plain sum and here, and what the weights cost here, for each channel and filter.
+_PLAIN, _TILE, _WEIGHTS = 1.4, 0.6, 13
 _PARALLEL_WEIGHTS = 1 << 14
 
 
@@ -75,7 +75,7 @@ class Tiling:
     @property
     def weights(self) -> int:
         """Numbers of the weights that were made ready."""
-        return _SPOTS * (_whole(self.filters, _PANEL) * self.channels + _LANES)
+        return _SPOTS * (_whole(self.filters, _LANES) * self.channels + _LANES)
 
     @property
     def room(self) -> int:
@@ -84,10 +84,10 @@ class Tiling:
 
     def pays(self) -> bool:
         down, across = self.tiles
-        enough = self.channels >= _MIN_CHANNELS and self.filters >= _MIN_FILTERS
+        tiles = self.images * down * across
         # Tiles at the edge reach over it.
-        used = self.height_out * self.width_out / (down * across * _STEP * _STEP)
-        return enough and self.images * down * across * used >= _MIN_TILES
+        used = self.images * self.height_out * self.width_out / (_STEP * _STEP)
+        return self.channels >= _MIN_CHANNELS and _PLAIN * used > _TILE * tiles + _WEIGHTS
 
 
 def _even(count: int, most: int) -> int:
@@ -103,18 +103,31 @@ def _line(numbers: int) -> int:
     return _whole(numbers, _LANES) + _LANES
 
 
-def append(b: Builder, t: Tiling, x: View, weight: View, results: str, sums: View, location: str) -> None:
+def append(
+    b: Builder, t: Tiling, x: View, weight: View, results: str, sums: View, location: str
+) -> None:
     """`results` names what takes the results, with the pixels of all images as its columns."""
     threads = max(min(os.cpu_count() or 1, t.units), 1)
     # Behind the weights each thread has room of its own.
     ready = b.temporary((t.weights + threads * t.room,), "float32")
     groups = _whole(t.filters, _PANEL) // _PANEL * -(-t.channels // _LANES)
     text = shared_text(
-        f"  winograd_weights_f32((const float*)p[0], {t.filters}, {t.channels}, (float*)p[1], begin, end);\n", groups
+        f"  winograd_weights_f32((const float*)p[0], {t.filters}, {t.channels}, (float*)p[1], begin, end);\n",
+        groups,
     )
     parallel = t.filters * t.channels > _PARALLEL_WEIGHTS
     b.program.steps.append(TemplateNode(ready.buffer, (weight,), text, parallel, location))
-    sizes = (t.images, t.channels, t.height, t.width, t.filters, t.height_out, t.width_out, t.pad_h, t.pad_w)
+    sizes = (
+        t.images,
+        t.channels,
+        t.height,
+        t.width,
+        t.filters,
+        t.height_out,
+        t.width_out,
+        t.pad_h,
+        t.pad_w,
+    )
     numbers = ", ".join(map(str, (*sizes, *t.block, t.part)))
     text = (
         "static void @_part(void* const* p, i64 thread, i64 begin, i64 end) {\n"
