@@ -22,7 +22,7 @@ from accel.codegen.affine import Affine
 from accel.codegen.builder import Builder, Unsupported
 from accel.codegen.loop_ir import Expr
 from accel.codegen.products import packer, row_block, shared_text, wide_units
-from accel.codegen.program import TemplateNode
+from accel.codegen.program import ExternNode, TemplateNode
 from accel.codegen.symbols import is_symbolic
 from accel.codegen.tensor_graph import Node, View, contiguous_strides
 
@@ -105,6 +105,63 @@ def lower_convolution(b: Builder, node: Node, out: View) -> None:
     b.pointwise(out, value)
 
 
+def lower_convolution_backward(b: Builder, node: Node, outs: list[View | None]) -> None:
+    """The gradient for the images over tiles, as the convolution of the results' gradient with the turned weight;
+    the others are ATen's. Errors: Unsupported where it is all ATen's."""
+    into, (grad, _, weight, *_) = outs[0], node.args
+    if into is None:
+        raise Unsupported("no gradient for the images")
+    c = _backward_convolution(b, node, into)
+    turned = b.temporary((c.filters, c.channels, 3, 3), "float32")
+
+    def turned_weight(index: list[Affine]) -> Expr:
+        places = [index[1], index[0], *(i.times(-1).plus(2) for i in index[2:])]
+        return b.load(weight, places)
+
+    b.pointwise(turned, turned_weight)
+    sums = b.temporary(into.sizes, "float32")
+    assert c.tiling is not None
+    winograd.append(b, c.tiling, grad, turned, c.results, sums, node.location)
+    b.pointwise(into, lambda index: b.load(sums, index))
+    *args, mask = node.args
+    if any(mask[1:]):
+        args.append([False, *mask[1:]])
+        rest: list[int | None] = [None, *node.results[1:]]
+        step = ExternNode("aten::convolution_backward", tuple(args), {}, rest, None, node.location)
+        b.program.steps.append(step)
+
+
+def _backward_convolution(b: Builder, node: Node, into: View) -> _Convolution:
+    grad, x, weight, _, stride, padding, apart, transposed, output_padding, groups, _ = node.args
+    views = (grad, x, weight, into)
+    if any(is_symbolic(n) for v in views for n in (*v.sizes, *v.strides)):
+        raise Unsupported("a convolution whose sizes differ between calls")
+    plain = not transposed and groups == 1 and not any(output_padding) and len(x.sizes) == 4
+    if not b.products or not plain or not all(_is_dense(v) for v in views):
+        raise Unsupported("not a dense plain convolution")
+    down, across = _pair(padding, 0, 2)
+    if max(down, across) > 2:
+        raise Unsupported("tiles that see padding only")
+    c = _Convolution(
+        images=x.sizes[0],
+        channels=weight.sizes[0],
+        size=_pair(grad.sizes[2:], 1),
+        filters=weight.sizes[1],
+        taps=_pair(weight.sizes[2:], 1),
+        size_out=_pair(x.sizes[2:], 1),
+        step=_pair(stride, 1, 2),
+        padding=(2 - down, 2 - across),
+        apart=_pair(apart, 1, 2),
+    )
+    if c.tiling is None or max(grad.numel, x.numel) > _MAX_NUMEL:
+        raise Unsupported("not over tiles")
+    return c
+
+
+def _is_dense(v: View) -> bool:
+    return v.dtype == "float32" and v.strides == contiguous_strides(v.sizes)
+
+
 def _append(b: Builder, c: _Convolution, node: Node, sums: View) -> None:
     x, weight = node.args[:2]
     if c.tiling is not None:
@@ -131,9 +188,7 @@ def _append(b: Builder, c: _Convolution, node: Node, sums: View) -> None:
 
 def _convolution(b: Builder, node: Node, out: View) -> _Convolution:
     x, weight, _, stride, padding, apart, transposed, output_padding, groups = node.args
-    dense = all(
-        v.dtype == "float32" and v.strides == contiguous_strides(v.sizes) for v in (x, weight, out)
-    )
+    dense = all(map(_is_dense, (x, weight, out)))
     if not b.products or not dense or transposed or groups != 1 or any(output_padding):
         raise Unsupported("not a dense plain convolution")
     images, channels, *size = x.sizes

@@ -18,7 +18,7 @@ from accel.codegen import lowerings_reduce as reduce
 from accel.codegen import lowerings_shapes as shapes
 from accel.codegen.build import vector_bytes
 from accel.codegen.builder import Builder, Unsupported
-from accel.codegen.convolutions import lower_convolution
+from accel.codegen.convolutions import lower_convolution, lower_convolution_backward
 from accel.codegen.embeddings import lower_embedding_backward
 from accel.codegen.loop_ir import VALUE_TYPE
 from accel.codegen.options import CodegenOptions, CompileError
@@ -84,6 +84,7 @@ MULTIPLE: dict[Any, Callable[[Builder, Node, list[View | None]], None]] = {
     aten.native_layer_norm.default: reduce.lower_layer_norm,
     aten._fused_rms_norm.default: reduce.lower_rms_norm,
     aten.max_pool2d_with_indices.default: reduce.lower_max_pool,
+    aten.convolution_backward.default: lower_convolution_backward,
 }
 # Operations called with an out argument, so that their result lies in planned memory.
 OUT_VARIANTS: dict[Any, str] = {

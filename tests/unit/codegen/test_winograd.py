@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from capture_graph import capture, check, compile_it, library_of
+from capture_graph import _OUT_DIR, capture, check, compile_it, library_of
 from plan_runner import run_plan
+from test_training import check as check_gradients
+from test_training import check_each, differentiable, leaf
 
-from accel.codegen import winograd
+from accel.codegen import CodegenOptions, compile_graph, winograd
 from accel.codegen.build import vector_bytes
 
 pytestmark = pytest.mark.skipif(vector_bytes() != 64, reason="needs vectors of 64 bytes")
@@ -27,6 +30,10 @@ CASES = [
     (2, 16, 16, 150, 5, (2, 0)),
     (1, 33, 20, 40, 3, (0, 3)),
 ]
+
+
+def _error(got: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((got.double() - exact).square().mean().sqrt())
 
 
 def _is_over_tiles(compilation: object) -> bool:
@@ -73,11 +80,7 @@ def test_accuracy(channels: int, positive: bool) -> None:
     ours = run_plan(c.plan, library_of(c), sources)
     assert ours is not None
     exact = model(x.double(), w.double())
-
-    def error(got: torch.Tensor) -> float:
-        return float((got.double() - exact).square().mean().sqrt())
-
-    assert error(ours[0]) <= 1.5 * error(eager)
+    assert _error(ours[0], exact) <= 1.5 * _error(eager, exact)
 
 
 def test_whole_numbers_are_exact() -> None:
@@ -165,3 +168,50 @@ def test_units(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert small.units == min(8, 2 * cores)
     weight = randn(256, 64, 3, 3)
     check(_convolution(1, weight), randn(1, 64, 14, 14), rtol=1e-4, atol=1e-4, externs=0)
+
+
+def _calls(gradient: dict[str, Any]) -> list[str]:
+    return [s["target"] for s in gradient["plan"]["steps"] if s["op"] == "extern"]
+
+
+@pytest.mark.parametrize("padding", [0, 1, 2, (2, 0)])
+def test_gradients(padding: int | tuple[int, int]) -> None:
+    w, b = leaf(40, 24, 3, 3), leaf(40)
+    check_gradients(
+        lambda x, w, b: F.conv2d(x, w / 15, b, padding=padding), leaf(3, 24, 19, 23), w, b
+    )
+
+
+def test_a_gradient_for_images_alone_needs_no_call() -> None:
+    x, weight = leaf(2, 24, 19, 23), randn(40, 24, 3, 3) / 15
+    (gradient,) = check_each(lambda x, w: F.conv2d(x, w, padding=1).tanh(), x, weight)
+    assert _calls(gradient) == []
+
+
+def test_gradients_for_weights_alone() -> None:
+    x, weight = randn(2, 24, 19, 23), leaf(40, 24, 3, 3)
+    (gradient,) = check_each(lambda x, w: F.conv2d(x, w / 15, padding=1), x, weight)
+    assert _calls(gradient) == ["aten::convolution_backward"]
+
+
+@pytest.mark.parametrize("options", [{"padding": 3}, {"dilation": 2}, {"stride": 2}], ids=str)
+def test_gradients_of_other_convolutions(options: dict[str, int]) -> None:
+    x, weight = leaf(2, 24, 20, 20), randn(40, 24, 3, 3) / 15
+    (gradient,) = check_each(lambda x, w: F.conv2d(x, w, **options), x, weight)  # type: ignore[arg-type]
+    assert _calls(gradient) == ["aten::convolution_backward"]
+
+
+def test_accuracy_of_gradients() -> None:
+    torch.manual_seed(1)
+    x, w = leaf(2, 128, 20, 20), randn(128, 128, 3, 3)
+    graph, (out,) = differentiable(lambda x, w: F.conv2d(x, w, padding=1), [x, w])
+    plan = compile_graph(graph, out_dir=_OUT_DIR, options=CodegenOptions())
+    (gradient,) = plan["gradients"]
+    saved = [[x, w][i].detach() for kind, i in gradient["saved"] if kind == "input"]
+    grad = torch.randn_like(out)
+    ours = run_plan(gradient["plan"], _OUT_DIR / plan["library"], [*saved, grad])
+    assert ours is not None and not _calls(gradient)
+    (eager,) = torch.autograd.grad(out, x, grad)
+    wide = x.detach().double().requires_grad_()
+    (exact,) = torch.autograd.grad(F.conv2d(wide, w.double(), padding=1), wide, grad.double())
+    assert _error(ours[0], exact) <= 1.5 * _error(eager, exact)
