@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -53,6 +53,8 @@ class _Convolution:
     step: tuple[int, int]
     padding: tuple[int, int]
     apart: tuple[int, int]
+    by_channels: bool = False  # a pixel's channels lie beside each other
+    weights_by_channels: bool = False
 
     @property
     def plane(self) -> int:
@@ -68,18 +70,13 @@ class _Convolution:
         return self.channels * self.taps[0] * self.taps[1]
 
     @property
-    def results(self) -> str:
-        """What takes results whose columns are the pixels of all images."""
-        one = "@_results"
-        return one if self.images == 1 else f"of_images<{self.filters}, {self.pixels}, {one}>"
-
-    @property
     def tiling(self) -> winograd.Tiling | None:
         """Where fewer multiplications pay."""
         if self.taps != (3, 3) or self.step != (1, 1) or self.apart != (1, 1):
             return None
         sizes = (*self.size, self.filters, *self.size_out, *self.padding)
-        tiling = winograd.Tiling(self.images, self.channels, *sizes)
+        layout = self.by_channels, self.weights_by_channels
+        tiling = winograd.Tiling(self.images, self.channels, *sizes, *layout)
         return tiling if tiling.pays() else None
 
     @property
@@ -95,7 +92,7 @@ def lower_convolution(b: Builder, node: Node, out: View) -> None:
     if any(is_symbolic(n) for v in (*node.views(), out) for n in (*v.sizes, *v.strides)):
         raise Unsupported("a convolution whose sizes differ between calls")
     c = _convolution(b, node, out)
-    sums = b.temporary(out.sizes, "float32")
+    sums = _temporary_like(b, out)
     _append(b, c, node, sums)
 
     def value(index: list[Affine]) -> Expr:
@@ -121,7 +118,7 @@ def lower_convolution_backward(b: Builder, node: Node, outs: list[View | None]) 
     b.pointwise(turned, turned_weight)
     sums = b.temporary(into.sizes, "float32")
     assert c.tiling is not None
-    winograd.append(b, c.tiling, grad, turned, c.results, sums, node.location)
+    winograd.append(b, c.tiling, grad, turned, sums, node.location)
     b.pointwise(into, lambda index: b.load(sums, index))
     *args, mask = node.args
     if any(mask[1:]):
@@ -158,6 +155,21 @@ def _backward_convolution(b: Builder, node: Node, into: View) -> _Convolution:
     return c
 
 
+def _temporary_like(b: Builder, out: View) -> View:
+    if _is_dense(out):
+        return b.temporary(out.sizes, "float32")
+    n, filters, height, width = out.sizes
+    lines = b.temporary((n, height, width, filters), "float32")
+    return replace(lines, sizes=out.sizes, strides=out.strides)
+
+
+def _lies_by_channels(v: View) -> bool:
+    if v.dtype != "float32" or len(v.sizes) != 4:
+        return False
+    _, channels, height, width = v.sizes
+    return v.strides == (channels * height * width, 1, channels * width, channels)
+
+
 def _is_dense(v: View) -> bool:
     return v.dtype == "float32" and v.strides == contiguous_strides(v.sizes)
 
@@ -165,7 +177,7 @@ def _is_dense(v: View) -> bool:
 def _append(b: Builder, c: _Convolution, node: Node, sums: View) -> None:
     x, weight = node.args[:2]
     if c.tiling is not None:
-        return winograd.append(b, c.tiling, x, weight, c.results, sums, node.location)
+        return winograd.append(b, c.tiling, x, weight, sums, node.location)
     if c.is_plain:
         body, units = _by_image(c)
     else:
@@ -188,7 +200,10 @@ def _append(b: Builder, c: _Convolution, node: Node, sums: View) -> None:
 
 def _convolution(b: Builder, node: Node, out: View) -> _Convolution:
     x, weight, _, stride, padding, apart, transposed, output_padding, groups = node.args
-    dense = all(map(_is_dense, (x, weight, out)))
+    by_channels = _lies_by_channels(x) and _lies_by_channels(out)
+    dense = by_channels or (_is_dense(x) and _is_dense(out))
+    weights_by_channels = by_channels and _lies_by_channels(weight)
+    dense = dense and (weights_by_channels or _is_dense(weight))
     if not b.products or not dense or transposed or groups != 1 or any(output_padding):
         raise Unsupported("not a dense plain convolution")
     images, channels, *size = x.sizes
@@ -205,11 +220,15 @@ def _convolution(b: Builder, node: Node, out: View) -> _Convolution:
         _pair(stride, 1, len(size)),
         _pair(padding, 0, len(size)),
         _pair(apart, 1, len(size)),
+        by_channels and not (_is_dense(x) and _is_dense(out)),
+        weights_by_channels and not _is_dense(weight),
     )
     if c.taps[0] * c.taps[1] > _MAX_TAPS or images * channels * c.plane > _MAX_NUMEL:
         raise Unsupported("too big")
     if c.tiling is not None:
         return c
+    if c.by_channels:
+        raise Unsupported("oneDNN's layout")
     fewest = _MIN_EXTENT if c.taps == (1, 1) else _MIN_FILTERS
     if c.filters < fewest or min(c.pixels, c.products) < _MIN_EXTENT:
         raise Unsupported("too small")
@@ -253,12 +272,13 @@ def _all_images(c: _Convolution) -> tuple[str, int]:
         f"pack_patches<{', '.join(map(str, numbers))}>((const float*)e.p[0], "
         f"{c.channels * c.plane}, {c.size[0]}, {c.size[1]}, {c.size_out[0]}, {c.size_out[1]}, "
     )
+    results = "@_results" if c.images == 1 else f"of_images<{c.filters}, {c.pixels}, @_results>"
     columns = c.images * c.pixels
     # Patches are packed once in every unit.
     block = row_block(c.filters, columns, os.cpu_count() or 1)
     body = (
         "  const epilogue_context context = {p, 0};\n"
-        f"  {_call(c, columns, block, 'begin, end', pack, c.results)}"
+        f"  {_call(c, columns, block, 'begin, end', pack, results)}"
     )
     return body, wide_units(c.filters, columns, block)
 

@@ -30,8 +30,10 @@ extern "C" __attribute__((visibility("hidden"))) void wide_bf16(const pair*, i64
 struct Winograd {  // as in winograd.cpp
   i64 images, channels, height, width, filters, height_out, width_out, pad_h, pad_w;
   i64 block_images, block_rows, block_columns, part;
+  bool by_channels, weights_by_channels;
 };
-extern "C" __attribute__((visibility("hidden"))) void winograd_weights_f32(const float*, i64, i64, float*, i64, i64);
+extern "C" __attribute__((visibility("hidden"))) void winograd_weights_f32(const float*, i64, i64, bool, float*,
+                                                                           i64, i64);
 extern "C" __attribute__((visibility("hidden"))) void winograd_f32(const float*, const float*, const float*, float*,
                                                                    const Winograd*, i64, i64, const Results*,
                                                                    const void*);

@@ -9,6 +9,7 @@
 
 constexpr int TILE = 4, STEP = 2, SPOTS = TILE * TILE;  // numbers of a tile
 constexpr int CHUNK = 64;                               // channels of a sum before it is added to a total
+constexpr int TAPS = 9;
 constexpr int MAX_TILES = 64;                           // of a block
 constexpr int MAX_PATCH = (STEP * MAX_TILES + 2) * TILE;   // pixels that a block of one line of tiles reads
 constexpr int MAX_PIXELS = MAX_TILES * STEP * STEP;
@@ -18,6 +19,11 @@ constexpr int MAX_PIXELS = MAX_TILES * STEP * STEP;
 struct Winograd {
   i64 images, channels, height, width, filters, height_out, width_out, pad_h, pad_w;
   i64 block_images, block_rows, block_columns, part;
+  bool by_channels, weights_by_channels;  // pixels (taps) whose channels lie beside each other, or planes of them
+
+  i64 image_size() const { return channels * height * width; }
+  i64 pixel_step() const { return by_channels ? channels : 1; }
+  i64 channel_step() const { return by_channels ? 1 : height * width; }
 };
 // The last W filters are a narrow panel.
 INLINE i64 width_of_panel(i64 filters_left) { return filters_left > W ? PANEL : W; }
@@ -37,10 +43,18 @@ INLINE VF load(const float* from) {
 }
 INLINE void store(float* to, VF v) { __builtin_memcpy(to, &v, sizeof v); }
 
+// Up to W lines of up to W numbers, turned; what is missing is zero and not read.
+INLINE void turn_some(const float* from, i64 step, i64 lines, i64 numbers, float* to) {
+  if (lines >= W && numbers >= W) return turn(from, step, to, W);
+  VI r[W];
+  for (int i = 0; i < W; i++) r[i] = i < lines ? first_of(from + i * step, at_most(W, numbers)) : VI{};
+  transpose<W>(r);
+  __builtin_memcpy(to, r, sizeof r);
+}
+
 // Units are groups of W channels of PANEL filters: to[spot][panel][channel][filter].
 extern "C" __attribute__((visibility("hidden")))
-void winograd_weights_f32(const float* w, i64 filters, i64 channels, float* to, i64 begin, i64 end) {
-  constexpr int TAPS = 9;
+void winograd_weights_f32(const float* w, i64 filters, i64 channels, bool by_channels, float* to, i64 begin, i64 end) {
   alignas(64) float turned[W * TAPS * W];
   const i64 groups = (channels + W - 1) / W, spot = weights_of_spot(filters, channels), row = channels * TAPS;
   for (i64 unit = begin; unit < end; unit++) {
@@ -48,20 +62,17 @@ void winograd_weights_f32(const float* w, i64 filters, i64 channels, float* to, 
     const i64 width = width_of_panel(filters - panel * PANEL);
     for (i64 half = 0; half < width; half += W) {
       const i64 f0 = panel * PANEL + half, f_count = filters - f0;
-      for (i64 k = 0; k < c_count * TAPS; k += W) {
-        const float* from = w + f0 * row + c0 * TAPS + k;
-        if (f_count >= W && k + W <= c_count * TAPS) {
-          turn(from, row, turned + k * W, W);
-          continue;
+      // A vector of filters for each channel and tap, in the order in which those lie.
+      const i64 lines = by_channels ? TAPS : 1, length = by_channels ? c_count : c_count * TAPS;
+      const i64 tap_step = by_channels ? W : 1, channel_step = by_channels ? 1 : TAPS;
+      for (i64 l = 0; l < lines; l++)
+        for (i64 k = 0; k < length; k += W) {
+          const float* from = w + f0 * row + (by_channels ? l * channels + c0 : c0 * TAPS) + k;
+          turn_some(from, row, f_count, length - k, turned + (l * W + k) * W);
         }
-        VI r[W];
-        for (int i = 0; i < W; i++) r[i] = i < f_count ? first_of(from + i * row, at_most(W, c_count * TAPS - k)) : VI{};
-        transpose<W>(r);
-        __builtin_memcpy(turned + k * W, r, sizeof r);
-      }
       for (i64 c = 0; c < c_count; c++) {
         VF g[3][3], t[TILE][3];
-        for (int i = 0; i < TAPS; i++) g[i / 3][i % 3] = load(turned + (c * TAPS + i) * W);
+        for (int i = 0; i < TAPS; i++) g[i / 3][i % 3] = load(turned + (c * channel_step + i * tap_step) * W);
         _Pragma("GCC unroll 3") for (int j = 0; j < 3; j++) {
           const VF ends = g[0][j] + g[2][j];
           t[0][j] = g[0][j], t[1][j] = (ends + g[1][j]) * 0.5f, t[2][j] = (ends - g[1][j]) * 0.5f, t[3][j] = g[2][j];
@@ -87,7 +98,7 @@ struct Area {
 // W channels (from `count` on: zeros) of the pixels of an area, to[row][column][channel]; pixels that are outside of the
 // image are not written.
 static void take_patch(const Winograd& g, const float* image, i64 count, const Area& a, float* to) {
-  const i64 plane = g.height * g.width, top = a.row * STEP - g.pad_h, left = a.column * STEP - g.pad_w;
+  const i64 top = a.row * STEP - g.pad_h, left = a.column * STEP - g.pad_w;
   const i64 h0 = top < 0 ? 0 : top, h1 = at_most(g.height, top + a.patch_height());
   const i64 w0 = left < 0 ? 0 : left, w1 = at_most(g.width, left + a.patch_width());
   if (w0 >= w1) return;
@@ -99,18 +110,12 @@ static void take_patch(const Winograd& g, const float* image, i64 count, const A
     i64 y = h - top, x = w0 - left;
     float* line = to + y * a.patch_width() * W;
     for (i64 n = 0; n < length; n += W) {
-      const float* from = image + h * g.width + w0 + n;
+      const float* from = image + (h * g.width + w0 + n) * g.pixel_step();
       const i64 pixels = at_most(W, length - n);
-      if (count >= W && pixels == W) {
-        turn(from, plane, some, W);
-      } else {
-        VI r[W];
-        for (int i = 0; i < W; i++) r[i] = i < count ? first_of(from + i * plane, pixels) : VI{};
-        transpose<W>(r);
-        __builtin_memcpy(some, r, sizeof r);
-      }
+      if (!g.by_channels) turn_some(from, g.channel_step(), count, pixels, some);
       for (i64 i = 0; i < pixels; i++) {
-        store(line + x * W, load(some + i * W));
+        if (!g.by_channels) store(line + x * W, load(some + i * W));
+        else store(line + x * W, (VF)first_of(from + i * g.channels, at_most(W, count)));
         if (++x == w1 - left) x = w0 - left, line += a.patch_width() * W;
       }
     }
@@ -137,9 +142,11 @@ static void take_tiles(const Area& a, const float* patch, float* to, i64 line, i
     }
 }
 
-// W filters' results of the tiles of an area, to[row][column][filter]; results outside of the image are left out.
+// W filters' results of the tiles of an area, to[row][column][filter], lines of `to_line`; results outside of the image
+// are left out.
 // Whether all are finite.
-static bool give_tiles(const Winograd& g, const Area& a, const float* from, i64 line, i64 spot, float* to, i64 width) {
+static bool give_tiles(const Winograd& g, const Area& a, const float* from, i64 line, i64 spot, float* to, i64 width,
+                       i64 to_line) {
   VF doubt = VF{};
   const i64 height = g.height_out - a.row * STEP, limit = g.width_out - a.column * STEP;
   for (i64 r = 0; r < a.rows; r++)
@@ -153,10 +160,10 @@ static bool give_tiles(const Winograd& g, const Area& a, const float* from, i64 
       _Pragma("GCC unroll 2") for (int i = 0; i < STEP; i++) {
         if (STEP * r + i >= height) break;
         const VF y0 = t[i][0] + t[i][1] + t[i][2], y1 = t[i][1] - t[i][2] - t[i][3];
-        float* out = to + ((STEP * r + i) * width + STEP * c) * W;
+        float* out = to + ((STEP * r + i) * width + STEP * c) * to_line;
         store(out, y0);
         doubt += y0 * 0.f;
-        if (STEP * c + 1 < limit) store(out + W, y1), doubt += y1 * 0.f;
+        if (STEP * c + 1 < limit) store(out + to_line, y1), doubt += y1 * 0.f;
       }
     }
   for (int l = 0; l < W; l++)
@@ -168,6 +175,7 @@ static bool give_tiles(const Winograd& g, const Area& a, const float* from, i64 
 struct Places_of_results {
   i64 first, height, width, width_out;
   bool whole() const { return width == width_out; }  // lines lie behind each other
+  i64 of(i64 n) const { return first + n / width * width_out + n % width; }
   // Hands out `count` results from n on.
   void give(const Results* results, const void* context, i64 m, i64 n, i64 count, const float* values) const {
     if (whole()) return results->finish(context, m, first + n, count, values);
@@ -183,7 +191,7 @@ struct Places_of_results {
 static __attribute__((noinline)) void give_plainly(const Winograd& g, const Area& a, const float* image, const float* w,
                                                    i64 f0, i64 f1, const Places_of_results& places,
                                                    const Results* results, const void* context) {
-  constexpr int TAPS = 9, ROWS_AT_ONCE = 256;
+  constexpr int ROWS_AT_ONCE = 256;
   alignas(64) float chunk[WIDE * KB], totals[ROWS_AT_ONCE * WIDE];
   const i64 K = g.channels * TAPS, pixels = places.height * places.width;
   Fetches fetch;
@@ -193,7 +201,7 @@ static __attribute__((noinline)) void give_plainly(const Winograd& g, const Area
     unsigned short inside[TAPS][WIDE / W] = {};
     for (i64 l = 0; l < WIDE; l++) {
       const i64 n = n0 + l, h = a.row * STEP + n / places.width - g.pad_h, v = a.column * STEP + n % places.width - g.pad_w;
-      place[l / W][l % W] = int(h * g.width + v);
+      place[l / W][l % W] = int((h * g.width + v) * g.pixel_step());
       for (int tap = 0; tap < TAPS; tap++) {
         const i64 y = h + tap / 3, z = v + tap % 3;
         const bool is = l < columns && y >= 0 && y < g.height && z >= 0 && z < g.width;
@@ -205,8 +213,9 @@ static __attribute__((noinline)) void give_plainly(const Winograd& g, const Area
       for (i64 k0 = 0; k0 < K; k0 += KB) {
         const i64 k_count = at_most(KB, K - k0);
         for (i64 k = 0; k < k_count; k++) {
-          const i64 channel = (k0 + k) / TAPS, tap = (k0 + k) % TAPS;
-          const float* from = image + (channel * g.height + tap / 3) * g.width + tap % 3;
+          const i64 at = k0 + k, channel = g.weights_by_channels ? at % g.channels : at / TAPS;
+          const i64 tap = g.weights_by_channels ? at / g.channels : at % TAPS;
+          const float* from = image + channel * g.channel_step() + (tap / 3 * g.width + tap % 3) * g.pixel_step();
           for (int j = 0; j < WIDE / W; j++)
             store(chunk + j / NV * PANEL * k_count + k * PANEL + j % NV * W,
                   __builtin_ia32_gathersiv16sf(VF{}, from, place[j], inside[tap][j], 4));
@@ -214,7 +223,15 @@ static __attribute__((noinline)) void give_plainly(const Winograd& g, const Area
         for (i64 n = 0; n < WIDE; n += PANEL)
           tiles<NV>(rows, w + f * K + k0, K, chunk + n * k_count, k_count, totals + n, WIDE, 0, k0 == 0, &fetch);
       }
-      for (i64 m = 0; m < rows; m++) places.give(results, context, f + m, n0, columns, totals + m * WIDE);
+      if (!g.by_channels) {
+        for (i64 m = 0; m < rows; m++) places.give(results, context, f + m, n0, columns, totals + m * WIDE);
+        continue;
+      }
+      for (i64 n = 0; n < columns; n++) {
+        float of_pixel[ROWS_AT_ONCE];
+        for (i64 m = 0; m < rows; m++) of_pixel[m] = totals[m * WIDE + n];
+        results->finish(context, places.of(n0 + n), f, rows, of_pixel);
+      }
     }
   }
 }
@@ -249,6 +266,8 @@ void winograd_f32(const float* x, const float* w, const float* weights, float* r
   const i64 weights_spot = weights_of_spot(g.filters, g.channels);
   float* const taken = room;
   float* const sums = room + SPOTS * spot;
+  float* const lines = sums + SPOTS * out_spot;  // of results, where these lie by channels
+  const i64 part_line = upto(g.part, W);
   for (i64 unit = begin; unit < end; unit++) {
     const i64 block = unit / parts, f0 = unit % parts * g.part, f1 = at_most(g.filters, f0 + g.part);
     const i64 image0 = block / (down * across) * g.block_images, images = at_most(g.block_images, g.images - image0);
@@ -260,7 +279,7 @@ void winograd_f32(const float* x, const float* w, const float* weights, float* r
       __builtin_memset(patch, 0, sizeof(float) * a.patch_height() * a.patch_width() * W);
       for (i64 i = 0; i < images; i++)
         for (i64 c = 0; c < g.channels; c += W) {
-          take_patch(g, x + ((image0 + i) * g.channels + c) * g.height * g.width, g.channels - c, a, patch);
+          take_patch(g, x + (image0 + i) * g.image_size() + c * g.channel_step(), g.channels - c, a, patch);
           take_tiles(a, patch, taken + i * count * line + c, line, spot);
         }
     }
@@ -272,9 +291,19 @@ void winograd_f32(const float* x, const float* w, const float* weights, float* r
     const i64 pixels_count = places.height * places.width;
     for (i64 i = 0; i < images; i++) {
       places.first = ((image0 + i) * g.height_out + STEP * a.row) * g.width_out + STEP * a.column;
+      const float* image = x + (image0 + i) * g.image_size();
+      const float* from = sums + i * count * out_line;
+      if (g.by_channels) {
+        bool finite = true;
+        for (i64 f = f0; f < f1 && finite; f += W)
+          finite = give_tiles(g, a, from + f - f0, out_line, out_spot, lines + f - f0, places.width, part_line);
+        if (!finite) give_plainly(g, a, image, w, f0, f1, places, results, context);
+        for (i64 n = 0; n < pixels_count && finite; n++)
+          results->finish(context, places.of(n), f0, f1 - f0, lines + n * part_line);
+        continue;
+      }
       for (i64 f = f0; f < f1; f += W) {
-        if (!give_tiles(g, a, sums + i * count * out_line + (f - f0), out_line, out_spot, pixels, places.width)) {
-          const float* image = x + (image0 + i) * g.channels * g.height * g.width;
+        if (!give_tiles(g, a, from + f - f0, out_line, out_spot, pixels, places.width, W)) {
           give_plainly(g, a, image, w, f, f1, places, results, context);
           break;
         }

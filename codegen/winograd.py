@@ -9,7 +9,7 @@ Invariant: as for other products, nothing is remembered from one call to the nex
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from accel.codegen.builder import Builder
 from accel.codegen.products import shared_text
@@ -38,6 +38,8 @@ class Tiling:
     width_out: int
     pad_h: int
     pad_w: int
+    by_channels: bool = False  # a pixel's channels lie beside each other, in images and results
+    weights_by_channels: bool = False
 
     @property
     def tiles(self) -> tuple[int, int]:
@@ -80,7 +82,16 @@ class Tiling:
     @property
     def room(self) -> int:
         """Numbers that a thread needs for its tiles and their sums."""
-        return sum(_SPOTS * (_MAX_TILES * _line(n) + _LANES) for n in (self.channels, self.part))
+        results = _MAX_TILES * _STEP * _STEP * self.part if self.by_channels else 0
+        lines = (self.channels, self.part)
+        return results + sum(_SPOTS * (_MAX_TILES * _line(n) + _LANES) for n in lines)
+
+    @property
+    def numbers(self) -> str:
+        """As the kernel takes them."""
+        layout = self.by_channels, self.weights_by_channels
+        sizes = [getattr(self, f.name) for f in fields(self)[: -len(layout)]]
+        return ", ".join(map(str, (*sizes, *self.block, self.part, *map(int, layout))))
 
     def pays(self) -> bool:
         down, across = self.tiles
@@ -103,51 +114,39 @@ def _line(numbers: int) -> int:
     return _whole(numbers, _LANES) + _LANES
 
 
-def append(
-    b: Builder, t: Tiling, x: View, weight: View, results: str, sums: View, location: str
-) -> None:
-    """`results` names what takes the results, with the pixels of all images as its columns."""
+def append(b: Builder, t: Tiling, x: View, weight: View, sums: View, location: str) -> None:
+    """Into `sums`, which lie as the images do."""
     threads = max(min(os.cpu_count() or 1, t.units), 1)
     # Behind the weights each thread has room of its own.
     ready = b.temporary((t.weights + threads * t.room,), "float32")
     groups = _whole(t.filters, _PANEL) // _PANEL * -(-t.channels // _LANES)
+    by_channels = str(t.weights_by_channels).lower()
     text = shared_text(
-        f"  winograd_weights_f32((const float*)p[0], {t.filters}, {t.channels}, (float*)p[1], begin, end);\n",
+        f"  winograd_weights_f32((const float*)p[0], {t.filters}, {t.channels}, {by_channels}, "
+        "(float*)p[1], begin, end);\n",
         groups,
     )
     parallel = t.filters * t.channels > _PARALLEL_WEIGHTS
     b.program.steps.append(TemplateNode(ready.buffer, (weight,), text, parallel, location))
-    sizes = (
-        t.images,
-        t.channels,
-        t.height,
-        t.width,
-        t.filters,
-        t.height_out,
-        t.width_out,
-        t.pad_h,
-        t.pad_w,
-    )
-    numbers = ", ".join(map(str, (*sizes, *t.block, t.part)))
+    pixels = t.height_out * t.width_out
+    results = "@_results"
+    if t.images > 1 and not t.by_channels:  # whose columns are the pixels of all images
+        results = f"of_images<{t.filters}, {pixels}, {results}>"
     text = (
         "static void @_part(void* const* p, i64 thread, i64 begin, i64 end) {\n"
-        f"  static constexpr Winograd sizes = {{{numbers}}};\n"
+        f"  static constexpr Winograd sizes = {{{t.numbers}}};\n"
         "  const epilogue_context context = {p, 0};\n"
         f"  float* const room = (float*)p[2] + {t.weights} + thread * {t.room};\n"
-        "  winograd_f32((const float*)p[0], (const float*)p[1], (const float*)p[2], room, &sizes, begin, end,\n"
-        f"               &{results}, &context);\n"
+        "  winograd_f32((const float*)p[0], (const float*)p[1], (const float*)p[2], room, &sizes, "
+        f"begin, end, &{results}, &context);\n"
         "}\n"
         'extern "C" void @(void* const* p, long threads) { '
         f"share(@_part, p, {t.units}, threads < {threads} ? threads : {threads}); }}\n"
     )
-    node = TemplateNode(
-        sums.buffer,
-        (x, weight, ready),
-        text,
-        True,
-        location,
-        t.images * t.filters,
-        t.height_out * t.width_out,
-        pieces=True,
+    rows, columns = t.images * t.filters, pixels
+    if t.by_channels:
+        rows, columns = t.images * pixels, t.filters
+    operands, pieces = (x, weight, ready), not t.by_channels
+    b.program.steps.append(
+        TemplateNode(sums.buffer, operands, text, True, location, rows, columns, pieces)
     )
-    b.program.steps.append(node)

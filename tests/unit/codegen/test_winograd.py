@@ -46,10 +46,15 @@ def _convolution(padding: object, weight: torch.Tensor) -> Callable[[torch.Tenso
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("threads", [1, 3])
-def test_every_kind_of_block(case: tuple[int, ...], threads: int) -> None:
+@pytest.mark.parametrize("layout", ["planes", "by channels", "images by channels"])
+def test_every_kind_of_block(case: tuple[int, ...], threads: int, layout: str) -> None:
     images, channels, filters, height, width, padding = case
     weight, bias = randn(filters, channels, 3, 3) / (9 * channels) ** 0.5, randn(filters)
     x = randn(images, channels, height, width)
+    if layout != "planes":
+        x = x.to(memory_format=torch.channels_last)
+    if layout == "by channels":
+        weight = weight.to(memory_format=torch.channels_last)
 
     def model(x: torch.Tensor) -> torch.Tensor:
         out = F.conv2d(x, weight, bias, padding=padding)
@@ -61,6 +66,7 @@ def test_every_kind_of_block(case: tuple[int, ...], threads: int) -> None:
     ours = run_plan(c.plan, library_of(c), inputs, threads=threads)
     assert ours is not None
     torch.testing.assert_close(ours[0], eager, rtol=1e-4, atol=1e-5)
+    assert ours[0].stride() == eager.stride()
 
 
 @pytest.mark.parametrize("channels", [16, 64, 128, 600])
@@ -90,11 +96,14 @@ def test_whole_numbers_are_exact() -> None:
 
 
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan, 3e38])
-def test_numbers_that_spread_no_further_than_in_eager(value: float) -> None:
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_numbers_that_spread_no_further_than_in_eager(
+    value: float, layout: torch.memory_format
+) -> None:
     """Tiles overlap more results than windows do; these must not see the number."""
-    weight = randn(40, 32, 3, 3)
+    weight = randn(40, 32, 3, 3).to(memory_format=layout)
     for place in ((0, 3, 4, 5), (1, 31, 0, 0), (1, 0, 15, 16)):
-        x = randn(2, 32, 16, 17)
+        x = randn(2, 32, 16, 17).to(memory_format=layout)
         x[place] = value
         check(_convolution(1, weight), x, rtol=1e-4, atol=1e-4)
     if value != 3e38:  # whose sums depend on their order
