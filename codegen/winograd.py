@@ -20,6 +20,8 @@ from accel.codegen.tensor_graph import View
 _LANES, _PANEL, _MAX_TILES, _SPOTS, _STEP = 16, 32, 64, 16, 2
 _PART = 256  # filters of a unit: their sums stay in the second-level cache
 _MIN_CHANNELS = 16  # whole vectors
+# Results by channels are handed out pixel by pixel: less work for each would not be worth it.
+_MIN_WORK_OF_PIXEL = 1024
 # What a tile costs as a plain sum and here, and what the weights cost here, for each channel and filter.
 _PLAIN, _TILE, _WEIGHTS = 1.4, 0.6, 13
 _PARALLEL_WEIGHTS = 1 << 14
@@ -98,7 +100,10 @@ class Tiling:
         tiles = self.images * down * across
         # Tiles at the edge reach over it.
         used = self.images * self.height_out * self.width_out / (_STEP * _STEP)
-        return self.channels >= _MIN_CHANNELS and _PLAIN * used > _TILE * tiles + _WEIGHTS
+        work = self.channels * _whole(self.filters, _LANES)
+        enough = self.channels >= _MIN_CHANNELS
+        enough = enough and (work >= _MIN_WORK_OF_PIXEL or not self.by_channels)
+        return enough and _PLAIN * used > _TILE * tiles + _WEIGHTS
 
 
 def _even(count: int, most: int) -> int:

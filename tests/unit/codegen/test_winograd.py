@@ -21,14 +21,14 @@ randn = torch.randn
 
 # images, channels, filters, height, width, padding
 CASES = [
-    (1, 16, 32, 14, 14, 1),  # one image, one block
+    (1, 16, 64, 14, 14, 1),  # one image, one block
     (5, 24, 40, 7, 7, 1),  # several images a block, the last one not full
     (2, 64, 48, 56, 56, 1),  # lines of tiles
-    (1, 17, 33, 9, 300, 0),  # parts of a line
+    (1, 33, 33, 9, 300, 0),  # parts of a line
     (3, 70, 1, 20, 21, 2),  # one filter; padding that whole tiles see
     (1, 200, 300, 13, 15, 1),  # sums in chunks, filters in parts
-    (2, 16, 16, 150, 5, (2, 0)),
-    (1, 33, 20, 40, 3, (0, 3)),
+    (2, 16, 64, 150, 5, (2, 0)),
+    (1, 65, 20, 40, 3, (0, 3)),
 ]
 
 
