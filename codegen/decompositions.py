@@ -73,11 +73,13 @@ def _group_norm(
     mean = wide.mean(-1, keepdim=True)
     centred = wide - mean
     rstd = torch.rsqrt((centred * centred).mean(-1, keepdim=True) + eps)
-    out = (centred * rstd).view(n, channels, size)
-    if weight is not None:
-        out = out * widened(weight).view(1, channels, 1)
+    # As ATen: one factor and one summand for each channel.
+    scale = rstd if weight is None else rstd * widened(weight).view(1, groups, channels // groups)
+    shift = -mean * scale
     if bias is not None:
-        out = out + widened(bias).view(1, channels, 1)
+        shift = shift + widened(bias).view(1, groups, channels // groups)
+    each = [t.expand(n, groups, channels // groups).reshape(n, channels, 1) for t in (scale, shift)]
+    out = widened(x).view(n, channels, size) * each[0] + each[1]
     facts = (cast(t.view(n, groups), x.dtype) for t in (mean, rstd))
     return cast(out.view(x.shape), x.dtype), *facts
 

@@ -332,26 +332,30 @@ INLINE VI first_of(const E* from, i64 count) {
 }
 
 // The same for few rows of x: vectors along k, nothing packed. Units are groups of W rows of w.
-template <int R, int C> INLINE void dots(const E* w, i64 ldw, const E* x, i64 ldx, i64 K, float* out) {
+// Rows of x from `some` on are the last of those again.
+template <int R, int C>
+INLINE void dots(const E* w, i64 ldw, const E* x, i64 ldx, i64 K, float* out, i64 some = C) {
+  const E* row[C];
+  _Pragma("GCC unroll 16") for (int j = 0; j < C; j++) row[j] = x + (j < some ? j : some - 1) * ldx;
   VF c[R * C];
   _Pragma("GCC unroll 16") for (int i = 0; i < R * C; i++) c[i] = VF{};
   i64 k = 0;
   auto one = [&](auto fetch) __attribute__((always_inline)) {
     VF b[C];
-    _Pragma("GCC unroll 16") for (int j = 0; j < C; j++) b[j] = fetch(x + j * ldx);
+    _Pragma("GCC unroll 16") for (int j = 0; j < C; j++) b[j] = fetch(row[j] + k);
     _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {
-      VF a = fetch(w + i * ldw);
+      VF a = fetch(w + i * ldw + k);
       _Pragma("GCC unroll 16") for (int j = 0; j < C; j++) c[i * C + j] = multiply_add(c[i * C + j], a, b[j], E{});
     }
   };
   for (; k + W <= K; k += W)
     one([&](const E* from) __attribute__((always_inline)) {
       VF v;
-      __builtin_memcpy(&v, from + k, sizeof v);
+      __builtin_memcpy(&v, from, sizeof v);
       return v;
     });
   if (k < K)
-    one([&](const E* from) __attribute__((always_inline)) { return (VF)first_of(from + k, K - k); });
+    one([&](const E* from) __attribute__((always_inline)) { return (VF)first_of(from, K - k); });
   if constexpr (R * C == W) {
     VI r[W];
     _Pragma("GCC unroll 16") for (int i = 0; i < W; i++) r[i] = (VI)c[i];
@@ -364,18 +368,19 @@ template <int R, int C> INLINE void dots(const E* w, i64 ldw, const E* x, i64 ld
   }
 }
 
-template <int C> static void dot_columns(const E* w, i64 ldw, const E* x, i64 ldx, i64 K, i64 rows, float* totals) {
+template <int C>
+static void dot_columns(const E* w, i64 ldw, const E* x, i64 ldx, i64 K, i64 rows, float* totals, i64 some = C) {
   constexpr int R = W / C;
   i64 i = 0;
   for (; i + R <= rows; i += R) {
     alignas(64) float part[W];
-    dots<R, C>(w + i * ldw, ldw, x, ldx, K, part);
+    dots<R, C>(w + i * ldw, ldw, x, ldx, K, part, some);
     for (int r = 0; r < R; r++)
       for (int c = 0; c < C; c++) totals[c * W + i + r] = part[r * C + c];
   }
   for (; i < rows; i++) {
     float part[C];
-    dots<1, C>(w + i * ldw, ldw, x, ldx, K, part);
+    dots<1, C>(w + i * ldw, ldw, x, ldx, K, part, some);
     for (int c = 0; c < C; c++) totals[c * W + i] = part[c];
   }
 }
@@ -413,11 +418,11 @@ void NAME(few_rows)(const E* x, i64 ldx, const E* w, i64 ldw, i64 M, i64 N, i64 
     const E* from = w + n0 * ldw;
     alignas(64) float totals[8 * W];
     for (i64 m = 0, columns; m < M; m += columns) {
-      columns = M - m >= 4 ? 4 : M - m >= 2 ? 2 : 1;
+      columns = M - m >= 4 ? 4 : M - m;
       const E* at = x + m * ldx;
       if (K <= TURNED_K && M - m >= 8) turned<8>(from, ldw, at, ldx, K, rows, totals), columns = 8;
       else if (K <= TURNED_K && columns == 4) turned<4>(from, ldw, at, ldx, K, rows, totals);
-      else if (columns == 4) dot_columns<4>(from, ldw, at, ldx, K, rows, totals);
+      else if (columns >= 3) dot_columns<4>(from, ldw, at, ldx, K, rows, totals, columns);
       else if (columns == 2) dot_columns<2>(from, ldw, at, ldx, K, rows, totals);
       else dot_columns<1>(from, ldw, at, ldx, K, rows, totals);
       for (i64 c = 0; c < columns; c++) results->finish(context, m + c, n0, rows, totals + c * W);
