@@ -25,6 +25,7 @@ _MIN_WORK_OF_PIXEL = 1024
 # What a tile costs as a plain sum and here, and what the weights cost here, for each channel and filter.
 _PLAIN, _TILE, _WEIGHTS = 1.4, 0.6, 13
 _PARALLEL_WEIGHTS = 1 << 14
+_MAX_ROOM = 1 << 26  # numbers that all threads have together; fewer threads where that is not enough
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def _line(numbers: int) -> int:
 
 def append(b: Builder, t: Tiling, x: View, weight: View, sums: View, location: str) -> None:
     """Into `sums`, which lie as the images do."""
-    threads = max(min(os.cpu_count() or 1, t.units), 1)
+    threads = max(min(os.cpu_count() or 1, t.units, _MAX_ROOM // t.room), 1)
     # Behind the weights each thread has room of its own.
     ready = b.temporary((t.weights + threads * t.room,), "float32")
     groups = _whole(t.filters, _PANEL) // _PANEL * -(-t.channels // _LANES)
