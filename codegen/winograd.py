@@ -25,7 +25,8 @@ _MIN_WORK_OF_PIXEL = 1024
 # What a tile costs as a plain sum and here, and what the weights cost here, for each channel and filter.
 _PLAIN, _TILE, _WEIGHTS = 1.4, 0.6, 13
 _PARALLEL_WEIGHTS = 1 << 14
-_MAX_ROOM = 1 << 26  # numbers that all threads have together; fewer threads where that is not enough
+# Numbers that all threads have together; fewer threads where that is not enough.
+_MAX_ROOM = 1 << 26
 
 
 @dataclass(frozen=True)
