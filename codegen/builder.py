@@ -75,6 +75,7 @@ class Builder:
         self.inlinable: dict[int, tuple[LoopNode, bool]] = {}
         self.templates = False  # kernels written by hand may be used
         self.products = False  # the templates of products.cpp may be used
+        self.tiled_convolutions = True  # ... and those of winograd.cpp
         # Whether they are as fast as ATen's: by shape, and whether an epilogue may follow.
         self.product_pays: Callable[[Shape, bool], bool] = lambda _shape, _epilogue: True
         self.continued: set[int] = set()  # buffers that some node reads which becomes a loop

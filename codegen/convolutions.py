@@ -55,6 +55,7 @@ class _Convolution:
     apart: tuple[int, int]
     by_channels: bool = False  # a pixel's channels lie beside each other
     weights_by_channels: bool = False
+    may_be_tiled: bool = True
 
     @property
     def plane(self) -> int:
@@ -72,7 +73,12 @@ class _Convolution:
     @property
     def tiling(self) -> winograd.Tiling | None:
         """Where fewer multiplications pay."""
-        if self.taps != (3, 3) or self.step != (1, 1) or self.apart != (1, 1):
+        if (
+            not self.may_be_tiled
+            or self.taps != (3, 3)
+            or self.step != (1, 1)
+            or self.apart != (1, 1)
+        ):
             return None
         sizes = (*self.size, self.filters, *self.size_out, *self.padding)
         layout = self.by_channels, self.weights_by_channels
@@ -149,6 +155,7 @@ def _backward_convolution(b: Builder, node: Node, into: View) -> _Convolution:
         step=_pair(stride, 1, 2),
         padding=(2 - down, 2 - across),
         apart=_pair(apart, 1, 2),
+        may_be_tiled=b.tiled_convolutions,
     )
     if c.tiling is None or max(grad.numel, x.numel) > _MAX_NUMEL:
         raise Unsupported("not over tiles")
@@ -222,6 +229,7 @@ def _convolution(b: Builder, node: Node, out: View) -> _Convolution:
         _pair(apart, 1, len(size)),
         by_channels and not (_is_dense(x) and _is_dense(out)),
         weights_by_channels and not _is_dense(weight),
+        b.tiled_convolutions,
     )
     if c.taps[0] * c.taps[1] > _MAX_TAPS or images * channels * c.plane > _MAX_NUMEL:
         raise Unsupported("too big")

@@ -108,6 +108,7 @@ def lower_graph(
     small = options.products and target.templates
     builder.templates = target.templates
     builder.products = templates_run(options, target)
+    builder.tiled_convolutions = options.tiled_convolutions
     if options.measure and out_dir is not None:
         builder.product_pays = lambda shape, epilogue: pays(shape, epilogue, out_dir, options)
     builder.read = {v.buffer for node in graph.nodes for v in node.views()}

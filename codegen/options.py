@@ -20,7 +20,8 @@ class CodegenOptions:
     `threads` is the thread count to schedule for (None: torch's), `gpu` is the
     architecture of the GPU to compile for ("sm_90"), `march` goes to the compiler's `-march`,
     `verify` runs the IR verifier after every pass, `measure` lets choices between kernels and
-    ATen's functions be measured, `fast_dropout` draws masks as random_masks.py does, and
+    ATen's functions be measured, `fast_dropout` draws masks as random_masks.py does,
+    `tiled_convolutions` lets winograd.py compute what it can, and
     `dump_dir` receives one numbered file per stage.
     """
 
@@ -33,4 +34,5 @@ class CodegenOptions:
     products: bool = True
     measure: bool = True
     fast_dropout: bool = False
+    tiled_convolutions: bool = True
     compiler: str | None = None

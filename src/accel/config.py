@@ -91,6 +91,11 @@ class Config:
         "seeded from them",
         False,
     )
+    tiled_convolutions: bool = _setting(
+        "3x3 convolutions in float32 are computed over tiles (Winograd), with 2.25 times fewer "
+        "multiplications; rounding errors are then relative to 4x4 pixels, not to 3x3",
+        True,
+    )
     checkpoints: bool = _setting(
         "functions given to torch.utils.checkpoint(use_reentrant=False) run compiled, both times; what "
         "they read must not change before their backward",

@@ -120,6 +120,8 @@ class CompileService:
             self._options["measure"] = False
         if config.fast_dropout:
             self._options["fast_dropout"] = True
+        if not config.tiled_convolutions:
+            self._options["tiled_convolutions"] = False
         if config.dump_dir:  # part of the key: what is in the cache would not be dumped
             self._options["dump_dir"] = os.path.abspath(config.dump_dir)
         self._lock = threading.RLock()  # over the tables; never held while calling out

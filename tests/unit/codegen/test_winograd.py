@@ -89,6 +89,13 @@ def test_accuracy(channels: int, positive: bool) -> None:
     assert _error(ours[0], exact) <= 1.5 * _error(eager, exact)
 
 
+def test_without_tiles() -> None:
+    weight = randn(32, 32, 3, 3)
+    off = {"tiled_convolutions": False}
+    c = check(_convolution(1, weight), randn(1, 32, 20, 20), rtol=1e-4, atol=1e-4, **off)
+    assert not _is_over_tiles(c)
+
+
 def test_whole_numbers_are_exact() -> None:
     x = torch.randint(-8, 9, (2, 40, 30, 30)).float()
     weight = torch.randint(-8, 9, (50, 40, 3, 3)).float()
