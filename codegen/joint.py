@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
+from accel.casts import Casts
 from accel.codegen.options import CodegenOptions, CompileError
 from accel.codegen.tensor_graph import TensorGraph, contiguous_strides, span
 from accel.codegen.tracing import Tracer
@@ -86,8 +87,8 @@ class _JointTracer(Tracer):
                     self.alive.append(fake)
                 values[name] = fake
                 self.graph.input_identity.append(id(fake))
-        with torch.enable_grad(), self.source.as_recorded(), self.fake_mode, self:
-            self._run_operations(values)
+        with torch.enable_grad(), self.source.as_recorded() as casts, self.fake_mode, self:
+            self._run_operations(values, casts)
         with torch.no_grad():
             self._finish(values)
         self.joint.forward = {id(node) for node in self.graph.nodes}
@@ -98,8 +99,9 @@ class _JointTracer(Tracer):
         self.joint.detached = [k for k in self.joint.detached if severed[k] is None]
         return self.joint
 
-    def _run_operations(self, values: dict[str, Any]) -> None:
+    def _run_operations(self, values: dict[str, Any], casts: Casts) -> None:
         for o in self.source.operations:
+            casts.before(o.name)
             records = o.name not in self.gradients.no_grad
             with torch.set_grad_enabled(records), _plain_rnn(o.target):
                 values[o.name] = self._run_operation(o, values)

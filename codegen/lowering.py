@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from accel.codegen import lowerings_pointwise as pointwise
+from accel.codegen import lowerings_pools as pools
 from accel.codegen import lowerings_reduce as reduce
 from accel.codegen import lowerings_shapes as shapes
 from accel.codegen.build import vector_bytes
@@ -72,7 +73,7 @@ LOWERINGS: dict[Any, Lowering] = {
     aten._log_softmax.default: reduce.lower_softmax,
     aten.convolution.default: lower_convolution,
     aten.embedding_dense_backward.default: lower_embedding_backward,
-    aten.avg_pool2d.default: reduce.lower_avg_pool,
+    aten.avg_pool2d.default: pools.lower_avg_pool,
     bernoulli_operator(): lower_mask,
     aten.upsample_nearest2d.default: shapes.lower_nearest,
     aten.upsample_nearest2d.vec: shapes.lower_nearest,
@@ -83,7 +84,7 @@ LOWERINGS: dict[Any, Lowering] = {
 MULTIPLE: dict[Any, Callable[[Builder, Node, list[View | None]], None]] = {
     aten.native_layer_norm.default: reduce.lower_layer_norm,
     aten._fused_rms_norm.default: reduce.lower_rms_norm,
-    aten.max_pool2d_with_indices.default: reduce.lower_max_pool,
+    aten.max_pool2d_with_indices.default: pools.lower_max_pool,
     aten.convolution_backward.default: lower_convolution_backward,
 }
 # Operations called with an out argument, so that their result lies in planned memory.

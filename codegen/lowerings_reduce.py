@@ -15,7 +15,6 @@ import torch
 
 from accel.codegen.builder import Builder, Unsupported
 from accel.codegen.loop_ir import VALUE_TYPE, Const, Expr, cast, op
-from accel.codegen.lowerings_shapes import pad_into
 from accel.codegen.symbols import hint, is_same, is_symbolic
 from accel.codegen.tensor_graph import Node, View
 
@@ -374,99 +373,6 @@ def _kept_strides(target: View, row: tuple[int, ...]) -> tuple[int, ...]:
     if len(target.sizes) == len(row):
         return target.strides
     return (*target.strides, *([0] * (len(row) - len(target.sizes))))
-
-
-def lower_max_pool(b: Builder, node: Node, outs: list[View | None]) -> None:
-    """Maxima over lines first, then along them: neighbours stay neighbours in memory."""
-    out, indices = outs
-    assert out is not None
-    if indices is not None and indices.buffer in b.read:
-        raise Unsupported("the indices are wanted")
-    x, window, *rest = node.args
-    defaults: list[Any] = [[], 0, 1, False]
-    stride, padding, dilation, _ = [*rest, *defaults[len(rest) :]]
-    window, padding, dilation = (_pair(v) for v in (window, padding, dilation))
-    stride = _pair(stride) if stride else window
-    if len(x.sizes) != 4 or VALUE_TYPE.get(x.dtype) not in ("f32", "f64") or x.numel == 0:
-        raise Unsupported("a maximum over this tensor")
-    n, c, height, width = x.sizes
-    rows, columns = out.sizes[2:]
-    # Every window lies inside the padded image, also with ceil_mode.
-    reach = [
-        (d - 1) * s + (w - 1) * e + 1
-        for d, s, w, e in zip((rows, columns), stride, window, dilation, strict=True)
-    ]
-    padded = (n, c, max(reach[0], height + padding[0]), max(reach[1], width + padding[1]))
-    if any(padding) or padded != x.sizes:
-        image = b.temporary(padded, x.dtype)
-        after = padded[2] - height - padding[0], padded[3] - width - padding[1]
-        pad_into(b, image, x, [padding[1], after[1], padding[0], after[0]], -math.inf)
-    else:
-        image = x
-    s = image.strides
-    lines = View(
-        image.buffer,
-        (n, c, rows, image.sizes[3]),
-        (s[0], s[1], s[2] * stride[0], s[3]),
-        image.offset,
-        x.dtype,
-    )
-    if window[0] > 1:
-        over = View(
-            image.buffer,
-            (*lines.sizes, window[0]),
-            (*lines.strides, s[2] * dilation[0]),
-            image.offset,
-            x.dtype,
-        )
-        lines = b.temporary(lines.sizes, x.dtype)
-        b.reduce(lines, over.sizes, [4], "max", lambda i: b.load(over, i), False)
-    t = lines.strides
-    along = View(
-        lines.buffer,
-        (n, c, rows, columns, window[1]),
-        (t[0], t[1], t[2], t[3] * stride[1], t[3] * dilation[1]),
-        lines.offset,
-        x.dtype,
-    )
-    b.reduce(out, along.sizes, [4], "max", lambda i: b.load(along, i), False)
-
-
-def lower_avg_pool(b: Builder, node: Node, out: View) -> None:
-    """Means over windows that lie inside the image."""
-    x, window, *rest = node.args
-    defaults: list[Any] = [[], 0, False, True, None]
-    stride, padding, _, _, divisor = [*rest, *defaults[len(rest) :]]
-    window = _pair(window)
-    stride = _pair(stride) if stride else window
-    type_ = VALUE_TYPE.get(x.dtype)
-    if len(x.sizes) != 4 or type_ not in ("f32", "f64") or x.numel == 0 or node.kwargs:
-        raise Unsupported("a mean over this tensor")
-    rows, columns = out.sizes[2:]
-    reach = [(d - 1) * s + w for d, s, w in zip((rows, columns), stride, window, strict=True)]
-    inside = reach[0] <= x.sizes[2] and reach[1] <= x.sizes[3]
-    if any(_pair(padding)) or divisor is not None or not inside:
-        raise Unsupported("windows that leave the image")
-    n, c = x.sizes[:2]
-    s = x.strides
-    over = View(
-        x.buffer,
-        (n, c, rows, columns, *window),
-        (s[0], s[1], s[2] * stride[0], s[3] * stride[1], s[2], s[3]),
-        x.offset,
-        x.dtype,
-    )
-    total = _float_temporary(b, out.sizes, type_)
-    b.reduce(total, over.sizes, [4, 5], "sum", lambda i: cast(b.load(over, i), type_), False)
-    count = float(window[0] * window[1])
-    b.pointwise(out, lambda i: b.load(total, i) / count)
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    if isinstance(value, int):
-        return value, value
-    first, second = value if len(value) == 2 else (value[0], value[0])
-    return first, second
 
 
 EXTREMA: dict[Any, str] = {

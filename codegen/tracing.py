@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from accel import allowed
+from accel.casts import Casts
 from accel.codegen import indexing
 from accel.codegen.decompositions import DECOMPOSITIONS
 from accel.codegen.decompositions_losses import REDUCED_IN_PLACE, elements_behind
@@ -133,8 +134,14 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
                 values[name] = fake = self._input(index, meta)
                 self.graph.input_identity.append(id(fake))
         inference: AbstractContextManager[Any] = torch.no_grad()
-        with inference, self.source.as_recorded(), self._symbolically(), self.fake_mode, self:
-            self._run_operations(values)
+        with (
+            inference,
+            self.source.as_recorded() as casts,
+            self._symbolically(),
+            self.fake_mode,
+            self,
+        ):
+            self._run_operations(values, casts)
         self._finish(values)
         self._sever_outputs(values)
         if self.shapes is not None:
@@ -150,9 +157,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         dispatcher: AbstractContextManager[Any] = enable_python_dispatcher()
         return dispatcher
 
-    def _run_operations(self, values: dict[str, Any]) -> None:
+    def _run_operations(self, values: dict[str, Any], casts: Casts) -> None:
         hints, predicates = self._known_numbers()
         for o in self.source.operations:
+            casts.before(o.name)
             value = values[o.name] = self._run_operation(o, values)
             if o.name in hints and self.shapes is not None:
                 self.shapes.check_hint(o.name, value, hints[o.name])

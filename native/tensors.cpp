@@ -44,10 +44,9 @@ uint8_t read_flags(const THPVariable* object, const c10::TensorImpl* impl) {
   return flags;
 }
 
-uint64_t effective_keys(const c10::TensorImpl* impl) {
-  auto local = c10::impl::tls_local_dispatch_key_set();
-  return ((impl->key_set() | local.included_) - local.excluded_).raw_repr();
-}
+// The thread's own part, what it includes and excludes, is in the ambient state: it may be another
+// where a recording meets the tensor (under torch.autocast) than where guards are checked.
+uint64_t own_keys(const c10::TensorImpl* impl) { return impl->key_set().raw_repr(); }
 
 uint32_t pack_device(c10::Device device) {
   return static_cast<uint32_t>(static_cast<uint8_t>(device.type())) << 8 |
@@ -107,7 +106,7 @@ std::optional<TensorMetaGuard> TensorMetaGuard::capture(PyObject* object, Option
 
   TensorMetaGuard guard;
   guard.type_ = Py_TYPE(object);
-  guard.keys_ = effective_keys(impl);
+  guard.keys_ = own_keys(impl);
   guard.device_ = pack_device(impl->device());
   guard.dtype_ = static_cast<uint16_t>(impl->dtype().toScalarType());
   guard.ndim_ = static_cast<uint8_t>(impl->dim());
@@ -131,7 +130,7 @@ bool TensorMetaGuard::check(PyObject* object) const {
   auto* variable = reinterpret_cast<THPVariable*>(object);
   const c10::TensorImpl* impl = variable->cdata.unsafeGetTensorImpl();
   // The keys come first: with other keys even asking for the sizes may be an error.
-  if (effective_keys(impl) != keys_) return false;
+  if (own_keys(impl) != keys_) return false;
   if (static_cast<uint16_t>(impl->dtype().toScalarType()) != dtype_) return false;
   if (read_flags(variable, impl) != flags_) return false;
   if (pack_device(impl->device()) != device_) return false;
@@ -151,7 +150,7 @@ std::string TensorMetaGuard::difference(PyObject* object) const {
   }
   auto* variable = reinterpret_cast<THPVariable*>(object);
   const c10::TensorImpl* impl = variable->cdata.unsafeGetTensorImpl();
-  if (effective_keys(impl) != keys_) return "dispatch keys (layout, inference, functorch, ...)";
+  if (own_keys(impl) != keys_) return "dispatch keys (layout, inference, functorch, ...)";
   if (static_cast<uint16_t>(impl->dtype().toScalarType()) != dtype_) {
     return std::string("dtype is ") + c10::toString(impl->dtype().toScalarType()) + ", was " +
            c10::toString(static_cast<c10::ScalarType>(dtype_));

@@ -75,7 +75,7 @@ class TensorMetaGuard {
   const int64_t* dims() const { return many_dims_.empty() ? dims_ : many_dims_.data(); }
 
   PyTypeObject* type_ = nullptr;  // borrowed; a tensor type registered here never dies
-  uint64_t keys_ = 0;             // dispatch keys with the thread's include/exclude applied
+  uint64_t keys_ = 0;             // the tensor's dispatch keys, without the thread's
   uint32_t device_ = 0;
   uint16_t dtype_ = 0;
   uint8_t ndim_ = 0;

@@ -18,6 +18,9 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
+
+from accel.casts import Autocast, Casts, autocast_kept, by_operation
 
 # `operator`'s names of the augmented assignments, in the order of CPython's NB_INPLACE_* numbers.
 IN_PLACE_NAMES = (
@@ -176,7 +179,8 @@ class SegmentGraph:
     run drew from torch's CPU generator. `autocast` is its dtype and whether it caches, or None.
     `sizes` is None for a graph whose every size is the recorded one. `allowed` names the
     operators that are functions of the user's, with their results (`accel.allowed`).
-    `default_dtype` is torch's when recorded.
+    `default_dtype` is torch's when recorded. `casts` are the regions of `torch.autocast` inside:
+    before the operation that is named one begins, or (None) the innermost one ends.
     """
 
     inputs: list[tuple[str, TensorMeta]]
@@ -190,6 +194,7 @@ class SegmentGraph:
     sizes: Sizes | None = None
     allowed: list[tuple[str, list[TensorMeta]]] = field(default_factory=list)
     default_dtype: str = "float32"
+    casts: list[tuple[str, Autocast | None]] = field(default_factory=list)
 
     def key(self) -> str:
         """Content hash: equal graphs, equal keys (source locations do not count)."""
@@ -222,6 +227,7 @@ class SegmentGraph:
             "sizes": _sizes_to_json(self.sizes),
             "allowed": [[name, [_meta_to_json(m) for m in metas]] for name, metas in self.allowed],
             "default_dtype": self.default_dtype,
+            "casts": [[name, cast and list(cast)] for name, cast in self.casts],
         }
 
     @staticmethod
@@ -248,23 +254,28 @@ class SegmentGraph:
             _sizes_from_json(data["sizes"]),
             [(name, [_meta_from_json(m) for m in metas]) for name, metas in data["allowed"]],
             data["default_dtype"],
+            [(name, cast and Autocast(*cast)) for name, cast in data["casts"]],
         )
 
     @contextlib.contextmanager
-    def as_recorded(self) -> Iterator[None]:
-        """The casts and the default dtype with which the operations ran."""
+    def as_recorded(self) -> Iterator[Casts]:
+        """The casts and the default dtype with which the operations ran.
+
+        Whoever runs the operations one by one says so of each (`Casts.before`); `to_fx`'s module
+        begins and ends the regions itself.
+        """
         before, wanted = torch.get_default_dtype(), getattr(torch, self.default_dtype)
         with contextlib.ExitStack() as stack:
+            stack.enter_context(autocast_kept())
             if self.autocast is not None:
                 dtype, caches = self.autocast
-                casting: contextlib.AbstractContextManager[Any] = torch.autocast(
-                    "cpu", getattr(torch, dtype), cache_enabled=caches
-                )
-                stack.enter_context(casting)
+                stack.enter_context(Autocast(dtype, True, caches).region())
             if wanted is not before:
                 torch.set_default_dtype(wanted)
                 stack.callback(torch.set_default_dtype, before)
-            yield
+            casts = Casts(self.casts)
+            stack.callback(casts.close)
+            yield casts
 
     def to_fx(self) -> fx.GraphModule:
         """The same graph for backends and readers: outputs, then speculated values, as a tuple.
@@ -282,13 +293,23 @@ class SegmentGraph:
             return map_values(value, lambda ref: values[ref.name])
 
         grad_mode = True
+        regions: list[fx.Node] = []
+        casts = by_operation(self.casts)
         for o in self.operations:
+            for cast in casts.get(o.name, ()):
+                if cast is None:
+                    graph.call_function(_exit_autocast, (regions.pop(),))
+                else:
+                    begun = ("cpu", getattr(torch, cast.dtype), cast.enabled, cast.caches)
+                    regions.append(graph.call_function(_enter_autocast, begun))
             if self.gradients is not None and (o.name not in self.gradients.no_grad) != grad_mode:
                 grad_mode = not grad_mode
                 graph.call_function(torch._C._set_grad_enabled, (grad_mode,))
             target = resolve(o.target) if o.kind == "call_function" else o.target
             node = graph.create_node(o.kind, target, load(o.args), load(o.kwargs), name=o.name)
             values[o.name] = node
+        while regions:
+            graph.call_function(_exit_autocast, (regions.pop(),))
         if not grad_mode:
             graph.call_function(torch._C._set_grad_enabled, (True,))
         names = [*self.outputs, *(name for name, _ in self.speculations)]

@@ -560,6 +560,8 @@ class LiftedEvents(NumberEvents):
 
     def _silent(self, target: str, args: tuple[Any, ...]) -> Ref:
         """An operation of the graph that the run does as a part of another."""
+        if self.casts_unsettled:
+            self.settle_casts()
         name = f"v{len(self.operations)}"
         self.operations.append(Operation(name, "call_function", target, args, {}, user_location()))
         if not torch.is_grad_enabled():

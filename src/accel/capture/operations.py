@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from accel.capture import branches
+from accel.capture.casts import CastRules
 from accel.capture.deep_guards import base_value
-from accel.capture.state import RecorderState, user_location, version
+from accel.capture.state import user_location, version
 from accel.capture.steps import OPERATION, Answer, Void
 from accel.capture.values import (
     CONSTANT_BASES,
@@ -27,7 +28,7 @@ from accel.capture.values import (
 from accel.trace import Operation, Ref, TensorMeta
 
 
-class OperationEvents(RecorderState):
+class OperationEvents(CastRules):
     """The recorder's memory of tensors."""
 
     def tensor_ref(self, tensor: torch.Tensor) -> Ref:
@@ -122,6 +123,8 @@ class OperationEvents(RecorderState):
 
     def add_operation(self, target: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
         """An operation of the graph that was no call of the program's own."""
+        if self.casts_unsettled:
+            self.settle_casts()
         name = f"v{len(self.operations)}"
         self.operations.append(
             Operation(name, "call_function", target, args, kwargs, user_location())
@@ -130,6 +133,8 @@ class OperationEvents(RecorderState):
 
     def after_operation(self, result: Any, token: Any) -> Answer:
         kind, target, args, kwargs = token
+        if self.casts_unsettled:
+            self.settle_casts()
         name = f"v{len(self.operations)}"
         self.operations.append(Operation(name, kind, target, args, kwargs, user_location()))
         if not torch.is_grad_enabled():

@@ -238,7 +238,19 @@ AMBIENT_NAMES = METADATA_FUNCTIONS | {
     "_len_torch_dispatch_stack",
     "is_flash_attention_available",
     "_cuda_isCurrentStreamCapturing",
+    "_get_privateuse1_backend_name",
+    "_is_torch_function_mode_enabled",
 }
+
+# What entering and leaving `torch.autocast` consists of.
+AUTOCAST_FUNCTIONS = (
+    "set_autocast_enabled",
+    "set_autocast_dtype",
+    "set_autocast_cache_enabled",
+    "autocast_increment_nesting",
+    "autocast_decrement_nesting",
+    "clear_autocast_cache",
+)
 
 # Python functions run as they are: their result is fixed by what is guarded already.
 FOLDED_PYTHON: dict[Callable[..., Any], str] = {
@@ -340,6 +352,8 @@ def callable_rules() -> dict[int, str]:
             if ambient is not None:
                 rules.setdefault(id(ambient), "fold")
     rules[id(torch._C._set_grad_enabled)] = "grad_mode"
+    for name in AUTOCAST_FUNCTIONS:
+        rules[id(getattr(torch, name))] = "autocast"
     rules[id(torch._C._functorch.unwrap_if_dead)] = "unwrap_if_dead"
     rules[id(torch.tensor)] = "torch_tensor"
     rules[id(torch.as_tensor)] = "as_tensor"

@@ -287,6 +287,10 @@ class Recorder(LiftedEvents):
     def _check_ambient(self) -> None:
         if not self.ambient.matches():
             raise Void("ambient_changed", self.ambient.difference())
+        if self.casts_unsettled:
+            self.settle_casts()
+        if self.cast_regions:
+            raise Void("ambient_changed", "autocast, whose region does not end")
         if self.context_sets:
             raise Void("opaque_call", "ContextVar.set() without reset()")
 
@@ -329,6 +333,7 @@ class Recorder(LiftedEvents):
                 if (name := allowed.name_in(o.target))
             ],
             str(torch.get_default_dtype()).removeprefix("torch."),
+            self.casts,
         )
 
     def _gradients(self, template: Template) -> Gradients | None:

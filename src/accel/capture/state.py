@@ -46,6 +46,7 @@ from accel.capture.values import (
     is_static,
 )
 from accel.capture.variation import Variation
+from accel.casts import Autocast
 from accel.guards import GuardSet
 from accel.sources import Source, constant
 from accel.trace import Operation, TensorMeta
@@ -152,6 +153,11 @@ class RecorderState:
         self.grad_inputs: list[str] = []  # names of inputs that require grad
         self.no_grad: set[str] = set()  # names of operations that ran with grad mode off
         self.differentiable = False  # autograd recorded something
+        # Regions of autocast: as graphs have them; those that are open; what it is without them.
+        self.casts: list[tuple[str, Autocast | None]] = []
+        self.cast_regions: list[Autocast | None] = []
+        self.cast_outside: Autocast | None = None
+        self.casts_unsettled = False  # something about them was called since the last operation
 
     # ------------------------------------------------------------- sources
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from accel.casts import autocast_kept
 from accel.compile.writes import written_inputs
 from accel.errors import CompileError, UnknownBackendError
 from accel.trace import SegmentGraph, TensorMeta
@@ -63,7 +64,8 @@ def compile_with(backend: str | Backend, graph: SegmentGraph) -> Runner:
     """
     gm = graph.to_fx()
     written = written_inputs(graph, gm)
-    with _undisturbed(), torch.set_grad_enabled(graph.gradients is not None):
+    differentiable = graph.gradients is not None
+    with _undisturbed(), torch.set_grad_enabled(differentiable), graph.as_recorded():
         compiled = lookup(backend)(gm, _examples(graph))
     if not callable(compiled):
         raise CompileError(f"the backend returned a {type(compiled).__name__}, not a callable")
@@ -75,9 +77,10 @@ def compile_with(backend: str | Backend, graph: SegmentGraph) -> Runner:
         saved = [(inputs[i], inputs[i].clone()) for i in written]
         stream = torch.get_rng_state() if graph.is_random else None
         # As recorded, whatever mode this call comes from.
-        with torch.set_grad_enabled(graph.gradients is not None):
+        with torch.set_grad_enabled(differentiable):
             try:
-                outputs = compiled(*inputs)
+                with autocast_kept():
+                    outputs = compiled(*inputs)
                 if len(outputs) != total:
                     raise CompileError(f"the backend gave {len(outputs)} outputs, not {total}")
                 held = all(bool(v) is e for v, e in zip(outputs[count:], expected, strict=True))

@@ -1,4 +1,4 @@
-"""Kernels whose operands lie in another order than their results; pooling and enlarging."""
+"""Kernels whose operands lie in another order than their results; enlarging."""
 
 from __future__ import annotations
 
@@ -34,36 +34,6 @@ def test_arithmetic(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     check(lambda a, b: (a.transpose(-1, -2) + b.float()).relu(), x, y, externs=0)
     check(lambda a, b: a.transpose(-1, -2) * a.transpose(-1, -2) + b[:1], x, y, externs=0)
     check(lambda a, b: (a.transpose(-1, -2) + b).amax(-1), x, y, externs=0)
-
-
-@pytest.mark.parametrize(
-    ("shape", "arguments"),
-    [
-        ((1, 64, 112, 112), (3, 2, 1)),
-        ((2, 3, 9, 11), (2,)),
-        ((1, 3, 10, 10), (3, 2, 1, 1, True)),
-        ((1, 2, 16, 16), ((3, 2), (2, 1), (1, 0))),
-        ((1, 2, 16, 16), (3, 1, 1, 2)),
-        ((1, 2, 7, 7), (3, 2, 0, 1, True)),
-    ],
-    ids=str,
-)
-def test_max_pool(shape: tuple[int, ...], arguments: tuple[object, ...]) -> None:
-    x = randn(shape)
-    check(lambda t: F.max_pool2d(t, *arguments), x, externs=0)
-    x[0, 0, 3, 3] = float("nan")
-    x[0, 1] = -float("inf")
-    check(lambda t: F.max_pool2d(t, *arguments), x)
-    check(lambda t: F.max_pool2d(t, *arguments, return_indices=True), x[:, :1], externs=1)
-
-
-@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
-def test_avg_pool(dtype: torch.dtype) -> None:
-    x = randn(2, 3, 17, 20).to(dtype)
-    check(lambda t: F.avg_pool2d(t, 2), x, externs=0)
-    check(lambda t: F.avg_pool2d(t, (3, 2), (1, 2)), x, externs=0)
-    check(lambda t: F.avg_pool2d(t, 3, 2, 1), x, externs=1)
-    check(lambda t: F.avg_pool2d(t, 3, 2, ceil_mode=True), x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
