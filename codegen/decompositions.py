@@ -50,11 +50,10 @@ def _batch_norm_training(
     centred = wide - batch_mean.view(shape)
     batch_var = (centred * centred).mean(axes)
     invstd = torch.rsqrt(batch_var + eps)
-    out = centred * invstd.view(shape)
-    if weight is not None:
-        out = out * weight.view(shape)
-    if bias is not None:
-        out = out + bias.view(shape)
+    # As ATen: one factor and one summand for each channel.
+    scale = invstd if weight is None else invstd * weight
+    shift = -batch_mean * scale if bias is None else bias - batch_mean * scale
+    out = wide * scale.view(shape) + shift.view(shape)
     count = x.numel() // x.size(1)
     if mean is not None:
         mean.mul_(1 - momentum).add_(batch_mean, alpha=momentum)

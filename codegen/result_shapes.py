@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from accel.codegen.tensor_graph import contiguous_strides
+
 aten = torch.ops.aten
 
 _ROW_BYTES = 16  # rows of a grouped product begin at multiples of this
@@ -54,8 +56,18 @@ def _log_sigmoid(x: Any) -> Any:
     return x.new_empty(x.shape), x.new_empty(x.shape)
 
 
+def _convolution_backward(grad: Any, x: Any, weight: Any, *args: Any) -> Any:
+    """The gradient of a 1x1 weight lies as the weight, also where images lie by channels."""
+    into, of_weight, of_bias = aten.convolution_backward.default(grad, x, weight, *args)
+    lies = contiguous_strides(tuple(weight.shape))
+    if of_weight is not None and all(n == 1 for n in weight.shape[2:]) and weight.stride() == lies:
+        of_weight = weight.new_empty(weight.shape)
+    return into, of_weight, of_bias
+
+
 RESULTS: dict[Any, Callable[..., Any]] = {
     aten._grouped_mm.default: _grouped_mm,
+    aten.convolution_backward.default: _convolution_backward,
     aten.elu_backward.default: _by_gradient,
     aten.hardtanh_backward.default: _by_gradient,
     aten.hardswish_backward.default: _by_gradient,

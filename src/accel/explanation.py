@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from accel.casts import Autocast, by_operation
 from accel.errors import hint_for, reason_text
 from accel.guards import Guard
 from accel.report import RootLine, Summary, short_place
@@ -213,7 +214,9 @@ def graph_text(graph: Any, sources: Sequence[Source] = ()) -> str:
         (f"{name}: {meta.dtype}{list(meta.sizes)}", origin)
         for (name, meta), origin in zip(graph.inputs, names, strict=True)
     ]
+    casts = by_operation(graph.casts)
     for o in graph.operations:
+        rows += [(_cast_text(cast), "") for cast in casts.get(o.name, ())]
         args = [_text(a) for a in o.args] + [f"{k}={_text(v)}" for k, v in o.kwargs.items()]
         call = (
             f"{args[0]}.{o.target}({', '.join(args[1:])})"
@@ -226,6 +229,12 @@ def graph_text(graph: Any, sources: Sequence[Source] = ()) -> str:
     rows.append((f"return {', '.join(graph.outputs)}", ""))
     width = min(max(len(text) for text, _ in rows), 72)
     return "\n".join(f"{text:<{width}}  # {place}" if place else text for text, place in rows)
+
+
+def _cast_text(cast: Autocast | None) -> str:
+    if cast is None:
+        return "end of autocast"
+    return f"autocast to {cast.dtype}" if cast.enabled else "autocast off"
 
 
 def _text(value: Any) -> str:

@@ -779,6 +779,21 @@ def _(s: Session) -> None:
             s.call(lambda: f(x).sum().backward())
 
 
+@program(PROGRAMS, "the layout of the gradient of a 1x1 weight, for images by channels")
+def _(s: Session) -> None:
+    layer = s.watch(nn.Conv2d(6, 4, 1))
+    f, x = s.root(lambda x: layer(x.sin().permute(0, 3, 1, 2))), torch.randn(2, 5, 5, 6)
+
+    def step() -> Any:
+        layer.zero_grad()
+        f(x).square().mean().backward()
+        return layer.weight.grad.stride()
+
+    for _ in range(4):
+        s.call(step)
+    s.hit(step)
+
+
 @program(PROGRAMS, "autocast with gradients", tolerance=Tolerance(2e-2, 2e-2))
 def _(s: Session) -> None:
     model = s.watch(nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.GELU(), nn.Linear(4, 2)))
