@@ -178,12 +178,14 @@ class Row:
 
 
 def provide_torchvision_schema() -> None:
-    """transformers asks for this operator's name even where torchvision cannot be imported."""
+    """Operators that transformers and torchvision ask for by name, also where torchvision's library,
+    which has them, cannot be loaded."""
     try:
         torch.ops.torchvision.nms  # noqa: B018
     except AttributeError:
         library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         globals()["_TORCHVISION"] = library  # an operator lives as long as its library
 
 
