@@ -803,3 +803,39 @@ def _(s: Session) -> None:
     _, cache = s.warm(f, torch.ones(1, 1, 2))
     for _ in range(3):
         s.call(f, torch.ones(1, 1, 2), cache)
+
+
+@program(PROGRAMS, "wraps in the call, of a function from outside")
+def _(s: Session) -> None:
+    def scaled(x: torch.Tensor, n: int = 2) -> torch.Tensor:
+        """Of some size."""
+        return x * n
+
+    scaled.factor = 3
+
+    def maybe(function):
+        @functools.wraps(function)
+        def inner(x, *args):
+            return x if x is None else function(x, *args)
+
+        return inner
+
+    def f(x):
+        inner = maybe(maybe(scaled))
+        extra = getattr(inner, "extra", 0) + len(inner.__name__) + len(inner.__doc__ or "")
+        same = inner.__wrapped__.__wrapped__ is scaled
+        return inner(x, 4) + inner.factor + extra, inner(None), same, len(inner.__annotations__)
+
+    f, x = s.root(f), torch.randn(4)
+    s.warm(f, x)
+    scaled.factor = 5
+    s.miss(f, x)
+    scaled.extra = 7
+    s.miss(f, x)
+    scaled.__name__ = "other"
+    s.miss(f, x)
+    scaled.__doc__ = None
+    s.miss(f, x)
+    scaled.__annotations__ = {}
+    s.call(f, x)
+    s.warm(f, x)

@@ -79,6 +79,8 @@ _FUNCTION_STATE = frozenset(
     "__defaults__ __kwdefaults__ __closure__ __dict__ __code__ __wrapped__ __annotations__ "
     "func args keywords fget fset fdel cell_contents".split()
 )
+# Dicts that a function has, and where a guard finds them.
+_FUNCTION_DICTS = {"__dict__": ("dict",), "__annotations__": ("attribute", "__annotations__")}
 # What may be assigned to any function or class, and is there from the beginning.
 _NAMES = frozenset(("__name__", "__qualname__", "__doc__", "__module__"))
 # Where torch itself defines the operators of tensors in Python.
@@ -467,6 +469,13 @@ class AttributeEvents(OperationEvents):
             if class_lookup(types.FunctionType, name, _ABSENT) is _ABSENT:
                 self.guards.add(source, "CALL", _LacksAttribute(name))
                 return None
+            if name in _FUNCTION_DICTS:
+                value = getattr(f, name)
+                self.track(value, source.child(*_FUNCTION_DICTS[name]))
+                return (value,)
+        if type(f) is types.FunctionType and id(f) not in self.known and name == "__dict__":
+            self.fresh[id(f.__dict__)] = f.__dict__  # of a function that the trace has made
+            return (f.__dict__,)
         if type(f) is types.MethodType and name == "__func__":
             return None
         if type(f) is types.FunctionType and id(f) in self.known and name == "__code__":

@@ -307,7 +307,7 @@ class SegmentRun:
         try:
             if not self.wanted(number, values):
                 return None
-            node = self._node(number, len(values))
+            node = self._node(number, values)
             recorder = SegmentRecorder(
                 node, self.names, values, self.function, self.twin_of, self.variation_of(number)
             )
@@ -320,12 +320,15 @@ class SegmentRun:
         self.current = recorder
         return recorder
 
-    def _node(self, number: int, count: int) -> NodeFacts:
+    def _node(self, number: int, values: tuple[Any, ...]) -> NodeFacts:
         if number < len(self.nodes):
             return self.nodes[number]
-        depth = count - len(self.names)
+        depth = len(values) - len(self.names)
         everything = frozenset(range(len(self.names)))
-        return NodeFacts(number, depth, everything, everything, 0, ())
+        shared = self.function.__code__.co_cellvars
+        cells = frozenset(i for i, name in enumerate(self.names) if name in shared)
+        unbound = {i for i in cells if _is_empty(values[i])}
+        return NodeFacts(number, depth, everything - unbound, everything, 0, (), cells=cells)
 
     def at_landing(
         self, number: int, values: tuple[Any, ...], unseen: int
@@ -400,3 +403,14 @@ def _nothing(*_arguments: Any) -> None:
 
 
 __all__ = ["EXITS", "LandingFacts", "NodeFacts", "Segment", "SegmentRun", "stack_name"]
+
+
+def _is_empty(slot: Any) -> bool:
+    """Whether the slot of a variable that inner functions share holds no value."""
+    if slot is runtime.native.UNBOUND:
+        return True
+    try:
+        slot.cell_contents  # noqa: B018
+    except ValueError:
+        return True
+    return False
