@@ -187,6 +187,8 @@ Geometric mean {mean:.2f}, least {least:.2f} of eager's speed; {whole} of {count
 
 def write(found: list[Result], arguments: str) -> None:
     import bench
+
+    architectures.provide_torchvision_schema()
     import timm
 
     (FOLDER / "results" / "vision.json").write_text(json.dumps(found, indent=1) + "\n")

@@ -26,6 +26,7 @@ from accel.codegen.options import CodegenOptions, CompileError
 from accel.codegen.products import PRODUCTS, count_uses, lower_product
 from accel.codegen.program import ExternNode, LoopNode, Program, TemplateNode, reads, writes
 from accel.codegen.random_masks import bernoulli_operator, lower_mask
+from accel.codegen.shared_products import lower_shared_product
 from accel.codegen.targets import Target
 from accel.codegen.tensor_graph import Node, TensorGraph, View, map_views
 from accel.codegen.trials import pays
@@ -72,6 +73,7 @@ LOWERINGS: dict[Any, Lowering] = {
     aten._safe_softmax.default: reduce.lower_softmax,
     aten._log_softmax.default: reduce.lower_softmax,
     aten.convolution.default: lower_convolution,
+    aten.bmm.default: lower_shared_product,
     aten.embedding_dense_backward.default: lower_embedding_backward,
     aten.avg_pool2d.default: pools.lower_avg_pool,
     bernoulli_operator(): lower_mask,
