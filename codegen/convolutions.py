@@ -157,7 +157,8 @@ def _backward_convolution(b: Builder, node: Node, into: View) -> _Convolution:
         apart=_pair(apart, 1, 2),
         may_be_tiled=b.tiled_convolutions,
     )
-    if c.tiling is None or max(grad.numel, x.numel) > _MAX_NUMEL:
+    tiled = c.tiling is not None and c.tiling.pays(turned=True)
+    if not tiled or max(grad.numel, x.numel) > _MAX_NUMEL:
         raise Unsupported("not over tiles")
     return c
 

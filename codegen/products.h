@@ -33,10 +33,10 @@ struct Winograd {  // as in winograd.cpp
   bool by_channels, weights_by_channels;
 };
 extern "C" __attribute__((visibility("hidden"))) void winograd_weights_f32(const float*, i64, i64, bool, float*,
-                                                                           i64, i64);
-extern "C" __attribute__((visibility("hidden"))) void winograd_f32(const float*, const float*, const float*, float*,
-                                                                   const Winograd*, i64, i64, const Results*,
-                                                                   const void*);
+                                                                           float*, i64, i64);
+extern "C" __attribute__((visibility("hidden"))) void winograd_f32(const float*, const float*, const float*, const float*,
+                                                                   float*, const Winograd*, i64, i64,
+                                                                   const Results*, const void*);
 
 // What a template hands to its epilogue: the kernel's buffers, and the row its rows count from.
 struct epilogue_context {

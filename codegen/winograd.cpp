@@ -4,11 +4,13 @@
 //
 // The terms are only added, subtracted and (weights) halved before they are multiplied, so results are as
 // exact as plain sums of the same tiles. A number that is not finite would spread over its tile, though, and large ones
-// could overflow: where a result is not finite, these results are computed anew as plain sums.
+// could overflow: where a result is not finite, these results are computed anew as plain sums. So are all where a weight
+// has taps that are zero among others that are not: what such a tap meets would not cancel to the last digit, so that a
+// masked kernel would see what it must not, and sums of nothing negative could be less than zero.
 #ifndef PRODUCTS_OF_PAIRS
 
 constexpr int TILE = 4, STEP = 2, SPOTS = TILE * TILE;  // numbers of a tile
-constexpr int CHUNK = 64;                               // channels of a sum before it is added to a total
+constexpr int CHUNK = 32;                               // channels of a sum before it is added to a total
 constexpr int TAPS = 9;
 constexpr int MAX_TILES = 64;                           // of a block
 constexpr int MAX_PATCH = (STEP * MAX_TILES + 2) * TILE;   // pixels that a block of one line of tiles reads
@@ -52,14 +54,17 @@ INLINE void turn_some(const float* from, i64 step, i64 lines, i64 numbers, float
   __builtin_memcpy(to, r, sizeof r);
 }
 
-// Units are groups of W channels of PANEL filters: to[spot][panel][channel][filter].
+// Units are groups of W channels of PANEL filters: to[spot][panel][channel][filter]; `masked`[unit] is 1 where some taps
+// of a filter and channel are zero and others are not, else 0.
 extern "C" __attribute__((visibility("hidden")))
-void winograd_weights_f32(const float* w, i64 filters, i64 channels, bool by_channels, float* to, i64 begin, i64 end) {
+void winograd_weights_f32(const float* w, i64 filters, i64 channels, bool by_channels, float* to, float* masked, i64 begin,
+                          i64 end) {
   alignas(64) float turned[W * TAPS * W];
   const i64 groups = (channels + W - 1) / W, spot = weights_of_spot(filters, channels), row = channels * TAPS;
   for (i64 unit = begin; unit < end; unit++) {
     const i64 panel = unit / groups, c0 = unit % groups * W, c_count = at_most(W, channels - c0);
     const i64 width = width_of_panel(filters - panel * PANEL);
+    VI some = VI{};
     for (i64 half = 0; half < width; half += W) {
       const i64 f0 = panel * PANEL + half, f_count = filters - f0;
       // A vector of filters for each channel and tap, in the order in which those lie.
@@ -72,7 +77,13 @@ void winograd_weights_f32(const float* w, i64 filters, i64 channels, bool by_cha
         }
       for (i64 c = 0; c < c_count; c++) {
         VF g[3][3], t[TILE][3];
-        for (int i = 0; i < TAPS; i++) g[i / 3][i % 3] = load(turned + (c * channel_step + i * tap_step) * W);
+        VI any = VI{}, all = VI{} - 1;
+        for (int i = 0; i < TAPS; i++) {
+          g[i / 3][i % 3] = load(turned + (c * channel_step + i * tap_step) * W);
+          const VI zero = g[i / 3][i % 3] == VF{};
+          any |= zero, all &= zero;
+        }
+        some |= any & ~all;
         _Pragma("GCC unroll 3") for (int j = 0; j < 3; j++) {
           const VF ends = g[0][j] + g[2][j];
           t[0][j] = g[0][j], t[1][j] = (ends + g[1][j]) * 0.5f, t[2][j] = (ends - g[1][j]) * 0.5f, t[3][j] = g[2][j];
@@ -85,6 +96,9 @@ void winograd_weights_f32(const float* w, i64 filters, i64 channels, bool by_cha
         }
       }
     }
+    masked[unit] = 0.f;
+    for (int l = 0; l < W; l++)
+      if (some[l]) masked[unit] = 1.f;
   }
 }
 
@@ -253,8 +267,8 @@ static void multiply_spot(const float* numbers, i64 line, i64 count, const float
 }
 
 extern "C" __attribute__((visibility("hidden")))
-void winograd_f32(const float* x, const float* w, const float* weights, float* room, const Winograd* sizes, i64 begin,
-                  i64 end, const Results* results, const void* context) {
+void winograd_f32(const float* x, const float* w, const float* weights, const float* masked, float* room,
+                  const Winograd* sizes, i64 begin, i64 end, const Results* results, const void* context) {
   const Winograd g = *sizes;
   alignas(64) float patch[MAX_PATCH * W];
   alignas(64) float pixels[(MAX_PIXELS + W) * W], turned[W * MAX_PIXELS];
@@ -268,14 +282,20 @@ void winograd_f32(const float* x, const float* w, const float* weights, float* r
   float* const sums = room + SPOTS * spot;
   float* const lines = sums + SPOTS * out_spot;  // of results, where these lie by channels
   const i64 part_line = upto(g.part, W);
+  bool there = false;  // the numbers of this unit's tiles
   for (i64 unit = begin; unit < end; unit++) {
+    if (unit % parts == 0) there = false;
     const i64 block = unit / parts, f0 = unit % parts * g.part, f1 = at_most(g.filters, f0 + g.part);
     const i64 image0 = block / (down * across) * g.block_images, images = at_most(g.block_images, g.images - image0);
     Area a;
     a.row = block / across % down * g.block_rows, a.rows = at_most(g.block_rows, tile_rows - a.row);
     a.column = block % across * g.block_columns, a.columns = at_most(g.block_columns, tile_columns - a.column);
     const i64 count = a.rows * a.columns;  // tiles of one image
-    if (unit == begin || f0 == 0) {        // otherwise they are there
+    const i64 groups = (g.channels + W - 1) / W;
+    bool plainly = false;
+    for (i64 i = f0 / PANEL * groups; i < (f1 + PANEL - 1) / PANEL * groups; i++) plainly |= masked[i] != 0.f;
+    if (!there && !plainly) {
+      there = true;
       __builtin_memset(patch, 0, sizeof(float) * a.patch_height() * a.patch_width() * W);
       for (i64 i = 0; i < images; i++)
         for (i64 c = 0; c < g.channels; c += W) {
@@ -283,7 +303,7 @@ void winograd_f32(const float* x, const float* w, const float* weights, float* r
           take_tiles(a, patch, taken + i * count * line + c, line, spot);
         }
     }
-    for (int i = 0; i < SPOTS; i++)
+    for (int i = 0; i < SPOTS && !plainly; i++)
       multiply_spot(taken + i * spot, line, images * count, weights + i * weights_spot + f0 * g.channels, f1 - f0, g.channels,
                     sums + i * out_spot, out_line);
     Places_of_results places = {0, at_most(STEP * a.rows, g.height_out - STEP * a.row),
@@ -293,6 +313,10 @@ void winograd_f32(const float* x, const float* w, const float* weights, float* r
       places.first = ((image0 + i) * g.height_out + STEP * a.row) * g.width_out + STEP * a.column;
       const float* image = x + (image0 + i) * g.image_size();
       const float* from = sums + i * count * out_line;
+      if (plainly) {
+        give_plainly(g, a, image, w, f0, f1, places, results, context);
+        continue;
+      }
       if (g.by_channels) {
         bool finite = true;
         for (i64 f = f0; f < f1 && finite; f += W)

@@ -22,8 +22,9 @@ _PART = 256  # filters of a unit: their sums stay in the second-level cache
 _MIN_CHANNELS = 16  # whole vectors
 # Results by channels are handed out pixel by pixel: less work for each would not be worth it.
 _MIN_WORK_OF_PIXEL = 1024
-# What a tile costs as a plain sum and here, and what the weights cost here, for each channel and filter.
-_PLAIN, _TILE, _WEIGHTS = 1.4, 0.6, 13
+# What a tile costs as a plain sum and here, and what the weights cost here (more by channels, where plain
+# sums are oneDNN's, and where they are turned before), for each channel and filter.
+_PLAIN, _TILE, _WEIGHTS, _BY_CHANNELS, _TURNED = 1.4, 0.6, 13, 3, 13
 _PARALLEL_WEIGHTS = 1 << 14
 # Numbers that all threads have together; fewer threads where that is not enough.
 _MAX_ROOM = 1 << 26
@@ -84,6 +85,12 @@ class Tiling:
         return _SPOTS * (_whole(self.filters, _LANES) * self.channels + _LANES)
 
     @property
+    def groups(self) -> int:
+        """Units in which weights are made ready, of a panel of filters and a vector of channels; for each
+        there is a number that says whether some taps are zero."""
+        return -(-self.filters // _PANEL) * -(-self.channels // _LANES)
+
+    @property
     def room(self) -> int:
         """Numbers that a thread needs for its tiles and their sums."""
         results = _MAX_TILES * _STEP * _STEP * self.part if self.by_channels else 0
@@ -97,15 +104,18 @@ class Tiling:
         sizes = [getattr(self, f.name) for f in fields(self)[: -len(layout)]]
         return ", ".join(map(str, (*sizes, *self.block, self.part, *map(int, layout))))
 
-    def pays(self) -> bool:
+    def pays(self, turned: bool = False) -> bool:
         down, across = self.tiles
         tiles = self.images * down * across
         # Tiles at the edge reach over it.
         used = self.images * self.height_out * self.width_out / (_STEP * _STEP)
         work = self.channels * _whole(self.filters, _LANES)
+        # Taps that meet padding only cost plain sums nothing.
+        met = 1 / 3 if 1 in (self.height, self.width) else 1
         enough = self.channels >= _MIN_CHANNELS
         enough = enough and (work >= _MIN_WORK_OF_PIXEL or not self.by_channels)
-        return enough and _PLAIN * used > _TILE * tiles + _WEIGHTS
+        weights = _WEIGHTS + self.by_channels * _BY_CHANNELS + turned * _TURNED
+        return enough and _PLAIN * used * met > _TILE * tiles + weights
 
 
 def _even(count: int, most: int) -> int:
@@ -124,14 +134,13 @@ def _line(numbers: int) -> int:
 def append(b: Builder, t: Tiling, x: View, weight: View, sums: View, location: str) -> None:
     """Into `sums`, which lie as the images do."""
     threads = max(min(os.cpu_count() or 1, t.units, _MAX_ROOM // t.room), 1)
-    # Behind the weights each thread has room of its own.
-    ready = b.temporary((t.weights + threads * t.room,), "float32")
-    groups = _whole(t.filters, _PANEL) // _PANEL * -(-t.channels // _LANES)
+    # Behind the weights, and what they say of their groups, each thread has room of its own.
+    ready = b.temporary((t.weights + t.groups + threads * t.room,), "float32")
     by_channels = str(t.weights_by_channels).lower()
     text = shared_text(
         f"  winograd_weights_f32((const float*)p[0], {t.filters}, {t.channels}, {by_channels}, "
-        "(float*)p[1], begin, end);\n",
-        groups,
+        f"(float*)p[1], (float*)p[1] + {t.weights}, begin, end);\n",
+        t.groups,
     )
     parallel = t.filters * t.channels > _PARALLEL_WEIGHTS
     b.program.steps.append(TemplateNode(ready.buffer, (weight,), text, parallel, location))
@@ -143,9 +152,9 @@ def append(b: Builder, t: Tiling, x: View, weight: View, sums: View, location: s
         "static void @_part(void* const* p, i64 thread, i64 begin, i64 end) {\n"
         f"  static constexpr Winograd sizes = {{{t.numbers}}};\n"
         "  const epilogue_context context = {p, 0};\n"
-        f"  float* const room = (float*)p[2] + {t.weights} + thread * {t.room};\n"
-        "  winograd_f32((const float*)p[0], (const float*)p[1], (const float*)p[2], room, &sizes, "
-        f"begin, end, &{results}, &context);\n"
+        f"  float* const room = (float*)p[2] + {t.weights + t.groups} + thread * {t.room};\n"
+        "  winograd_f32((const float*)p[0], (const float*)p[1], (const float*)p[2], "
+        f"(const float*)p[2] + {t.weights}, room, &sizes, begin, end, &{results}, &context);\n"
         "}\n"
         'extern "C" void @(void* const* p, long threads) { '
         f"share(@_part, p, {t.units}, threads < {threads} ? threads : {threads}); }}\n"

@@ -93,7 +93,7 @@ class Config:
     )
     tiled_convolutions: bool = _setting(
         "3x3 convolutions in float32 are computed over tiles (Winograd), with 2.25 times fewer "
-        "multiplications; rounding errors are then relative to 4x4 pixels, not to 3x3",
+        "multiplications; rounding errors are then relative to all that a window meets, also where taps are small",
         True,
     )
     checkpoints: bool = _setting(

@@ -70,12 +70,16 @@ def test_every_kind_of_block(case: tuple[int, ...], threads: int, layout: str) -
 
 
 @pytest.mark.parametrize("channels", [16, 64, 128, 600])
-@pytest.mark.parametrize("positive", [False, True])
-def test_accuracy(channels: int, positive: bool) -> None:
+@pytest.mark.parametrize("numbers", ["normal", "positive", "behind relu", "offset weights"])
+def test_accuracy(channels: int, numbers: str) -> None:
     torch.manual_seed(channels)
     x, w = randn(2, channels, 28, 28), randn(32, channels, 3, 3)
-    if positive:
+    if numbers == "positive":
         x, w = x.abs(), w.abs()
+    elif numbers == "behind relu":
+        x = x.relu()
+    elif numbers == "offset weights":
+        w = w + 5
 
     def model(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         return F.conv2d(x, w, padding=1)
@@ -231,3 +235,33 @@ def test_accuracy_of_gradients() -> None:
     wide = x.detach().double().requires_grad_()
     (exact,) = torch.autograd.grad(F.conv2d(wide, w.double(), padding=1), wide, grad.double())
     assert _error(ours[0], exact) <= 1.5 * _error(eager, exact)
+
+
+@pytest.mark.parametrize("by_channels", [False, True], ids=["planes", "by channels"])
+def test_what_a_masked_tap_meets_does_not_count(by_channels: bool) -> None:
+    """Not in the last digit: a pixel that a causal kernel must not see, and the sign of sums of nothing negative."""
+    layout = torch.channels_last if by_channels else torch.contiguous_format
+    mask = torch.tensor([[1.0, 1, 1], [1, 1, 0], [0, 0, 0]])
+    causal = torch.randn(48, 32, 3, 3) * mask
+    plus = torch.rand(48, 32, 3, 3) * torch.tensor([[0.0, 1, 0], [1, 1, 1], [0, 1, 0]])
+
+    def run(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        weight, x = weight.to(memory_format=layout), x.to(memory_format=layout)
+        graph, inputs, _ = capture(lambda x, w: F.conv2d(x, w, padding=1), [x, weight])
+        c = compile_it(graph)
+        assert _is_over_tiles(c)
+        answer = run_plan(c.plan, library_of(c), inputs)
+        assert answer is not None
+        return answer[0]
+
+    x = torch.randn(2, 32, 20, 20)
+    later = x.clone()
+    later[:, :, 10, 7:] = torch.randn(2, 32, 13)
+    later[:, :, 11:] = torch.randn(2, 32, 9, 20)
+    before, after = run(causal, x), run(causal, later)
+    assert torch.equal(before[:, :, :10], after[:, :, :10])
+    assert torch.equal(before[:, :, 10, :7], after[:, :, 10, :7])
+    sparse = torch.rand(2, 32, 20, 20) * (torch.rand(2, 1, 20, 20) > 0.9)
+    sums = run(plus, sparse)
+    assert (sums >= 0).all()
+    assert torch.equal(sums == 0, F.conv2d(sparse, plus, padding=1) == 0)
