@@ -1,7 +1,7 @@
 """Vision models of timm: what accel compiles of each, whether it is right, and how fast.
 
-    pip install pillow && pip install --no-deps timm torchvision
-    python benchmarks/vision.py [--batch N] [--threads N] [--train] [--write] [name ...]
+    pip install --no-deps --target FOLDER timm torchvision pillow
+    PYTHONPATH=FOLDER python benchmarks/vision.py [--batch N] [--threads N] [--train] [--write] [name ...]
 
 In: names of timm's models (one small model of each family without one). Out: a table on stdout, and
 with `--write` `VISION.md` and `results/vision.json`. Exit code 1 when a model fails, or its error is
@@ -214,12 +214,16 @@ def main() -> int:
     parser.add_argument("--train", action="store_true")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--size", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=argparse.SUPPRESS)
     parser.add_argument("names", nargs="*")
     options = parser.parse_args()
     if options.child:
         warnings.simplefilter("ignore")
         torch.set_num_threads(options.threads)
-        print(json.dumps(measure(options.names[0], options.batch, options.train)))
+        (name,) = options.names
+        row = measure(name, options.batch, options.train, options.size, options.seconds)
+        print(json.dumps(row))
         return 0
     settings = [f"--batch={options.batch}", f"--threads={options.threads}"]
     settings += ["--train"] if options.train else []

@@ -20,8 +20,9 @@ if [ "$(cat "$_stamp" 2>/dev/null)" != "$_sources" ] ||
   "$ACCEL_VENV/bin/python" -c "import triton" 2>/dev/null ||
     "$ACCEL_VENV/bin/python" -m pip install -q --no-deps "triton==3.6.*" ||
     echo "triton cannot be installed here: what needs it is skipped" >&2
-  # Models that tests take from timm; torchvision without the torch that it asks for.
-  "$ACCEL_VENV/bin/python" -m pip install -q --no-deps timm torchvision ||
+  # Models that tests take from timm, in a folder of their own: where transformers finds a torchvision,
+  # it imports it, and this one cannot load its library beside a torch without CUDA.
+  "$ACCEL_VENV/bin/python" -m pip install -q --no-deps --target "$ACCEL_VENV/vision" timm torchvision pillow ||
     echo "timm cannot be installed here: tests of its models are skipped" >&2
   echo "$_sources" > "$_stamp"
 fi
