@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 import accel
 
-# Expressions of x (and w, a vector of x's last size), by the number of x's dimensions they need.
+# Expressions of x (and w, a vector of x's last size; k, weights of 3x3, which have zeros behind relu), by the number of x's dimensions they need.
 ANY = """x + 1 | x.abs().max() | x.sum() | x.mean() | (x * x).sum() | x.std() | x.norm() | x.argmax() | x.min()
 x.flip(-1) | torch.where(x > 0, x, 0.5) | x.clamp(-1, 1) | (x > 0).sum() | (x > 0).any() | x.cumsum(-1)
 x.softmax(-1) | x.log_softmax(-1) | x.logsumexp(-1) | x.sum(-1) | x.amax(-1) | x.mean(-1) | x.var(-1) | x.argmax(-1)
@@ -44,7 +44,8 @@ IMAGES = """F.max_pool2d(x, 2) | F.avg_pool2d(x, 3, 2, 1) | F.adaptive_avg_pool2
 F.interpolate(x, scale_factor=2, mode='bilinear') | F.batch_norm(x, z, z + 1) | F.group_norm(x, 1) | F.relu(x) + x
 F.instance_norm(x) | x.mean((2, 3)) | x.permute(0, 2, 3, 1).contiguous() | x.flatten(2).transpose(1, 2) + 1
 F.pad(x, (1, 1, 1, 1)) | F.pixel_unshuffle(x[..., :8, :8], 2) | F.unfold(x, 3) | x.roll((1, 1), (2, 3))
-F.pad(x, (1, 1, 1, 1), mode='reflect') | F.softmax(x, 1) | F.normalize(x, dim=1) | x.flip(3) | F.dropout(x, 0.0)"""
+F.pad(x, (1, 1, 1, 1), mode='reflect') | F.softmax(x, 1) | F.normalize(x, dim=1) | x.flip(3) | F.dropout(x, 0.0)
+F.conv2d(x, k, padding=1).relu() | F.conv2d(x, k.relu(), padding=1).relu() | F.conv2d(x, k, stride=2)"""
 SHAPES: dict[tuple[int, ...], str] = {
     (1000,): ANY, (65_537,): ANY, (1_000_003,): ANY,
     (7, 33): ANY + "|" + TWO, (85, 768): ANY + "|" + TWO, (1000, 77): ANY + "|" + TWO,
@@ -64,19 +65,21 @@ def cases() -> Iterator[tuple[tuple[int, ...], str]]:
 def arguments(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     torch.manual_seed(0)
     x = torch.randn(shape).to(dtype)
+    channels = shape[min(1, len(shape) - 1)]
     w, v = torch.randn(shape[-1]).to(dtype), torch.randn(min(8, shape[-1]), shape[-1]).to(dtype)
     return (
         x,
         w,
         v,
         torch.randint(0, shape[0], (shape[0],)),
-        torch.zeros(shape[min(1, len(shape) - 1)]),
+        torch.zeros(channels),
+        torch.randn(2 * channels, channels, 3, 3).to(dtype) if len(shape) == 4 else w,
     )
 
 
 def made(text: str) -> Callable[..., Any]:
     """A new function each time: `accel.optimize` rewrites the one it is given."""
-    return eval(f"lambda x, w, v, i, z: {text}", {"torch": torch, "F": F})  # type: ignore[no-any-return]
+    return eval(f"lambda x, w, v, i, z, k: {text}", {"torch": torch, "F": F})  # type: ignore[no-any-return]
 
 
 def compare(text: str, inputs: tuple[torch.Tensor, ...]) -> tuple[float, float, str] | None:

@@ -201,6 +201,69 @@ struct Places_of_results {
   }
 };
 
+// Up to WIDE pixels of an area as columns of a matrix, whose lines are what the taps meet there in every channel.
+class Columns {
+ public:
+  Columns(const Winograd& g, const Area& a, i64 width, i64 n0, i64 count) : g_(g), vectors_(int(upto(count, W) / W)) {
+    for (i64 l = 0; l < vectors_ * W; l++) {
+      const i64 n = n0 + l, h = a.row * STEP + n / width - g.pad_h, v = a.column * STEP + n % width - g.pad_w;
+      const int place = int((h * g.width + v) * g.pixel_step()), lane = int(l % W);
+      Vector& at = vector_[l / W];
+      at.place[lane] = place;
+      if (lane == 0) at.second = 0, at.pieces = 1, at.in_first = 0xffff;
+      if (l < count && place != (at.pieces == 1 ? at.place[0] : at.second) + lane)
+        at.pieces++, at.second = place - lane, at.in_first &= (unsigned short)((1 << lane) - 1);
+      for (int tap = 0; tap < TAPS; tap++) {
+        const i64 y = h + tap / 3, z = v + tap % 3;
+        const bool is = l < count && y >= 0 && y < g.height && z >= 0 && z < g.width;
+        at.inside[tap] = (unsigned short)(is << lane | (lane ? at.inside[tap] : 0));
+      }
+    }
+  }
+
+  // Lines k0 to k0 + count, in the order of the weights, as panels; the last one is narrow where that will do.
+  void pack(const float* image, i64 k0, i64 count, float* to) const {
+    for (i64 k = 0, length; k < count; k += length) {
+      const i64 at = k0 + k, channel = g_.weights_by_channels ? at % g_.channels : at / TAPS;
+      const int tap = int(g_.weights_by_channels ? at / g_.channels : at % TAPS);
+      const float* from = image + channel * g_.channel_step() + (tap / 3 * g_.width + tap % 3) * g_.pixel_step();
+      const bool together = g_.by_channels && g_.weights_by_channels;
+      length = together ? at_most(at_most(W, count - k), g_.channels - channel) : 1;
+      for (int j = 0; j < vectors_; j++) {
+        const i64 width = panel_of(j);
+        float* line = to + j / NV * PANEL * count + k * width + j % NV * W;
+        if (together) take_channels(vector_[j], from, vector_[j].inside[tap], length, line, width);
+        else store(line, vector_[j].take(from, vector_[j].inside[tap]));
+      }
+    }
+  }
+  i64 panel_of(int vector) const { return vector / NV * NV + 1 < vectors_ ? PANEL : W; }
+  int vectors() const { return vectors_; }
+
+ private:
+  // Pixels lie together in one or two pieces of lines, of which the other counts from `second`, or anywhere.
+  struct Vector {
+    VI place;
+    int second, pieces;
+    unsigned short in_first, inside[TAPS];
+    VF take(const float* from, unsigned short lanes) const {
+      if (pieces > 2) return __builtin_ia32_gathersiv16sf(VF{}, from, place, lanes, 4);
+      const VF first = __builtin_ia32_loadups512_mask(from + place[0], VF{}, lanes & in_first);
+      return __builtin_ia32_loadups512_mask(from + second, first, lanes & ~in_first);
+    }
+  };
+  static void take_channels(const Vector& at, const float* from, unsigned lanes, i64 channels, float* to, i64 step) {
+    VI r[W];
+    for (int l = 0; l < W; l++) r[l] = lanes >> l & 1 ? first_of(from + at.place[l], channels) : VI{};
+    transpose<W>(r);
+    for (i64 c = 0; c < channels; c++) store(to + c * step, (VF)r[c]);
+  }
+
+  const Winograd& g_;
+  int vectors_;
+  Vector vector_[WIDE / W];
+};
+
 // Results of an area as plain sums, filters f0 to f1. Padding counts as zeros.
 static __attribute__((noinline)) void give_plainly(const Winograd& g, const Area& a, const float* image, const float* w,
                                                    i64 f0, i64 f1, const Places_of_results& places,
@@ -210,38 +273,22 @@ static __attribute__((noinline)) void give_plainly(const Winograd& g, const Area
   const i64 K = g.channels * TAPS, pixels = places.height * places.width;
   Fetches fetch;
   for (i64 n0 = 0; n0 < pixels; n0 += WIDE) {
-    const i64 columns = at_most(WIDE, pixels - n0);
-    VI place[WIDE / W];
-    unsigned short inside[TAPS][WIDE / W] = {};
-    for (i64 l = 0; l < WIDE; l++) {
-      const i64 n = n0 + l, h = a.row * STEP + n / places.width - g.pad_h, v = a.column * STEP + n % places.width - g.pad_w;
-      place[l / W][l % W] = int((h * g.width + v) * g.pixel_step());
-      for (int tap = 0; tap < TAPS; tap++) {
-        const i64 y = h + tap / 3, z = v + tap % 3;
-        const bool is = l < columns && y >= 0 && y < g.height && z >= 0 && z < g.width;
-        inside[tap][l / W] |= (unsigned short)(is << l % W);
-      }
-    }
+    const i64 count = at_most(WIDE, pixels - n0);
+    const Columns columns(g, a, places.width, n0, count);
     for (i64 f = f0; f < f1; f += ROWS_AT_ONCE) {
       const i64 rows = at_most(ROWS_AT_ONCE, f1 - f);
       for (i64 k0 = 0; k0 < K; k0 += KB) {
         const i64 k_count = at_most(KB, K - k0);
-        for (i64 k = 0; k < k_count; k++) {
-          const i64 at = k0 + k, channel = g.weights_by_channels ? at % g.channels : at / TAPS;
-          const i64 tap = g.weights_by_channels ? at / g.channels : at % TAPS;
-          const float* from = image + channel * g.channel_step() + (tap / 3 * g.width + tap % 3) * g.pixel_step();
-          for (int j = 0; j < WIDE / W; j++)
-            store(chunk + j / NV * PANEL * k_count + k * PANEL + j % NV * W,
-                  __builtin_ia32_gathersiv16sf(VF{}, from, place[j], inside[tap][j], 4));
-        }
-        for (i64 n = 0; n < WIDE; n += PANEL)
-          tiles<NV>(rows, w + f * K + k0, K, chunk + n * k_count, k_count, totals + n, WIDE, 0, k0 == 0, &fetch);
+        columns.pack(image, k0, k_count, chunk);
+        for (int j = 0; j < columns.vectors(); j += NV)
+          tiles_of(columns.panel_of(j) > W, rows, w + f * K + k0, K, chunk + j * W * k_count, k_count, totals + j * W,
+                   WIDE, 0, k0 == 0, &fetch);
       }
       if (!g.by_channels) {
-        for (i64 m = 0; m < rows; m++) places.give(results, context, f + m, n0, columns, totals + m * WIDE);
+        for (i64 m = 0; m < rows; m++) places.give(results, context, f + m, n0, count, totals + m * WIDE);
         continue;
       }
-      for (i64 n = 0; n < columns; n++) {
+      for (i64 n = 0; n < count; n++) {
         float of_pixel[ROWS_AT_ONCE];
         for (i64 m = 0; m < rows; m++) of_pixel[m] = totals[m * WIDE + n];
         results->finish(context, places.of(n0 + n), f, rows, of_pixel);

@@ -42,7 +42,7 @@ from accel.capture.steps import OPERATION, Answer, Void
 from accel.capture.values import PLAIN_TENSORS, SMALL_INTS, is_constant
 from accel.capture.variation import Variation
 from accel.sources import Source
-from accel.trace import Operation, Ref, TensorMeta
+from accel.trace import Ref, TensorMeta
 
 _IN_PLACE = 13  # of CPython's NB_* numbers
 _COMPARE = {"<": "lt", "<=": "le", "==": "eq", "!=": "ne", ">": "gt", ">=": "ge"}
@@ -560,10 +560,7 @@ class LiftedEvents(NumberEvents):
 
     def _silent(self, target: str, args: tuple[Any, ...]) -> Ref:
         """An operation of the graph that the run does as a part of another."""
-        if self.casts_unsettled:
-            self.settle_casts()
-        name = f"v{len(self.operations)}"
-        self.operations.append(Operation(name, "call_function", target, args, {}, user_location()))
+        name = self.append_operation("call_function", target, args, {})
         if not torch.is_grad_enabled():
             self.no_grad.add(name)
         return Ref(name)

@@ -123,20 +123,21 @@ class OperationEvents(CastRules):
 
     def add_operation(self, target: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
         """An operation of the graph that was no call of the program's own."""
-        if self.casts_unsettled:
-            self.settle_casts()
-        name = f"v{len(self.operations)}"
-        self.operations.append(
-            Operation(name, "call_function", target, args, kwargs, user_location())
-        )
-        return Ref(name)
+        return Ref(self.append_operation("call_function", target, args, kwargs))
 
-    def after_operation(self, result: Any, token: Any) -> Answer:
-        kind, target, args, kwargs = token
+    def append_operation(
+        self, kind: str, target: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> str:
+        """The name of one more operation, which runs in the regions that are open now."""
         if self.casts_unsettled:
             self.settle_casts()
         name = f"v{len(self.operations)}"
         self.operations.append(Operation(name, kind, target, args, kwargs, user_location()))
+        return name
+
+    def after_operation(self, result: Any, token: Any) -> Answer:
+        kind, target, args, kwargs = token
+        name = self.append_operation(kind, target, args, kwargs)
         if not torch.is_grad_enabled():
             self.no_grad.add(name)
         self.bind(result, name)

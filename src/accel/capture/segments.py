@@ -185,12 +185,7 @@ class SegmentRecorder(Recorder):
 
     def _contents(self, index: int, value: Any) -> Any:
         """The value of local number `index`, whose slot holds `value`."""
-        if index not in self.node.cells or value is runtime.native.UNBOUND:
-            return value
-        try:
-            return value.cell_contents
-        except ValueError:
-            return runtime.native.UNBOUND
+        return _shared(value) if index in self.node.cells else value
 
     def _track_cell(self, index: int, cell: Any, is_read: bool) -> None:
         contents = self.roots[index].child("cell")
@@ -327,7 +322,7 @@ class SegmentRun:
         everything = frozenset(range(len(self.names)))
         shared = self.function.__code__.co_cellvars
         cells = frozenset(i for i, name in enumerate(self.names) if name in shared)
-        unbound = {i for i in cells if _is_empty(values[i])}
+        unbound = {i for i in cells if _shared(values[i]) is runtime.native.UNBOUND}
         return NodeFacts(number, depth, everything - unbound, everything, 0, (), cells=cells)
 
     def at_landing(
@@ -405,12 +400,12 @@ def _nothing(*_arguments: Any) -> None:
 __all__ = ["EXITS", "LandingFacts", "NodeFacts", "Segment", "SegmentRun", "stack_name"]
 
 
-def _is_empty(slot: Any) -> bool:
-    """Whether the slot of a variable that inner functions share holds no value."""
-    if slot is runtime.native.UNBOUND:
-        return True
+def _shared(slot: Any) -> Any:
+    """The value of a variable that inner functions share, whose slot holds a cell or nothing."""
+    unbound = runtime.native.UNBOUND
+    if slot is unbound:
+        return unbound
     try:
-        slot.cell_contents  # noqa: B018
+        return slot.cell_contents
     except ValueError:
-        return True
-    return False
+        return unbound

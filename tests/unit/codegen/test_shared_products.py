@@ -7,11 +7,13 @@ import torch
 import torch.nn.functional as F
 from capture_graph import check
 
+from accel.codegen.pipeline import Compilation
+
 randn = torch.randn
 
 
-def calls_bmm(compilation: object) -> bool:
-    return any(row.get("target") == "aten::bmm.out" for row in compilation.plan["steps"])  # type: ignore[attr-defined]
+def calls_bmm(compilation: Compilation) -> bool:
+    return any(row.get("target") == "aten::bmm.out" for row in compilation.plan["steps"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
