@@ -153,6 +153,8 @@ def compile_kernel(
         target = GPUTarget("cuda", int(gpu.removeprefix("sm_")), _WARP)
         # Products and sums are contracted, as in ATen's kernels.
         options = {"num_warps": kernel.warps, "enable_fp_fusion": True}
+        # Assertions, of what is asserted by ourselves: indices in range.
+        options |= {"debug": True, "sanitize_overflow": False}
         return triton.compile(source, target=target, options=options)
     except Exception as error:  # whatever Triton raises: the kernel cannot be made
         lines = "\n".join(str(error).splitlines()[:8])

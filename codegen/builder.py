@@ -18,6 +18,7 @@ from accel.codegen.loop_ir import (
     VALUE_TYPE,
     Const,
     Expr,
+    Gather,
     Iota,
     Load,
     Table,
@@ -78,6 +79,9 @@ class Builder:
         self.tiled_convolutions = True  # ... and those of winograd.cpp
         # Whether they are as fast as ATen's: by shape, and whether an epilogue may follow.
         self.product_pays: Callable[[Shape, bool], bool] = lambda _shape, _epilogue: True
+        self.asserts = False  # kernels may end a run with an assertion
+        self.graph_may_speculate = True
+        self.places: dict[Any, View] = {}  # of tensors of indices -> bounded ones
         self.continued: set[int] = set()  # buffers that some node reads which becomes a loop
         self.read: set[int] = set()  # buffers that some node, output or commit reads
         self.packed_rows: dict[View, View] = {}  # rows of a product -> their packed form
@@ -85,6 +89,16 @@ class Builder:
         self.uses: Counter[View] = Counter()  # products that a view is the right side of
         self.location = ""
         self._reader_numel = 1
+
+    def known(self) -> tuple[dict[Any, Any], ...]:
+        """What the nodes so far have left for later ones."""
+        return (
+            self.definitions,
+            self.inlinable,
+            self.packed_rows,
+            self.turned_rights,
+            self.places,
+        )
 
     # ------------------------------------------------------------ values
 
@@ -148,9 +162,13 @@ class Builder:
         return index, names
 
     def pointwise(
-        self, out: View, value: Callable[[list[Affine]], Expr], region: bool = False
+        self,
+        out: View,
+        value: Callable[[list[Affine]], Expr],
+        region: bool = False,
+        inlined: bool = True,
     ) -> None:
-        """`out[index] = value(index)`."""
+        """`out[index] = value(index)`; `inlined`: where that is cheap, readers compute it again."""
         self.supported(out)
         if 0 in out.sizes:
             return
@@ -168,10 +186,12 @@ class Builder:
             location=self.location,
         )
         self._append(node)
-        if not region and self.buffer(out).view == out:
+        if inlined and not region and self.buffer(out).view == out:
             self._consider_inlining(node, expr)
 
     def _consider_inlining(self, node: LoopNode, expr: Expr) -> None:
+        if any(isinstance(e, Gather) for e in leaves(expr)):
+            return
         loads = [e for e in leaves(expr) if isinstance(e, Load)]
         operations = _count(expr)
         if not loads and operations <= _INLINE_OPERATIONS:

@@ -108,6 +108,31 @@ class Expressions(Lines):
             return f"{'load_bits' if bits else 'load'}<L, L>({place})"
         return self._load(pointer, step, bits)
 
+    def _expr_gather(self, e: ir.Gather) -> str:
+        return self.gather(e)
+
+    def gather(self, e: ir.Gather, bits: bool = False) -> str:
+        """One place for all lanes moves the pointer; else each lane goes to its own."""
+        pointer, step = self._pointer(e.buffer, e.address)
+        if not self.in_vector or self._is_same_in_lanes(e.place):
+            outside, self.in_vector = self.in_vector, False
+            place = self.expr(e.place)
+            self.in_vector = outside
+            return self._load(f"{pointer} + i64(({place})[0])", step, bits)
+        load = "load_bits_gathered" if bits else "load_gathered"
+        return f"{load}<L, K>({pointer}, {self.expr(e.place)}, {step})"
+
+    def _is_same_in_lanes(self, e: ir.Expr) -> bool:
+        vector = self.kernel.vector_var
+        for leaf in ir.leaves(e):
+            if isinstance(leaf, ir.Local) and leaf.name not in self.uniform:
+                return False
+            if isinstance(leaf, ir.Kept) or any(
+                vector in a.variables() for a in ir.addresses(leaf)
+            ):
+                return False
+        return True
+
     def _load(self, pointer: str, step: Any, bits: bool = False) -> str:
         load = "load_bits" if bits else "load"
         if is_same(step, 0):
@@ -132,7 +157,7 @@ class Expressions(Lines):
         """True when rounding to a narrow floating point dtype would change nothing."""
         if isinstance(e, ir.Local):
             return self.rounded.get(e.name) == dtype
-        if isinstance(e, ir.Load):
+        if isinstance(e, (ir.Load, ir.Gather)):
             return e.dtype == dtype
         if isinstance(e, ir.Const):
             narrow = torch.tensor(e.value, dtype=getattr(torch, dtype)).item()

@@ -465,12 +465,19 @@ class _Emitter(Expressions):
 
     def _emit_let(self, s: ir.Let) -> None:
         bits = s.name in self.moved
-        value = self.load(s.expr, bits) if isinstance(s.expr, ir.Load) else self.expr(s.expr)
+        value = self._moved(s.expr) if bits else self.expr(s.expr)
         self.line(f"const auto {self.local(s.name)} = {value};")
         for dtype in ("bfloat16", "float16"):
             if self.is_rounded(s.expr, dtype):
                 self.rounded[s.name] = dtype
         self._note_width(s.name)
+
+    def _moved(self, e: ir.Expr) -> str:
+        """The bits of what is only stored again."""
+        if isinstance(e, ir.Gather):
+            return self.gather(e, bits=True)
+        assert isinstance(e, ir.Load)
+        return self.load(e, bits=True)
 
     def _note_width(self, name: str) -> None:
         if not self.in_vector:

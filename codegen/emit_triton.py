@@ -196,7 +196,7 @@ class _Emitter(Lines):
             for s in body
             if hasattr(s, "expr") and not (isinstance(s, ir.Let) and s.name in self.available)
             for e in ir.leaves(s.expr)
-            if isinstance(e, ir.Load)
+            if isinstance(e, (ir.Load, ir.Gather))
         }
 
     def _emit_let(self, s: ir.Let) -> None:
@@ -282,9 +282,16 @@ class _Emitter(Lines):
         return self.local(e.name)
 
     def _expr_load(self, e: ir.Load) -> str:
+        return self._loaded_from(self._pointer(e.buffer, e.address), e)
+
+    def _expr_gather(self, e: ir.Gather) -> str:
+        # Behind the end places are those of zeros, inside of the table.
+        return self._loaded_from(f"{self._pointer(e.buffer, e.address)} + {self.expr(e.place)}", e)
+
+    def _loaded_from(self, pointer: str, e: ir.Load | ir.Gather) -> str:
         mask = self._mask(e.address)
         other = ", other=0" if mask else ""
-        text = f"tl.load({self._pointer(e.buffer, e.address)}{mask}{other})"
+        text = f"tl.load({pointer}{mask}{other})"
         if e.type != "bool":
             text += f".to({COMPUTE_TYPE[e.type]})"
         if text not in self.loaded:

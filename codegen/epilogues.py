@@ -42,6 +42,8 @@ def _line_up(program: Program, node: TemplateNode, group: Group) -> bool:
     order(group, program.sizes)
     collapse(group, program.sizes)
     loads = [e for n in group.nodes for e in n.loads() if e.buffer == node.out]
+    if any(e.buffer == node.out for n in group.nodes for e in n.gathers()):
+        return False
     space = set(group.outer)
     if len({e.address for e in loads}) != 1 or any(n.space != space for n in group.nodes):
         return False

@@ -458,6 +458,9 @@ template <class V> INLINE V v_over(V x, const divisor<V>& by) {
   return x / by.value;
 }
 
+// A place inside of a dimension.
+template <class V> INLINE V v_bounded(V place, V count) { return v_min(v_max(place, V{}), count - 1); }
+
 // 32 random bits of a position and two seeds. Source: `triple32` of Chris Wellons' hash-prospector.
 template <class V> INLINE V v_random_bits(V position, V first, V second) {
   typedef vec<unsigned, LANES(V)> U;

@@ -147,6 +147,8 @@ class _Fusion:
             if writer is None or load.dtype != writer.dtype:
                 return False
             anchors.append((load, writer))
+        if any(gather.buffer in group.writes() for gather in node.gathers()):
+            return False
         if not anchors or len(group.reads() | group.writes()) > _MAX_BUFFERS:
             return False
         load, writer = max(anchors, key=lambda a: len(a[0].address.terms))
@@ -278,6 +280,8 @@ class _Fusion:
             return False
         anchors: list[tuple[Load, LoopNode]] = []
         for reader in target.nodes:
+            if any(gather.buffer in source.writes() for gather in reader.gathers()):
+                return False
             for load in reader.loads():
                 if load.buffer not in source.writes():
                     continue

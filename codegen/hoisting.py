@@ -66,6 +66,9 @@ class _Hoist:
         if isinstance(e, ir.Op):
             args = tuple(self.outside_parts(a, inside, before, known) for a in e.args)
             return ir.Op(e.name, args, e.type)
+        if isinstance(e, ir.Gather):
+            place = self.outside_parts(e.place, inside, before, known)
+            return ir.Gather(e.buffer, e.address, place, e.dtype)
         return e
 
 
@@ -81,7 +84,9 @@ def is_outside(e: ir.Expr, inside: Collection[str], written: frozenset[int]) -> 
         return bool(parts) and all(is_outside(a, inside, written) for a in parts)
     if isinstance(e, ir.Local):
         return e.name not in inside
-    if isinstance(e, ir.Load):
+    if isinstance(e, (ir.Load, ir.Gather)):
         known = e.buffer != ir.RESULTS and e.buffer not in written
-        return known and not any(v in inside for v, _ in e.address.terms)
+        same = known and not any(v in inside for v, _ in e.address.terms)
+        places = [p for p in ir.children(e) if not isinstance(p, ir.Const)]
+        return same and all(is_outside(p, inside, written) for p in places)
     return False

@@ -103,6 +103,9 @@ class _Interpreter:
             return self.values[e.name]
         if isinstance(e, ir.Load):
             return self.memory[e.buffer][self.index(e.address)].to(TORCH_TYPE[e.type])
+        if isinstance(e, ir.Gather):
+            where = self.index(e.address) + self.value(e.place)
+            return self.memory[e.buffer][where].to(TORCH_TYPE[e.type])
         if isinstance(e, ir.Kept):
             return self.scratch[e.scratch]
         if isinstance(e, ir.Table):

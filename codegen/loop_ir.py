@@ -11,6 +11,7 @@
              | Finish(name, accumulator, kind)          the accumulator's value over all lanes
     expr    := Const(value, type) | Iota(address) | Local(name, type)
              | Load(buffer | param, address, dtype) | Kept(scratch, address, type)
+             | Gather(buffer | param, address, place, dtype)   at address + place, an expr
              | Table(values, address, type)
              | Op(name, args, type)
     address := Affine over loop variables
@@ -137,6 +138,20 @@ class Load(Expr):
 
 
 @dataclass(frozen=True)
+class Gather(Expr):
+    """A load `place` elements behind `address`; a whole number that is computed, or loaded itself."""
+
+    buffer: int
+    address: Affine
+    place: Expr
+    dtype: str
+
+    @property
+    def type(self) -> str:  # type: ignore[override]
+        return VALUE_TYPE[self.dtype]
+
+
+@dataclass(frozen=True)
 class Kept(Expr):
     scratch: str
     address: Affine
@@ -187,7 +202,7 @@ def rounded(value: Expr, dtype: str) -> Expr:
     """`value` as a memory cell of `dtype` would give it back."""
     value = cast(value, VALUE_TYPE[dtype])
     name = ROUNDING.get(dtype)
-    if name is None or (isinstance(value, Load) and value.dtype == dtype):
+    if name is None or (isinstance(value, (Load, Gather)) and value.dtype == dtype):
         return value
     return Op(name, (value,), value.type)
 
@@ -282,11 +297,16 @@ class Kernel:
 
 
 def children(expr: Expr) -> tuple[Expr, ...]:
+    if isinstance(expr, Gather):
+        return (expr.place,)
     return expr.args if isinstance(expr, Op) else ()
 
 
 def transform(expr: Expr, leaf: Callable[[Expr], Expr]) -> Expr:
-    """`expr` with every leaf replaced by `leaf(leaf)`."""
+    """`expr` with every leaf replaced by `leaf(leaf)`; a gather's place goes before it."""
+    if isinstance(expr, Gather):
+        place = transform(expr.place, leaf)
+        return leaf(Gather(expr.buffer, expr.address, place, expr.dtype))
     if not isinstance(expr, Op):
         return leaf(expr)
     args = tuple(transform(a, leaf) for a in expr.args)
@@ -294,10 +314,10 @@ def transform(expr: Expr, leaf: Callable[[Expr], Expr]) -> Expr:
 
 
 def leaves(expr: Expr) -> Iterator[Expr]:
-    if isinstance(expr, Op):
-        for a in expr.args:
-            yield from leaves(a)
-    else:
+    """What reads memory or stands for itself: also a gather, behind the leaves of its place."""
+    for a in children(expr):
+        yield from leaves(a)
+    if not isinstance(expr, Op):
         yield expr
 
 
@@ -307,6 +327,8 @@ def substitute(expr: Expr, by: Mapping[str, Affine]) -> Expr:
     def leaf(e: Expr) -> Expr:
         if isinstance(e, Load):
             return Load(e.buffer, e.address.substitute(by), e.dtype)
+        if isinstance(e, Gather):
+            return Gather(e.buffer, e.address.substitute(by), e.place, e.dtype)
         if isinstance(e, Iota):
             return Iota(e.address.substitute(by), e.type)
         if isinstance(e, Table):
@@ -318,7 +340,7 @@ def substitute(expr: Expr, by: Mapping[str, Affine]) -> Expr:
 
 def addresses(expr: Expr) -> Iterator[Affine]:
     for e in leaves(expr):
-        if isinstance(e, (Load, Iota, Kept, Table)):
+        if isinstance(e, (Load, Gather, Iota, Kept, Table)):
             yield e.address
 
 
@@ -351,7 +373,7 @@ def moved(body: list[Any]) -> frozenset[str]:
     loaded: dict[str, str] = {}
     used: set[str] = set()
     for s in statements(body):
-        if isinstance(s, Let) and isinstance(s.expr, Load):
+        if isinstance(s, Let) and isinstance(s.expr, (Load, Gather)):
             if ITEM_BYTES[s.expr.dtype] <= 2 and s.expr.buffer != RESULTS:
                 loaded[s.name] = s.expr.dtype
         elif isinstance(s, Store) and isinstance(s.expr, Local):

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from accel.codegen import lowerings_gather as gather
 from accel.codegen import lowerings_pointwise as pointwise
 from accel.codegen import lowerings_pools as pools
 from accel.codegen import lowerings_reduce as reduce
@@ -79,6 +80,7 @@ LOWERINGS: dict[Any, Lowering] = {
     bernoulli_operator(): lower_mask,
     aten.upsample_nearest2d.default: shapes.lower_nearest,
     aten.upsample_nearest2d.vec: shapes.lower_nearest,
+    **gather.GATHERS,
     "copy": shapes.lower_copy,
     "write": shapes.lower_write,
 }
@@ -110,6 +112,8 @@ def lower_graph(
     builder.splitting = target.splitting
     small = options.products and target.templates
     builder.templates = target.templates
+    builder.asserts = target.asserts
+    builder.graph_may_speculate = graph.may_speculate
     builder.products = templates_run(options, target)
     builder.tiled_convolutions = options.tiled_convolutions
     if options.measure and out_dir is not None:
@@ -146,7 +150,7 @@ def _moved(node: Node, outs: list[View | None]) -> tuple[Node, list[View | None]
 
 def _lower_node(b: Builder, node: Node, products: bool) -> None:
     mark = len(b.program.steps)
-    known = dict(b.definitions), dict(b.inlinable), dict(b.packed_rows), dict(b.turned_rights)
+    known = [dict(m) for m in b.known()]
     try:
         outs = [None if r is None else b.program.graph.buffers[r].view for r in node.results]
         if isinstance(node.target, str):
@@ -164,7 +168,9 @@ def _lower_node(b: Builder, node: Node, products: bool) -> None:
             raise Unsupported("no lowering")
     except Unsupported as why:
         del b.program.steps[mark:]
-        b.definitions, b.inlinable, b.packed_rows, b.turned_rights = known
+        for mapping, before in zip(b.known(), known, strict=True):
+            mapping.clear()
+            mapping.update(before)
         if isinstance(node.target, str):
             target = node.origin or node.target
             raise CompileError(untraceable(target, node.location, str(why))) from None

@@ -46,7 +46,7 @@ def _axes(node: Node, rank: int, position: int = 1) -> tuple[list[int], bool]:
     return [d % max(rank, 1) for d in dims] if rank else [], bool(keepdim)
 
 
-def _reduce(
+def reduce_values(
     b: Builder,
     out: View,
     x: View,
@@ -164,7 +164,7 @@ def _reduce_in_parts(
         0,
         partial.dtype,
     )
-    _reduce(b, out, flat, [0], False, kind, lambda v: v)
+    reduce_values(b, out, flat, [0], False, kind, lambda v: v)
 
 
 def _summed(out: View) -> str:
@@ -188,7 +188,7 @@ def lower_sum(b: Builder, node: Node, out: View) -> None:
     if x.numel == 0:
         return b.pointwise(out, lambda _: b.scalar(0, VALUE_TYPE[out.dtype]))
     type_ = _summed(out)
-    return _reduce(b, out, x, axes, keepdim, "sum", lambda v: cast(v, type_))
+    return reduce_values(b, out, x, axes, keepdim, "sum", lambda v: cast(v, type_))
 
 
 def lower_mean(b: Builder, node: Node, out: View) -> None:
@@ -202,7 +202,7 @@ def lower_mean(b: Builder, node: Node, out: View) -> None:
     for d in axes:
         count *= x.sizes[d]
     total = b.temporary(out.sizes, _SUM_DTYPE[type_])
-    _reduce(b, total, x, axes, keepdim, "sum", lambda v: cast(v, type_))
+    reduce_values(b, total, x, axes, keepdim, "sum", lambda v: cast(v, type_))
     b.pointwise(out, lambda i: b.load(total, i) / b.scalar(count, type_))
 
 
@@ -213,7 +213,7 @@ def lower_extremum(b: Builder, node: Node, out: View) -> None:
     kind = EXTREMA[node.target]
     if x.dtype == "bool":
         kind = {"max": "any", "min": "all"}[kind]
-    _reduce(b, out, x, axes, keepdim, kind, lambda v: v)
+    reduce_values(b, out, x, axes, keepdim, kind, lambda v: v)
 
 
 def lower_truth(b: Builder, node: Node, out: View) -> None:
@@ -225,7 +225,7 @@ def lower_truth(b: Builder, node: Node, out: View) -> None:
     if _dims(node, 1) in ([], ()):  # all of them to sums, none to these
         raise Unsupported("any or all over no dimensions")
     kind = TRUTHS[node.target]
-    _reduce(b, out, x, axes, keepdim, kind, lambda v: cast(v, "bool"))
+    reduce_values(b, out, x, axes, keepdim, kind, lambda v: cast(v, "bool"))
 
 
 def lower_prod(b: Builder, node: Node, out: View) -> None:
@@ -233,7 +233,7 @@ def lower_prod(b: Builder, node: Node, out: View) -> None:
     _check_rounding(x, out)
     axes, keepdim = _axes(node, len(x.sizes))
     type_ = _summed(out)
-    _reduce(b, out, x, axes, keepdim, "prod", lambda v: cast(v, type_))
+    reduce_values(b, out, x, axes, keepdim, "prod", lambda v: cast(v, type_))
 
 
 def lower_vector_norm(b: Builder, node: Node, out: View) -> None:
@@ -247,11 +247,11 @@ def lower_vector_norm(b: Builder, node: Node, out: View) -> None:
         raise Unsupported(f"a norm of order {order}")
     total = b.temporary(out.sizes, _SUM_DTYPE[type_])
     if order == 2.0:
-        _reduce(b, total, x, axes, keepdim, "sum", lambda v: v * v)
+        reduce_values(b, total, x, axes, keepdim, "sum", lambda v: v * v)
         b.pointwise(out, lambda i: op("sqrt", b.load(total, i)))
         return
     kind = "sum" if order == 1.0 else "max"
-    _reduce(b, total, x, axes, keepdim, kind, lambda v: op("abs", v))
+    reduce_values(b, total, x, axes, keepdim, kind, lambda v: op("abs", v))
     b.pointwise(out, lambda i: b.load(total, i))
 
 

@@ -232,6 +232,7 @@ class _Splitter:
             if id(node) in nodes:
                 read |= {v.buffer for v in node.views()}
         backward = self._half(nodes, sorted(saved & read) + tangents)
+        backward.may_speculate = False
         backward.outputs = list(outputs)
         backward.output_identity = self.graph.output_identity[grads]
         backward.output_severed = self.graph.output_severed[grads]

@@ -401,6 +401,12 @@ template <int N, int K, class R> INLINE void store_raw_strided(R* p, i64 step, v
 #endif
   for (int l = 0; l < K; l++) p[l * step] = v[l];
 }
+// Every lane from a place of its own.
+template <int N, int K, class R, class V> INLINE vec<R, N> load_raw_gathered(const R* p, V place, i64 step) {
+  vec<R, N> r = {};
+  for (int l = 0; l < K; l++) r[l] = p[place[l] + l * step];
+  return r;
+}
 template <int N, int K, class T> INLINE vec<typename memory<T>::value, N> load_strided(const T* p, i64 step) {
   return memory<T>::template up<N>(load_raw_strided<N, K>((const typename memory<T>::raw*)p, step));
 }
@@ -415,6 +421,13 @@ template <int N, int K, class T> INLINE void store(T* p, vec<typename memory<T>:
 // The same for what is only moved: its bits.
 template <int N, int K, class T> INLINE auto load_bits(const T* p) {
   return load_raw<N, K>((const typename memory<T>::raw*)p);
+}
+template <int N, int K, class T, class V>
+INLINE vec<typename memory<T>::value, N> load_gathered(const T* p, V place, i64 step) {
+  return memory<T>::template up<N>(load_raw_gathered<N, K>((const typename memory<T>::raw*)p, place, step));
+}
+template <int N, int K, class T, class V> INLINE auto load_bits_gathered(const T* p, V place, i64 step) {
+  return load_raw_gathered<N, K>((const typename memory<T>::raw*)p, place, step);
 }
 template <int N, int K, class T> INLINE auto load_bits_strided(const T* p, i64 step) {
   return load_raw_strided<N, K>((const typename memory<T>::raw*)p, step);

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from accel.codegen.affine import Affine
-from accel.codegen.loop_ir import Expr, Load, leaves, substitute
+from accel.codegen.loop_ir import Expr, Gather, Load, leaves, substitute
 from accel.codegen.symbols import hint
 from accel.codegen.tensor_graph import TensorGraph, View, nested_views
 
@@ -41,6 +41,9 @@ class LoopNode:
 
     def loads(self) -> list[Load]:
         return [e for e in leaves(self.expr) if isinstance(e, Load)]
+
+    def gathers(self) -> list[Gather]:
+        return [e for e in leaves(self.expr) if isinstance(e, Gather)]
 
     def rename(self, by: dict[str, Affine]) -> None:
         """Puts expressions of new variables in place of old ones."""
@@ -123,7 +126,7 @@ class Program:
 
 def reads(step: LoopNode | ExternNode | TemplateNode) -> set[int]:
     if isinstance(step, LoopNode):
-        return {load.buffer for load in step.loads()}
+        return {e.buffer for e in step.loads()} | {e.buffer for e in step.gathers()}
     if isinstance(step, TemplateNode):
         own = {v.buffer for v in step.operands}
         return own if step.epilogue is None else own | (step.epilogue.reads() - {step.out})

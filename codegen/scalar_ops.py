@@ -74,6 +74,10 @@ def _divide(a: Any, b: Any) -> Any:
     return a / b
 
 
+def _bounded(place: Any, count: Any) -> Any:
+    return torch.minimum(place.clamp(min=0), count - 1)
+
+
 def _random_bits(x: Any, first: Any, second: Any) -> Any:
     """32 bits from a position and two seeds, all int32.
 
@@ -160,6 +164,8 @@ SCALAR_OPS: dict[str, ScalarOp] = {
     "or": ScalarOp("same", 1, "({0} | {1})", "({0} | {1})", torch.bitwise_or),
     "xor": ScalarOp("same", 1, "({0} ^ {1})", "({0} ^ {1})", torch.bitwise_xor),
     "not": ScalarOp("same", 1, "(~{0})", "(~{0})", torch.bitwise_not),
+    # Of a dimension with {1} elements; on a GPU what is not inside ends the run.
+    "bounded": ScalarOp("same", 3, "v_bounded({0}, {1})", "bounded({0}, {1})", _bounded),
     "random_bits": ScalarOp(
         "same", 12, "v_random_bits({0}, {1}, {2})", "random_bits({0}, {1}, {2})", _random_bits
     ),

@@ -25,6 +25,7 @@ from accel.codegen.loop_ir import (
     Const,
     Expr,
     Finish,
+    Gather,
     Iota,
     Keep,
     Kept,
@@ -38,6 +39,7 @@ from accel.codegen.loop_ir import (
     Store,
     Table,
     addresses,
+    children,
     leaves,
     rounded,
     transform,
@@ -85,9 +87,8 @@ def _is_wide(node: LoopNode) -> bool:
 
 def _types(expr: Expr) -> Iterator[str]:
     yield expr.type
-    if isinstance(expr, Op):
-        for a in expr.args:
-            yield from _types(a)
+    for a in children(expr):
+        yield from _types(a)
 
 
 def spilled(group: Group, sizes: dict[str, int], stored: set[int], longest: int) -> set[int]:
@@ -276,6 +277,7 @@ def _vector_cost(
         else:
             near = not is_symbolic(step) and -1 <= step <= _NEAR_STEP
             cost += _NEAR_PENALTY if near else _STRIDED_PENALTY
+    cost += _STRIDED_PENALTY * sum(_scatters(e, var) for n in group.nodes for e in n.gathers())
     if over_rows:
         cost *= 1.2  # rows are walked with a stride
     elif group.inner:
@@ -283,6 +285,11 @@ def _vector_cost(
             blocks *= hint(sizes[v]) if v != var else 1
         cost += _ACROSS_COST * sum(n.kind is not None for n in group.nodes) * used / blocks
     return cost / used
+
+
+def _scatters(gather: Gather, var: str | None) -> bool:
+    """Whether neighbours along a variable are gathered from anywhere."""
+    return any(var in a.variables() for a in addresses(gather.place))
 
 
 def tile_variables(group: Group, sizes: dict[str, int], vector: str) -> tuple[str, ...]:
@@ -413,6 +420,8 @@ class KernelBuilder:
                     total += count * (each + in_tiles * ITEM_BYTES[dtype] * _NS_PER_BYTE)
                 elif self.vector and hint(a.coefficient(self.vector)):
                     total += count * ITEM_BYTES[dtype] * _NS_PER_BYTE
+            anywhere = sum(_scatters(e, self.vector) for e in node.gathers())
+            total += count * anywhere * _NS_PER_STRIDED_ELEMENT
         return total
 
     # ------------------------------------------------------------ params
@@ -424,6 +433,8 @@ class KernelBuilder:
                     continue
                 if load.buffer not in self.writer or load.dtype != self.writer[load.buffer].dtype:
                     self._param(load.buffer, load.dtype, False)
+            for gather in node.gathers():
+                self._param(gather.buffer, gather.dtype, False)
         for node in self.group.nodes:
             if node.buffer in self.stored or node.region:
                 self._param(node.buffer, node.dtype, True)
@@ -518,6 +529,8 @@ class KernelBuilder:
         """The node's expression with parameters and locals in place of buffers."""
 
         def leaf(e: Expr) -> Expr:
+            if isinstance(e, Gather):
+                return Gather(self._param(e.buffer, e.dtype, False), e.address, e.place, e.dtype)
             if not isinstance(e, Load):
                 return e
             dep = self.writer.get(e.buffer)
@@ -554,16 +567,16 @@ def _cost(expr: Expr) -> float:
     if isinstance(expr, Op):
         own = 0.0 if expr.name in ROUNDING.values() else SCALAR_OPS[expr.name].cost
         return own + sum(_cost(a) for a in expr.args)
-    if isinstance(expr, Table):
-        return 8.0
-    return 0.0
+    if isinstance(expr, Gather):
+        return 8.0 + _cost(expr.place)
+    return 8.0 if isinstance(expr, Table) else 0.0
 
 
 def _accesses(
     node: LoopNode, writer: dict[int, LoopNode], stored: set[int]
 ) -> Iterator[tuple[Affine, str]]:
     for e in leaves(node.expr):
-        if isinstance(e, Load) and e.buffer not in writer:
+        if isinstance(e, Gather) or (isinstance(e, Load) and e.buffer not in writer):
             yield e.address, e.dtype
     if node.buffer in stored or node.region:
         yield node.address, node.dtype

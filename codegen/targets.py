@@ -28,13 +28,14 @@ class Target:
     """One device type.
 
     `longest_row` is how many elements of a row are kept between its phases, `templates`
-    says whether the kernels of products.cpp run there. `emit` gives a kernel's text and, for
+    says whether the kernels of products.cpp run there, `asserts` whether a kernel may end a run. `emit` gives a kernel's text and, for
     a device beside the processor, how it is launched; `build` what the plan says of the
     library.
     """
 
     longest_row: int
     templates: bool
+    asserts: bool
     splitting: Splitting
     schedule: Callable[[Group, dict[str, int], set[int], str], Scheduled]
     emit: Callable[[Group, Scheduled], tuple[str, Launch | None]]
@@ -82,6 +83,7 @@ TARGETS: dict[str, Target] = {
     "cpu": Target(
         longest_row=LONGEST_ROW,
         templates=True,
+        asserts=False,
         splitting=Splitting(),
         schedule=_schedule_cpu,
         emit=_emit_cpp,
@@ -90,6 +92,7 @@ TARGETS: dict[str, Target] = {
     "cuda": Target(
         longest_row=LONGEST_TILE,
         templates=False,
+        asserts=True,
         # Enough programs for all multiprocessors, several each.
         splitting=Splitting(results=512, elements=1 << 17, programs=1024, columns=False),
         schedule=_schedule_tiled,

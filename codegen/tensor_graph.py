@@ -129,6 +129,7 @@ class TensorGraph:
     symbols: SymbolSpace | None = None
     device: str = "cpu"
     number_outputs: list[Any] = field(default_factory=list)
+    may_speculate: bool = True  # who runs it can do without it
 
     def new_buffer(
         self, numel: int, dtype: str, sizes: tuple[int, ...], strides: tuple[int, ...], **more: Any

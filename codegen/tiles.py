@@ -135,7 +135,7 @@ def _accesses(body: list[Any]) -> Iterator[Affine]:
         if isinstance(s, ir.Store):
             yield s.address
         if hasattr(s, "expr"):
-            yield from (e.address for e in ir.leaves(s.expr) if isinstance(e, ir.Load))
+            yield from (e.address for e in ir.leaves(s.expr) if isinstance(e, (ir.Load, ir.Gather)))
 
 
 def _numel(variables: list[Any]) -> int:

@@ -106,6 +106,13 @@ def remainder(a, b):
 
 
 @triton.jit
+def bounded(place, count):
+    """An index out of range ends the run, as in ATen's kernels."""
+    tl.device_assert((place >= 0) & (place < count), "index out of bounds")
+    return tl.minimum(tl.maximum(place, 0), count - 1)
+
+
+@triton.jit
 def random_bits(position, first, second):
     """32 random bits of a position and two seeds; shifts are of unsigned numbers."""
     x = (position ^ first).to(tl.uint32, bitcast=True)

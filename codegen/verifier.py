@@ -85,11 +85,15 @@ class _Verifier:
         elif isinstance(e, ir.Local):
             if locals_.get(e.name) != e.type:
                 self.fail(f"{e.name} is {locals_.get(e.name)}, used as {e.type}")
-        elif isinstance(e, (ir.Load, ir.Iota, ir.Kept, ir.Table)):
+        elif isinstance(e, (ir.Load, ir.Gather, ir.Iota, ir.Kept, ir.Table)):
             self.address(e.address, scope)
+        if isinstance(e, ir.Gather):
+            self.expr(e.place, scope, locals_)
+            if e.place.type not in ("i32", "i64"):
+                self.fail(f"a place that is {e.place.type}")
         if isinstance(e, ir.Load) and e.buffer == ir.RESULTS:
             if e.dtype != "float32" or e.address.variables() != {self.kernel.vector_var}:
                 self.fail("a load of a template's results that is not the vector at hand")
-        elif isinstance(e, ir.Load) and self.kernel.params[e.buffer].dtype != e.dtype:
+        elif isinstance(e, (ir.Load, ir.Gather)) and self.kernel.params[e.buffer].dtype != e.dtype:
             self.fail(f"a load of {e.dtype} from parameter {e.buffer}")
         return None
