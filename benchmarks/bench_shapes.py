@@ -34,7 +34,8 @@ x.cumsum(0) | x - x.mean(0) | x.transpose(-1, -2).softmax(-1) | x[:, ::2] * 2 | 
 x.index_select(0, i) | x[i] * 2 | torch.cat([x, x]) | x.expand(3, *x.shape).sum(0) | F.embedding(i, x) + 1
 x.reshape(-1).view(x.shape[1], x.shape[0]) + x.t() | (x.unsqueeze(0) * x.new_ones(3, 1, 1)).sum(-1)
 F.cross_entropy(x, i % x.shape[1]) | F.one_hot(i % 7, 7) | x @ w | F.linear(x, v, w[:8]) | x.t() @ x[:, :8]
-torch.cdist(x[:50], x[:50]) | x.scatter_add(0, i.unsqueeze(1).expand_as(x) % x.shape[0], x) | x.gather(0, i[:, None])"""
+torch.cdist(x[:50], x[:50]) | x.scatter_add(0, i.unsqueeze(1).expand_as(x) % x.shape[0], x) | x.gather(0, i[:, None])
+torch.zeros_like(x).index_add(0, i, x[i] * 2) | x.index_put((i,), x, accumulate=True) | F.layer_norm(F.embedding(i, x), w.shape)"""
 MORE = """x.transpose(1, 2) + 1 | x.transpose(1, 2).contiguous() | x.flatten(1).sum(-1) | x.mean((0, 1)) | x.sum(1)
 x.permute(2, 0, 1).contiguous() | x.amax(1) | x.softmax(1) | x.var((1, 2)) | x.mean(1, keepdim=True) * x
 x.movedim(-1, 0).sum(-1) | x.flatten(0, 1).amax(0) | x.transpose(1, 2).reshape(x.shape[0], -1) * 2 | x[:, :, ::2] + 1

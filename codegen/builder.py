@@ -25,6 +25,7 @@ from accel.codegen.loop_ir import (
     cast,
     constant,
     leaves,
+    op,
     rounded,
     substitute,
 )
@@ -80,7 +81,6 @@ class Builder:
         # Whether they are as fast as ATen's: by shape, and whether an epilogue may follow.
         self.product_pays: Callable[[Shape, bool], bool] = lambda _shape, _epilogue: True
         self.asserts = False  # kernels may end a run with an assertion
-        self.graph_may_speculate = True
         self.places: dict[Any, View] = {}  # of tensors of indices -> bounded ones
         self.continued: set[int] = set()  # buffers that some node reads which becomes a loop
         self.read: set[int] = set()  # buffers that some node, output or commit reads
@@ -200,6 +200,31 @@ class Builder:
             source = self.definitions.get(loads[0].buffer)
             if source is None or source.kind is None:
                 self.inlinable[node.buffer] = (node, True)
+
+    def scatter(
+        self,
+        out: View,
+        sizes: Sequence[int],
+        value: Callable[[list[Affine]], tuple[Sequence[Affine], Expr, Expr]],
+    ) -> None:
+        """`out[where][place elements behind it] += term` for `value(index)` = where, place, term, with index
+        over `sizes`; `out` holds something already."""
+        index, names = self.index_space(sizes)
+        self._reader_numel = math.prod(hint(n) for n in sizes)
+        where, place, term = value(index)
+        self._append(
+            LoopNode(
+                self.program.fresh("n"),
+                out.buffer,
+                address(out.offset, out.strides, where),
+                out.dtype,
+                op("placed", cast(term, VALUE_TYPE[out.dtype]), place),
+                names,
+                region=True,
+                scatters=True,
+                location=self.location,
+            )
+        )
 
     def reduce(
         self,

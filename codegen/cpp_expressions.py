@@ -115,12 +115,16 @@ class Expressions(Lines):
         """One place for all lanes moves the pointer; else each lane goes to its own."""
         pointer, step = self._pointer(e.buffer, e.address)
         if not self.in_vector or self._is_same_in_lanes(e.place):
-            outside, self.in_vector = self.in_vector, False
-            place = self.expr(e.place)
-            self.in_vector = outside
-            return self._load(f"{pointer} + i64(({place})[0])", step, bits)
+            return self._load(f"{pointer} + {self.common_place(e.place)}", step, bits)
         load = "load_bits_gathered" if bits else "load_gathered"
         return f"{load}<L, K>({pointer}, {self.expr(e.place)}, {step})"
+
+    def common_place(self, e: ir.Expr) -> str:
+        """A place that is the same in all lanes, as a number."""
+        outside, self.in_vector = self.in_vector, False
+        text = f"i64(({self.expr(e)})[0])"
+        self.in_vector = outside
+        return text
 
     def _is_same_in_lanes(self, e: ir.Expr) -> bool:
         vector = self.kernel.vector_var

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from accel.codegen.builder import Builder, Unsupported
 from accel.codegen.loop_ir import ITEM_BYTES
+from accel.codegen.lowerings_gather import scatter_embedding_gradient
 from accel.codegen.products import shared_text
 from accel.codegen.program import TemplateNode
 from accel.codegen.symbols import is_symbolic
@@ -22,8 +23,10 @@ def lower_embedding_backward(b: Builder, node: Node, out: View) -> None:
     """Errors: Unsupported for 16 bits (ATen rounds every sum), sizes that differ between calls, and
     gradients scaled by frequency."""
     gradient, index, rows, padding, by_frequency = node.args
-    if not b.templates or by_frequency:
-        raise Unsupported("the gradient of an embedding, of another kind")
+    if not b.templates:
+        return scatter_embedding_gradient(b, node, out)
+    if by_frequency:
+        raise Unsupported("the gradient of an embedding, scaled by frequency")
     if any(is_symbolic(n) for v in (*node.views(), out) for n in (*v.sizes, *v.strides)):
         raise Unsupported("the gradient of an embedding whose sizes differ between calls")
     dense = all(v.strides == contiguous_strides(v.sizes) for v in (gradient, out))

@@ -499,6 +499,18 @@ class _Emitter(Expressions):
         else:
             self.line(f"{store}_strided<L, K>({pointer}, {step}, {value});")
 
+    def _emit_scatter(self, s: ir.Scatter) -> None:
+        assert isinstance(s.expr, ir.Op)
+        pointer, step = self._pointer(s.param, s.address)
+        value, place = s.expr.args
+        if self.in_vector and not (self._is_same_in_lanes(place) and is_same(step, 1)):
+            self.line(
+                f"add_scattered<L, K>({pointer}, {self.expr(place)}, {step}, {self.expr(value)});"
+            )
+            return
+        add = "add_to<L, K>" if self.in_vector else "add_one<U>"
+        self.line(f"{add}({pointer} + {self.common_place(place)}, {self.expr(value)});")
+
     def _streams(self, s: ir.Store) -> bool:
         """True when the store is to be streamed and fills whole, aligned vectors."""
         if s.param not in self.kernel.streamed:

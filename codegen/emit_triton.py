@@ -214,6 +214,18 @@ class _Emitter(Lines):
         if not self.in_row:
             self.stored.add(s.param)
 
+    def _emit_scatter(self, s: ir.Scatter) -> None:
+        assert isinstance(s.expr, ir.Op)
+        value, place = (self.expr(a) for a in s.expr.args)
+        # Each iteration adds once, also along axes that neither cell nor value depend on.
+        axes = range(1 if self.tiles.rows and not self.in_row else self.rank)
+        shape = [self.tiles.axes[i].block if i in axes else 1 for i in range(self.rank)]
+        inside = [f"{_INDEX[i]}_inside" for i in axes if self.tiles.axes[i].is_ragged]
+        mask = f", mask=tl.broadcast_to({' & '.join(inside)}, {shape})" if inside else ""
+        pointer = f"tl.broadcast_to({self._pointer(s.param, s.address)} + {place}, {shape})"
+        value = f"tl.broadcast_to({value}, {shape})"
+        self.line(f'tl.atomic_add({pointer}, {value}{mask}, sem="relaxed")')
+
     def _emit_keep(self, s: ir.Keep) -> None:
         assert not self.tiles.looped and isinstance(s.expr, ir.Local)
 

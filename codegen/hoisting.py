@@ -81,7 +81,11 @@ def is_outside(e: ir.Expr, inside: Collection[str], written: frozenset[int]) -> 
     """Whether it is the same in every round of a loop that defines what is `inside`."""
     if isinstance(e, ir.Op):
         parts = [a for a in e.args if not isinstance(a, ir.Const)]
-        return bool(parts) and all(is_outside(a, inside, written) for a in parts)
+        return (
+            bool(parts)
+            and e.name != "placed"
+            and all(is_outside(a, inside, written) for a in parts)
+        )
     if isinstance(e, ir.Local):
         return e.name not in inside
     if isinstance(e, (ir.Load, ir.Gather)):

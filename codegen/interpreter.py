@@ -62,6 +62,13 @@ class _Interpreter:
         target = self.memory[s.param]
         target[where.reshape(-1)] = value.reshape(-1).to(target.dtype)
 
+    def _run_scatter(self, s: ir.Scatter, scope: tuple[str, ...]) -> None:
+        assert isinstance(s.expr, ir.Op)
+        value, place = (self._spread(self.value(a), scope) for a in s.expr.args)
+        where = (self._spread(self.index(s.address), scope) + place).reshape(-1)
+        target = self.memory[s.param]
+        target.index_put_((where,), value.reshape(-1).to(target.dtype), accumulate=True)
+
     def _run_keep(self, s: ir.Keep, scope: tuple[str, ...]) -> None:
         self.scratch[s.scratch] = self.value(s.expr)
 

@@ -77,7 +77,7 @@ def _copy(s: Any, outer: set[str], row: int) -> Any:
     if isinstance(s, ir.Let):
         return ir.Let(copied(s.name, row), expr(s.expr))
     if isinstance(s, ir.Store):
-        return ir.Store(s.param, s.address.substitute(moved), expr(s.expr), s.dtype)
+        return type(s)(s.param, s.address.substitute(moved), expr(s.expr), s.dtype)
     if isinstance(s, ir.Keep):
         return ir.Keep(copied(s.scratch, row), s.address, expr(s.expr))
     if isinstance(s, ir.Begin):

@@ -5,6 +5,7 @@
     stmt    := Loop(var, size, vector, body)
              | Let(name, expr)                          one value, SSA
              | Store(param, address, expr, dtype)
+             | Scatter(param, address, placed(expr, place), dtype)   added to what lies there
              | Keep(scratch, address, expr)             a row's value, for a later loop
              | Begin(name, kind, type)                  an accumulator gets its identity
              | Accumulate(name, kind, expr)
@@ -225,6 +226,12 @@ class Store:
     address: Affine
     expr: Expr
     dtype: str
+
+
+@dataclass
+class Scatter(Store):
+    """Adds to a cell, which other iterations may add to as well. Its expression is `placed`: a value, and how
+    many elements behind the address the cell is."""
 
 
 @dataclass

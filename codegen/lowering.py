@@ -80,7 +80,7 @@ LOWERINGS: dict[Any, Lowering] = {
     bernoulli_operator(): lower_mask,
     aten.upsample_nearest2d.default: shapes.lower_nearest,
     aten.upsample_nearest2d.vec: shapes.lower_nearest,
-    **gather.GATHERS,
+    **gather.LOWERINGS,
     "copy": shapes.lower_copy,
     "write": shapes.lower_write,
 }
@@ -113,7 +113,6 @@ def lower_graph(
     small = options.products and target.templates
     builder.templates = target.templates
     builder.asserts = target.asserts
-    builder.graph_may_speculate = graph.may_speculate
     builder.products = templates_run(options, target)
     builder.tiled_convolutions = options.tiled_convolutions
     if options.measure and out_dir is not None:

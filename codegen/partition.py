@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from accel.codegen.indices import questions
 from accel.codegen.joint import Component, Joint
 from accel.codegen.lowering import LOWERINGS, MULTIPLE
 from accel.codegen.lowerings_pointwise import COMPARISONS, FORMULAS, LOGICAL
@@ -128,6 +129,9 @@ class _Splitter:
         self.tangents = self.graph.inputs[joint.input_count :]
         self.user_outputs = self.graph.outputs[: joint.output_count]
         self.gradients = self.graph.outputs[joint.output_count :]
+        # In the forward, by whatever computes it there.
+        forward = (n for n in self.graph.nodes if id(n) in joint.forward)
+        self.answered = frozenset(q for node in forward for q in questions(node))
         self.overwritten = {c.region.buffer for c in self.graph.commits}
         self.states = self._states()
         self.materialised = {
@@ -233,6 +237,7 @@ class _Splitter:
                 read |= {v.buffer for v in node.views()}
         backward = self._half(nodes, sorted(saved & read) + tangents)
         backward.may_speculate = False
+        backward.answered = self.answered
         backward.outputs = list(outputs)
         backward.output_identity = self.graph.output_identity[grads]
         backward.output_severed = self.graph.output_severed[grads]

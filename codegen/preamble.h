@@ -469,6 +469,18 @@ template <int N, class T> INLINE void store_one(T* p, vec<typename memory<T>::va
   *(typename memory<T>::raw*)p = memory<T>::template down<N>(v)[0];
 }
 
+// Adds to what lies there; lanes one after the other where they may meet in one place.
+template <int N, class T> INLINE void add_one(T* p, vec<typename memory<T>::value, N> v) {
+  store_one<N>(p, load_one<N>(p) + v);
+}
+template <int N, int K, class T> INLINE void add_to(T* p, vec<typename memory<T>::value, N> v) {
+  store<N, K>(p, load<N, K>(p) + v);
+}
+template <int N, int K, class T, class V>
+INLINE void add_scattered(T* p, V place, i64 step, vec<typename memory<T>::value, N> v) {
+  for (int l = 0; l < K; l++) add_one<2>(p + place[l] + l * step, v[l] - vec<typename memory<T>::value, 2>{});
+}
+
 // N x N elements of 32 bits, transposed in registers.
 template <int D, int N> INLINE void exchange(vec<int, N>& a, vec<int, N>& b) {
   vec<int, N> low, high;

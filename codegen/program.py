@@ -21,7 +21,8 @@ from accel.codegen.tensor_graph import TensorGraph, View, nested_views
 class LoopNode:
     """`buffer[address] = expr` over `dims`, or its reduction by `kind` over `reduced`.
 
-    `region` marks a writer that shares its buffer with others.
+    `region` marks a writer that shares its buffer with others; one that `scatters` adds to what they
+    have written, and its expression is `placed`.
     """
 
     name: str
@@ -33,6 +34,7 @@ class LoopNode:
     reduced: list[str] = field(default_factory=list)
     kind: str | None = None
     region: bool = False
+    scatters: bool = False
     location: str = ""
 
     @property

@@ -166,6 +166,8 @@ SCALAR_OPS: dict[str, ScalarOp] = {
     "not": ScalarOp("same", 1, "(~{0})", "(~{0})", torch.bitwise_not),
     # Of a dimension with {1} elements; on a GPU what is not inside ends the run.
     "bounded": ScalarOp("same", 3, "v_bounded({0}, {1})", "bounded({0}, {1})", _bounded),
+    # What a scatter adds, and where; no operation of its own.
+    "placed": ScalarOp("same", 8, "", "", lambda value, place: value),
     "random_bits": ScalarOp(
         "same", 12, "v_random_bits({0}, {1}, {2})", "random_bits({0}, {1}, {2})", _random_bits
     ),

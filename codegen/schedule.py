@@ -36,6 +36,7 @@ from accel.codegen.loop_ir import (
     Loop,
     Op,
     Param,
+    Scatter,
     Store,
     Table,
     addresses,
@@ -277,7 +278,7 @@ def _vector_cost(
         else:
             near = not is_symbolic(step) and -1 <= step <= _NEAR_STEP
             cost += _NEAR_PENALTY if near else _STRIDED_PENALTY
-    cost += _STRIDED_PENALTY * sum(_scatters(e, var) for n in group.nodes for e in n.gathers())
+    cost += _STRIDED_PENALTY * sum(_anywhere(n, var) for n in group.nodes)
     if over_rows:
         cost *= 1.2  # rows are walked with a stride
     elif group.inner:
@@ -287,9 +288,12 @@ def _vector_cost(
     return cost / used
 
 
-def _scatters(gather: Gather, var: str | None) -> bool:
-    """Whether neighbours along a variable are gathered from anywhere."""
-    return any(var in a.variables() for a in addresses(gather.place))
+def _anywhere(node: LoopNode, var: str | None) -> int:
+    """How many accesses of a node neighbours along a variable make in places of their own."""
+    places = [gather.place for gather in node.gathers()]
+    if node.scatters:
+        places.append(children(node.expr)[1])
+    return sum(any(var in a.variables() for a in addresses(place)) for place in places)
 
 
 def tile_variables(group: Group, sizes: dict[str, int], vector: str) -> tuple[str, ...]:
@@ -390,7 +394,9 @@ class KernelBuilder:
         k.body = body
         k.tile_var = self._tile_var(outer, body)
         k.cost_ns = self._estimate()
-        k.parallel = k.cost_ns > _PARALLEL_NS and self._units() > 1
+        # Two threads could add to one cell.
+        alone = any(n.scatters for n in self.group.nodes)
+        k.parallel = k.cost_ns > _PARALLEL_NS and self._units() > 1 and not alone
         return Scheduled(k, self.buffers, set(), set())
 
     def _tile_var(self, outer: list[str], body: list[object]) -> str | None:
@@ -420,8 +426,7 @@ class KernelBuilder:
                     total += count * (each + in_tiles * ITEM_BYTES[dtype] * _NS_PER_BYTE)
                 elif self.vector and hint(a.coefficient(self.vector)):
                     total += count * ITEM_BYTES[dtype] * _NS_PER_BYTE
-            anywhere = sum(_scatters(e, self.vector) for e in node.gathers())
-            total += count * anywhere * _NS_PER_STRIDED_ELEMENT
+            total += count * _anywhere(node, self.vector) * _NS_PER_STRIDED_ELEMENT
         return total
 
     # ------------------------------------------------------------ params
@@ -486,11 +491,18 @@ class KernelBuilder:
                 and not self.phases.is_full(node)
                 and self.phase[node.name] == phase
             ):
-                body.append(Let(node.name, self._body(node, phase, body)))
-                self._store(node, body)
+                self._value(node, self._body(node, phase, body), body)
 
     def _raw(self, node: LoopNode) -> str:
         return f"r_{node.name}"
+
+    def _value(self, node: LoopNode, expr: Expr, body: list[object]) -> None:
+        if node.scatters:
+            param = self._param(node.buffer, node.dtype, True)
+            body.append(Scatter(param, node.address, expr, node.dtype))
+            return
+        body.append(Let(node.name, expr))
+        self._store(node, body)
 
     def _store(self, node: LoopNode, body: list[object]) -> None:
         if node.buffer in self.stored or node.region:
@@ -513,12 +525,11 @@ class KernelBuilder:
                 body.append(Begin(f"a_{node.name}", node.kind, node.expr.type))
                 inside.append(Accumulate(f"a_{node.name}", node.kind, expr))
                 continue
-            inside.append(Let(node.name, expr))
             self.defined.add(node.name)
+            self._value(node, expr, inside)
             if node.name in self.kept:
                 where = row_major(self.group.inner, self.sizes)
                 inside.append(Keep(node.name, where, Local(node.name, VALUE_TYPE[node.dtype])))
-            self._store(node, inside)
         loops = inside
         for v in reversed(self.group.inner):
             vector = v == self.vector and not self.over_rows

@@ -130,6 +130,8 @@ class TensorGraph:
     device: str = "cpu"
     number_outputs: list[Any] = field(default_factory=list)
     may_speculate: bool = True  # who runs it can do without it
+    # About tensors of indices: what another graph has made sure of before this one runs.
+    answered: frozenset[Any] = frozenset()
 
     def new_buffer(
         self, numel: int, dtype: str, sizes: tuple[int, ...], strides: tuple[int, ...], **more: Any

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import torch
 
+from accel.codegen.indices import INDEXED
 from accel.codegen.lowering import LOWERINGS, MULTIPLE
-from accel.codegen.lowerings_gather import GATHERS
 from accel.codegen.products import PRODUCTS
 from accel.codegen.tensor_graph import Node
 
@@ -40,7 +40,7 @@ def may_raise(node: Node) -> bool:
     name = node.target.overloadpacket.__name__
     if name in _DIVISIONS:
         return not all(getattr(torch, view.dtype).is_floating_point for view in node.views())
-    return node.target in GATHERS or not (
+    return node.target in INDEXED or not (
         name in _TOTAL
         or torch.Tag.pointwise in node.target.tags
         or node.target in LOWERINGS

@@ -56,6 +56,8 @@ class _Verifier:
             param = self.kernel.params[s.param]
             if not param.written or param.dtype != s.dtype:
                 self.fail(f"a store of {s.dtype} to parameter {s.param}: {param}")
+            if isinstance(s, ir.Scatter) != (isinstance(s.expr, ir.Op) and s.expr.name == "placed"):
+                self.fail("a place that is not scattered to")
             if s.expr.type != ir.VALUE_TYPE[s.dtype]:
                 self.fail(f"a store of {s.expr.type} as {s.dtype}")
         elif isinstance(s, ir.Keep):
@@ -79,7 +81,7 @@ class _Verifier:
                 self.expr(a, scope, locals_)
             if row.result_type(e.args) != e.type:
                 self.fail(f"{e.name} gives {row.result_type(e.args)}, not {e.type}")
-            operands = e.args[1:] if e.name == "where" else e.args
+            operands = {"where": e.args[1:], "placed": e.args[:1]}.get(e.name, e.args)
             if len({a.type for a in operands}) > 1:
                 self.fail(f"{e.name} of {[a.type for a in e.args]}")
         elif isinstance(e, ir.Local):

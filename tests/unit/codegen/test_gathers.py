@@ -47,6 +47,27 @@ GATHERS: dict[str, Callable[..., Any]] = {
     "a table that is computed": lambda i, t: (t.exp() + t.sum(0))[i],
 }
 
+ADDITIONS: dict[str, Callable[..., Any]] = {
+    "index_add to rows": lambda i, t: t.index_add(0, i[0] % 50, t[:9] * 2),
+    "index_add to columns": lambda i, t: t.index_add(1, i[1] % 40, t[:, :9].exp()) + 1,
+    "scatter_add along lines": lambda i, t: t.scatter_add(1, i % 40, t[:7, 5:20]),
+    "scatter_add along columns": lambda i, t: t.scatter_add(0, i % 5, t.sin()),
+    "scatter_add of what is repeated": lambda i, t: torch.zeros(50, 40).scatter_add(
+        0, (i[0] % 50)[:, None].expand(9, 40), t[:9]
+    ),
+    "messages of a graph": lambda i, t: torch.zeros(50, 40).index_add(
+        0, i[0] % 50, t.index_select(0, i[1] % 50) * t[:9, :1]
+    ),
+    "rows by position": lambda i, t: t.index_put((i,), t[:7, None], accumulate=True),
+    "two positions": lambda i, t: t.index_put((i, i % 40), t[:7, :9], accumulate=True),
+    "one value": lambda i, t: t.index_put((i % 9,), torch.ones(()), accumulate=True),
+    "whole numbers": lambda i, t: i.index_add(1, i[0] % 9, i[:, :9] * 3),
+    "in place": lambda i, t: (
+        torch.ones(50, 40).index_add_(0, i[0] % 50, t[:9]).scatter_add_(0, i % 50, t)
+    ),
+    "float64": lambda i, t: t.double().index_put((i,), t[:7, None].double(), accumulate=True),
+}
+
 
 def _inputs() -> tuple[torch.Tensor, torch.Tensor]:
     torch.manual_seed(3)
@@ -60,17 +81,23 @@ def test_kernels_gather_as_eager(name: str, fuse: bool) -> None:
     check(GATHERS[name], *_inputs(), native=True, fuse=fuse, externs=externs)
 
 
-@pytest.mark.parametrize("name", GATHERS)
+@pytest.mark.parametrize("fuse", [True, False])
+@pytest.mark.parametrize("name", ADDITIONS)
+def test_kernels_add_as_eager(name: str, fuse: bool) -> None:
+    check(ADDITIONS[name], *_inputs(), native=True, fuse=fuse, externs=0, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*GATHERS, *ADDITIONS])
 def test_triton_s_kernels_gather_as_eager(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     monkeypatch.setitem(TARGETS, "cpu", interpreted())
     monkeypatch.setattr(capture_graph, "NATIVE", False)
-    check(GATHERS[name], *_inputs())
+    check((GATHERS | ADDITIONS)[name], *_inputs(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(GATHERS.keys() - {"take_along_dim"}))
-def test_the_loop_ir_gathers_as_eager(name: str) -> None:
-    graph, inputs, expected = capture(GATHERS[name], list(_inputs()))
+@pytest.mark.parametrize("name", sorted(GATHERS.keys() - {"take_along_dim"} | ADDITIONS.keys()))
+def test_the_loop_ir_gathers_and_adds_as_eager(name: str) -> None:
+    graph, inputs, expected = capture((GATHERS | ADDITIONS)[name], list(_inputs()))
     c = compile_it(graph)
     memory = {b: t.contiguous().flatten() for b, t in zip(c.graph.inputs, inputs, strict=True)}
     for step in c.steps:

@@ -178,6 +178,19 @@ def _mend_interpreter() -> None:
             result = np.expand_dims(result, self.axis)
         return (self.to_tensor(result, block.dtype),)
 
+    atomic = ti.InterpreterBuilder.create_atomic_rmw
+
+    def atomic_rmw(self: Any, op: Any, *handles: Any) -> Any:
+        """Of what is broadcast too, which the interpreter takes for dense memory."""
+        dense = [
+            ti.TensorHandle(np.ascontiguousarray(h.data), h.dtype)
+            if isinstance(h, ti.TensorHandle)
+            else h
+            for h in handles
+        ]
+        return atomic(self, op, *dense)
+
+    ti.InterpreterBuilder.create_atomic_rmw = atomic_rmw
     patch = ti._patch_lang_tensor
 
     def patch_tensor(tensor: Any, scope: Any) -> None:
