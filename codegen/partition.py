@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from accel.codegen.gpu_random import uniform_operator
 from accel.codegen.joint import Component, Joint
 from accel.codegen.lowering import LOWERINGS, MULTIPLE
 from accel.codegen.lowerings_pointwise import COMPARISONS, FORMULAS, LOGICAL
@@ -40,6 +41,7 @@ _RECOMPUTABLE = frozenset(
         aten.arange.default,
         aten.arange.start,
         bernoulli_operator(),
+        uniform_operator(),
         "copy",
         "write",
     ]

@@ -10,6 +10,7 @@
 #include "tensors.h"
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/GradMode.h>
@@ -137,6 +138,42 @@ class RandomStateGuard {
   at::Tensor state_;
 };
 
+// Takes a run's part of a GPU's random stream, as ATen's kernels would one after the other, and
+// gives it back unless told that it was drawn. Others may have drawn behind it meanwhile, and a
+// failed run is followed by the body, which draws from where the generator stands: then it stays.
+class StreamGuard {
+ public:
+  StreamGuard(const Plan& plan, Frame& frame, void* stream) {
+    if (plan.draws == 0) return;
+    // A recorded graph would get the same numbers whenever it is replayed.
+    TORCH_CHECK(!is_capturing(stream), "random numbers while a stream is captured");
+    generator_ = at::globalContext().defaultGenerator(plan.device);
+    std::lock_guard<std::mutex> lock(generator_.mutex());
+    seed_ = generator_.current_seed();
+    before_ = generator_.get_offset();
+    TORCH_CHECK(before_ % 4 == 0, "the generator stands in the middle of a block");
+    frame.set_stream(seed_, before_ / 4);
+    generator_.set_offset(after_ = before_ + plan.draws);
+  }
+  ~StreamGuard() {
+    if (after_ == before_) return;
+    try {
+      std::lock_guard<std::mutex> lock(generator_.mutex());
+      if (generator_.current_seed() == seed_ && generator_.get_offset() == after_) {
+        generator_.set_offset(before_);
+      }
+    } catch (const c10::Error&) {
+      // Somebody has begun to capture: the generator cannot be set now.
+    }
+  }
+  StreamGuard(const StreamGuard&) = delete;
+  void keep_drawn() { after_ = before_; }
+
+ private:
+  at::Generator generator_;
+  uint64_t seed_ = 0, before_ = 0, after_ = 0;
+};
+
 // Plans are below autograd and autocast: the compiler has seen to both.
 c10::DispatchKeySet excluded_keys() {
   static const c10::DispatchKeySet keys =
@@ -207,6 +244,7 @@ RunStatus run_work(const Plan& plan, Frame& frame, c10::TensorImpl* const* input
   c10::AutoGradMode no_grad(false);
   frame.begin(inputs);
   RandomStateGuard random(plan.random);
+  StreamGuard drawn(plan, frame, stream);
   long threads = thread_count(plan);
   size_t steps = 0;
   run_steps(plan, frame, plan.steps, threads, steps, stream);
@@ -221,6 +259,7 @@ RunStatus run_work(const Plan& plan, Frame& frame, c10::TensorImpl* const* input
     run_steps(plan, frame, plan.commit, threads, committed, stream);
   }
   random.keep_drawn();
+  drawn.keep_drawn();
   return RunStatus::ok;
 }
 
@@ -510,10 +549,15 @@ const Executor* as_executor(PyObject* object) {
 const Plan& plan_of(const Executor& executor) { return executor.plan(); }
 
 at::Tensor random_state(const Executor& executor) {
-  if (!executor.plan().random) return at::Tensor();
-  at::Generator generator = at::detail::getDefaultCPUGenerator();
-  std::lock_guard<std::mutex> lock(generator.mutex());
-  return generator.get_state();
+  const Plan& plan = executor.plan();
+  if (!plan.random && plan.draws == 0) return at::Tensor();
+  try {
+    at::Generator generator = at::globalContext().defaultGenerator(plan.device);
+    std::lock_guard<std::mutex> lock(generator.mutex());
+    return generator.get_state();
+  } catch (const c10::Error&) {
+    return at::Tensor();  // a stream is captured: the plan will not run either
+  }
 }
 
 int init_executor(PyObject* module) {
