@@ -275,7 +275,7 @@ def _is_dense(out: torch.Tensor) -> bool:
         if n != 1 and out.numel() and stride != expected:
             return False
         expected *= n
-    return out.numel() * out.element_size() <= _POSITIONS
+    return bool(out.numel() * out.element_size() <= _POSITIONS)
 
 
 # ---------------------------------------------------------------- kernels
