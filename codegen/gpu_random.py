@@ -46,6 +46,7 @@ from accel.codegen.tensor_graph import Node, View
 
 aten = torch.ops.aten
 
+_DEVICE = "cuda"
 _BLOCK_THREADS = 256
 _LANES = 4  # of a Philox block; offsets count lanes, counters blocks
 _POSITIONS = (1 << 31) - 1
@@ -58,8 +59,8 @@ _UNIFORM = (
 # Recorded operations that draw on a GPU by what they are traced as. Others, such as attention, have
 # kernels there that draw otherwise.
 _ORIGINS = frozenset({
-    "bernoulli", "bernoulli_", "rand", "rand_like", "uniform_", "dropout", "dropout_", "dropout1d",
-    "dropout2d", "dropout3d", "feature_dropout", "feature_dropout_", "alpha_dropout",
+    "bernoulli", "bernoulli_", "rand", "rand_like", "uniform_", "native_dropout", "dropout",
+    "dropout_", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "feature_dropout_", "alpha_dropout",
     "alpha_dropout_", "feature_alpha_dropout", "feature_alpha_dropout_",
 })  # fmt: skip
 
@@ -171,7 +172,7 @@ class Draws:
 
     def _numbers(self, out: Any, dtype: torch.dtype, neighbours: int = 1) -> Any:
         """A number for each element of `out`, whose strides they have; None where that is not sure."""
-        known = out.device.type == "cuda" and self.origin().rsplit(".", 1)[-1] in _ORIGINS
+        known = out.device.type == _DEVICE and self.origin().rsplit(".", 1)[-1] in _ORIGINS
         sizes, strides = tuple(out.shape), tuple(out.stride())
         if not known or not all(type(n) is int for n in (*sizes, *strides)) or not _is_dense(out):
             return None

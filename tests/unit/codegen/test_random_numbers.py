@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 from plan_runner import _Runner
+from test_training import differentiable
 from triton_interpreter import interpreted
 
-from accel.codegen import CodegenOptions, CompileError, compile_graph
+from accel.codegen import CodegenOptions, CompileError, compile_graph, gpu_random
 from accel.codegen.fusion import Group
 from accel.codegen.gpu_random import uniform_operator
 from accel.codegen.interpreter import interpret
@@ -332,3 +333,103 @@ def test_kernels_compile(name: str, gpu: str, tmp_path: Path) -> None:
     assert len(plan["kernels"]) == 1 and plan["draws"] % 4 == 0
     (step,) = plan["steps"]
     assert "seed" in step["numbers"] and {"drawn": 0} in step["numbers"]
+
+
+TRAINED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "native dropout": lambda x: torch.native_dropout(x.exp(), 0.3, True)[0],
+    "dropout": lambda x: torch.nn.functional.dropout(x.exp(), 0.3, True),
+    "bernoulli": lambda x: x.exp() * torch.bernoulli(x.detach(), 0.7) * 2,
+    "rand": lambda x: (x.exp() * torch.rand_like(x)).sin(),
+}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_backward_draws_the_same_numbers_from_seed_and_place(
+    name: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Traced as if this processor were a GPU: autograd wants one for tensors that lie there."""
+    monkeypatch.setattr(gpu_random, "_DEVICE", "cpu")
+    monkeypatch.setitem(TARGETS, "cpu", interpreted())
+    x = torch.randn(4097, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    graph, _ = differentiable(TRAINED[name], [x])
+    graph.is_random = True
+    options = CodegenOptions(verify=True, gpu_blocks=RESIDENT)
+    plan = compile_graph(graph, out_dir=tmp_path, options=options)
+    library = tmp_path / plan["library"]
+    (gradient,) = plan["gradients"]
+    assert plan["draws"] == 4 and "draws" not in gradient["plan"]
+    results = Drawing(plan, library, [x.detach()], 1).run()
+    assert results is not None
+    # Eager's, with the numbers of the model in place of what it would draw.
+    numbers = torch.from_numpy(cuda_draws.nullary(SEED, OFFSET, 4097, RESIDENT)[0]).float()
+    kept = (numbers < np.float32(0.7)).float()
+    eager: dict[str, Callable[[], torch.Tensor]] = {
+        "native dropout": lambda: x.exp() * kept / 0.7,
+        "dropout": lambda: x.exp() * kept / 0.7,
+        "bernoulli": lambda: x.exp() * kept * 2,
+        "rand": lambda: (x.exp() * numbers).sin(),
+    }
+    want = eager[name]()
+    torch.testing.assert_close(results[0], want.detach())
+    saved = [x.detach() if kind == "input" else results[i] for kind, i in gradient["saved"]]
+    stream = [t for t in saved if t.dtype == torch.int64]
+    assert [t.tolist() for t in stream] == [SEED - (1 << 64), OFFSET // 4]
+    assert sum(t.numel() > 1 for t in saved) <= 1  # no mask: x, or what was computed of it
+    arriving = torch.randn(4097)
+    found = Drawing(gradient["plan"], library, [*saved, arriving], 1).run()
+    assert found is not None
+    (expected,) = torch.autograd.grad(want, x, arriving)
+    torch.testing.assert_close(found[gradient["results"][0]], expected, rtol=1e-4, atol=1e-5)
+
+
+BOUNDS = [(0.0, 0.3), (-1.0, 1.0), (0.25, 0.75), (0.3, 0.3)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize(("low", "high"), BOUNDS)
+def test_bounds_are_the_tensor_s(
+    low: float, high: float, dtype: torch.dtype, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """`uniform_`, which cannot be traced for a GPU by a torch without one."""
+    monkeypatch.setattr(gpu_random, "_DEVICE", "cpu")
+    monkeypatch.setitem(TARGETS, "cpu", interpreted())
+    meta = replace(meta_of(513, dtype=dtype), device="cpu")
+    graph = drawing(
+        meta, call("a", "torch.neg", Ref("x")), method("v0", "uniform_", Ref("a"), low, high)
+    )
+    options = CodegenOptions(verify=True, gpu_blocks=RESIDENT)
+    plan = compile_graph(graph, out_dir=tmp_path, options=options)
+    results = Drawing(plan, tmp_path / plan["library"], [torch.zeros(513, dtype=dtype)], 1).run()
+    assert results is not None
+    double = dtype == torch.float64
+    drawn, _ = cuda_draws.nullary(SEED, OFFSET, 513, RESIDENT, double=double)
+    begin, end = (torch.tensor(v, dtype=torch.float64).to(dtype) for v in (low, high))
+    wide = torch.float64 if double else torch.float32
+    values = (torch.from_numpy(drawn).to(wide) * (end - begin).to(wide) + begin.to(wide)).to(dtype)
+    same(results[0], torch.where(values == end, begin, values))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_programs(seed: int, tmp_path: Path, monkeypatch: Any) -> None:
+    """Several draws of any size one after the other, on GPUs of several sizes."""
+    random = np.random.default_rng(seed)
+    resident = int(random.choice([1, 2, 3, 8]))
+    monkeypatch.setitem(TARGETS, "cuda", interpreted())
+    operations, metas, wants, offset = [], [], [], OFFSET
+    for k in range(int(random.integers(2, 5))):
+        numel = int(random.choice([1, 2, 255, 257, 1024, 1025, 3073]))
+        dtype = DTYPES[int(random.integers(4))]
+        double = dtype == torch.float64
+        drawn, advance = cuda_draws.nullary(SEED, offset, numel, resident, double=double)
+        offset += advance
+        values = torch.from_numpy(drawn).to(dtype)
+        wants.append(torch.where(values == 1, torch.zeros_like(values), values))
+        kwargs = {"dtype": dtype, "device": torch.device("cuda:0")}
+        operations.append(call(f"v{k}", "torch.rand", numel, **kwargs))
+        metas.append(meta_of(numel, dtype=dtype))
+    names = [o.name for o in operations]
+    graph = SegmentGraph([("x", meta_of(1))], operations, names, metas, is_random=True)
+    results, plan = run(graph, torch.zeros(1), tmp_path, monkeypatch, blocks=resident)
+    assert plan["draws"] == offset - OFFSET
+    for got, want in zip(results, wants, strict=True):
+        same(got, want)
