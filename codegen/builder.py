@@ -81,6 +81,7 @@ class Builder:
         # Whether they are as fast as ATen's: by shape, and whether an epilogue may follow.
         self.product_pays: Callable[[Shape, bool], bool] = lambda _shape, _epilogue: True
         self.asserts = False  # kernels may end a run with an assertion
+        self.draws = False  # kernels are given a part of a generator's stream
         self.places: dict[Any, View] = {}  # of tensors of indices -> bounded ones
         self.continued: set[int] = set()  # buffers that some node reads which becomes a loop
         self.read: set[int] = set()  # buffers that some node, output or commit reads

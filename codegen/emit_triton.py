@@ -95,6 +95,7 @@ class _Emitter(Lines):
         self.in_row = False
         self.stored: set[int] = set()  # parameters that an earlier phase has written
         self.wide = self._is_wide()
+        self.drawn = run_numbers(kernel)
 
     def _is_wide(self) -> bool:
         """Whether positions need 64 bits."""
@@ -121,8 +122,9 @@ class _Emitter(Lines):
                 self.statement(statement)
         body = "\n".join(self.lines)
         symbols = symbols_of(body)
-        params = [f"p{i}" for i in range(len(self.kernel.params))] + [f"s{n}" for n in symbols]
-        types = [POINTER_TYPE[p.dtype] for p in self.kernel.params] + ["i64"] * len(symbols)
+        numbers = [f"s{n}" for n in symbols] + [f"d{i}" for i in range(len(self.drawn))]
+        params = [f"p{i}" for i in range(len(self.kernel.params))] + numbers
+        types = [POINTER_TYPE[p.dtype] for p in self.kernel.params] + ["i64"] * len(numbers)
         head = HEAD.format(" ".join(types), self.tiles.warps)
         return f"{head}\ndef @({', '.join(params)}):\n{body}\n"
 
@@ -290,6 +292,9 @@ class _Emitter(Lines):
     def _expr_iota(self, e: ir.Iota) -> str:
         return f"({self.address(e.address)}).to({COMPUTE_TYPE[e.type]})"
 
+    def _expr_runnumber(self, e: ir.RunNumber) -> str:
+        return f"tl.full({[1] * self.rank}, d{self.drawn.index(e.blocks)}, tl.int64)"
+
     def _expr_local(self, e: ir.Local) -> str:
         return self.local(e.name)
 
@@ -335,6 +340,12 @@ class _Emitter(Lines):
 def symbols_of(text: str) -> list[int]:
     """The symbols that a kernel takes as numbers behind its pointers."""
     return sorted({int(n) for n in re.findall(r"\bs(\d+)\b", text)})
+
+
+def run_numbers(kernel: ir.Kernel) -> list[int | None]:
+    """The numbers of the generator's stream that it takes behind those, in order of appearance."""
+    found = (e.blocks for e in ir.expressions(kernel.body) if isinstance(e, ir.RunNumber))
+    return list(dict.fromkeys(found))
 
 
 def number(value: Any) -> str:

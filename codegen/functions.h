@@ -461,6 +461,35 @@ template <class V> INLINE V v_over(V x, const divisor<V>& by) {
 // A place inside of a dimension.
 template <class V> INLINE V v_bounded(V place, V count) { return v_min(v_max(place, V{}), count - 1); }
 
+// Philox4x32-10, one element after the other.
+INLINE void philox_words(u64 seed, u64 counter, u64 thread, unsigned* x) {
+  x[0] = counter, x[1] = counter >> 32, x[2] = thread, x[3] = thread >> 32;
+  unsigned low = seed, high = seed >> 32;
+  for (int round = 0; round < 10; ++round, low += 0x9e3779b9u, high += 0xbb67ae85u) {
+    u64 a = (u64)x[0] * 0xd2511f53u, b = (u64)x[2] * 0xcd9e8d57u;
+    unsigned first = (unsigned)(b >> 32) ^ x[1] ^ low, third = (unsigned)(a >> 32) ^ x[3] ^ high;
+    x[0] = first, x[1] = b, x[2] = third, x[3] = a;
+  }
+}
+template <class V> INLINE vec<float, LANES(V)> v_philox_uniform(V seed, V counter, V thread, V lane) {
+  vec<float, LANES(V)> r;
+  for (int i = 0; i < LANES(V); ++i) {
+    unsigned x[4];
+    philox_words(seed[i], counter[i], thread[i], x);
+    r[i] = (float)x[lane[i]] * 0x1p-32f + 0x1p-33f;
+  }
+  return r;
+}
+template <class V> INLINE vec<double, LANES(V)> v_philox_uniform_wide(V seed, V counter, V thread, V lane) {
+  vec<double, LANES(V)> r;
+  for (int i = 0; i < LANES(V); ++i) {
+    unsigned x[4];
+    philox_words(seed[i], counter[i], thread[i], x);
+    r[i] = (double)(x[2 * lane[i]] ^ (u64)x[2 * lane[i] + 1] << 21) * 0x1p-53 + 0x1p-54;
+  }
+  return r;
+}
+
 // 32 random bits of a position and two seeds. Source: `triple32` of Chris Wellons' hash-prospector.
 template <class V> INLINE V v_random_bits(V position, V first, V second) {
   typedef vec<unsigned, LANES(V)> U;

@@ -25,14 +25,19 @@ _REDUCE = {
 }
 
 
-def interpret(kernel: ir.Kernel, memory: list[torch.Tensor]) -> None:
-    """Runs the kernel; `memory[i]` is parameter i as a flat tensor."""
-    _Interpreter(kernel, memory).run()
+def interpret(
+    kernel: ir.Kernel, memory: list[torch.Tensor], stream: tuple[int, int] = (0, 0)
+) -> None:
+    """Runs the kernel; `memory[i]` is parameter i as a flat tensor, `stream` the seed and the block
+    of random numbers that the run begins at."""
+    _Interpreter(kernel, memory, stream).run()
 
 
 class _Interpreter:
-    def __init__(self, kernel: ir.Kernel, memory: list[torch.Tensor]) -> None:
-        self.kernel, self.memory = kernel, memory
+    def __init__(
+        self, kernel: ir.Kernel, memory: list[torch.Tensor], stream: tuple[int, int]
+    ) -> None:
+        self.kernel, self.memory, self.stream = kernel, memory, stream
         self.axes: dict[str, int] = {}
         self.extents: list[int] = []
         self.values: dict[str, torch.Tensor] = {}
@@ -104,6 +109,10 @@ class _Interpreter:
     def value(self, e: ir.Expr) -> torch.Tensor:
         if isinstance(e, ir.Const):
             return torch.full([1] * len(self.extents), e.value, dtype=TORCH_TYPE[e.type])
+        if isinstance(e, ir.RunNumber):
+            seed, block = self.stream
+            value = seed if e.blocks is None else block + e.blocks
+            return torch.full([1] * len(self.extents), value, dtype=torch.int64)
         if isinstance(e, ir.Iota):
             return self.index(e.address).to(TORCH_TYPE[e.type])
         if isinstance(e, ir.Local):

@@ -14,6 +14,7 @@
              | Load(buffer | param, address, dtype) | Kept(scratch, address, type)
              | Gather(buffer | param, address, place, dtype)   at address + place, an expr
              | Table(values, address, type)
+             | RunNumber(blocks)                        of a GPU's random stream, known at launch
              | Op(name, args, type)
     address := Affine over loop variables
     type    := f32 | f64 | i32 | i64 | bool             what is computed with
@@ -166,6 +167,15 @@ class Table(Expr):
     values: tuple[Any, ...]
     address: Affine
     type: str
+
+
+@dataclass(frozen=True)
+class RunNumber(Expr):
+    """Of the generator that a run draws from: its seed (None), or its place in blocks of four
+    numbers when the run has drawn so many."""
+
+    blocks: int | None
+    type: str = "i64"
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from accel.codegen.build import vector_bytes
 from accel.codegen.builder import Builder, Unsupported
 from accel.codegen.convolutions import lower_convolution, lower_convolution_backward
 from accel.codegen.embeddings import lower_embedding_backward
+from accel.codegen.gpu_random import lower_state, lower_uniform, state_operator, uniform_operator
 from accel.codegen.loop_ir import VALUE_TYPE
 from accel.codegen.options import CodegenOptions, CompileError
 from accel.codegen.products import PRODUCTS, count_uses, lower_product
@@ -78,6 +79,7 @@ LOWERINGS: dict[Any, Lowering] = {
     aten.embedding_dense_backward.default: lower_embedding_backward,
     aten.avg_pool2d.default: pools.lower_avg_pool,
     bernoulli_operator(): lower_mask,
+    uniform_operator(): lower_uniform,
     aten.upsample_nearest2d.default: shapes.lower_nearest,
     aten.upsample_nearest2d.vec: shapes.lower_nearest,
     **gather.LOWERINGS,
@@ -90,6 +92,7 @@ MULTIPLE: dict[Any, Callable[[Builder, Node, list[View | None]], None]] = {
     aten._fused_rms_norm.default: reduce.lower_rms_norm,
     aten.max_pool2d_with_indices.default: pools.lower_max_pool,
     aten.convolution_backward.default: lower_convolution_backward,
+    state_operator(): lower_state,
 }
 # Operations called with an out argument, so that their result lies in planned memory.
 OUT_VARIANTS: dict[Any, str] = {
@@ -112,7 +115,7 @@ def lower_graph(
     builder.splitting = target.splitting
     small = options.products and target.templates
     builder.templates = target.templates
-    builder.asserts = target.asserts
+    builder.asserts, builder.draws = target.asserts, target.draws
     builder.products = templates_run(options, target)
     builder.tiled_convolutions = options.tiled_convolutions
     if options.measure and out_dir is not None:

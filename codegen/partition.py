@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from accel.codegen.gpu_random import uniform_operator
 from accel.codegen.indices import questions
 from accel.codegen.joint import Component, Joint
 from accel.codegen.lowering import LOWERINGS, MULTIPLE
@@ -41,6 +42,7 @@ _RECOMPUTABLE = frozenset(
         aten.arange.default,
         aten.arange.start,
         bernoulli_operator(),
+        uniform_operator(),
         "copy",
         "write",
     ]

@@ -28,10 +28,12 @@ _COPIES_STORAGE = frozenset(
 
 @dataclass(frozen=True)
 class Launch:
-    """How a kernel of a GPU is started: how many programs, and which symbols it takes."""
+    """How a kernel of a GPU is started: how many programs, which symbols it takes, and which
+    numbers of the generator's stream (`loop_ir.RunNumber`)."""
 
     grid: Any
     symbols: list[int]
+    drawn: list[int | None]
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Planner:
         self, program: Program, steps: list[Step], commit: list[Step], stored: set[int]
     ) -> None:
         """`stored` are the buffers with memory; other values stay inside kernels."""
-        self.graph, self.stored = program.graph, stored
+        self.graph, self.stored, self.drawn = program.graph, stored, program.drawn
         self.steps, self.commit = steps, commit
         self.buffers: list[dict[str, Any]] = []
         self.ids: dict[int, int] = {}
@@ -93,6 +95,8 @@ class Planner:
         }
         if self.graph.device != "cpu":
             plan["device"] = self.graph.device
+        if self.drawn:
+            plan["draws"] = self.drawn
         if self.graph.symbols is not None:
             plan["inputs"].append(self._symbol_values())
             plan["sizes"] = {
@@ -270,7 +274,8 @@ class Planner:
                 "symbol": use.symbol,
                 "buffers": ids,
                 "grid": _plain(use.launch.grid),
-                "numbers": [{"e": ["s", k]} for k in use.launch.symbols],
+                "numbers": [{"e": ["s", k]} for k in use.launch.symbols]
+                + ["seed" if k is None else {"drawn": k} for k in use.launch.drawn],
             }
         return {"op": "kernel", "symbol": use.symbol, "buffers": ids, "parallel": use.parallel}
 

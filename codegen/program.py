@@ -111,6 +111,7 @@ class Program:
     sizes: dict[str, int] = field(default_factory=dict)
     steps: list[LoopNode | ExternNode | TemplateNode] = field(default_factory=list)
     commit_steps: list[LoopNode] = field(default_factory=list)
+    drawn: int = 0  # by how much a run advances the offset of a GPU's generator
     _names: int = 0
 
     def fresh(self, prefix: str = "i") -> str:

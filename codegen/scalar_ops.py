@@ -96,6 +96,40 @@ def _random_bits(x: Any, first: Any, second: Any) -> Any:
     return x ^ right(x, 14)
 
 
+_WORD = (1 << 32) - 1
+
+
+def _philox(seed: Any, counter: Any, thread: Any) -> list[Any]:
+    """Philox4x32-10: four words of 32 bits, all as int64.
+
+    Source: Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (SC 2011).
+    """
+    x = [counter & _WORD, (counter >> 32) & _WORD, thread & _WORD, (thread >> 32) & _WORD]
+    key = [seed & _WORD, (seed >> 32) & _WORD]
+    for _ in range(10):
+        a, b = x[0] * 0xD2511F53, x[2] * 0xCD9E8D57  # of 64 bits: shifts bring signs in
+        x = [
+            (b >> 32) & _WORD ^ x[1] ^ key[0],
+            b & _WORD,
+            (a >> 32) & _WORD ^ x[3] ^ key[1],
+            a & _WORD,
+        ]
+        key = [(key[0] + 0x9E3779B9) & _WORD, (key[1] + 0xBB67AE85) & _WORD]
+    return x
+
+
+def _philox_uniform(seed: Any, counter: Any, thread: Any, lane: Any) -> Any:
+    words = torch.stack(torch.broadcast_tensors(*_philox(seed, counter, thread), lane)[:4])
+    word = words.gather(0, lane.expand(words.shape[1:])[None])[0]
+    return word.float() * 2.0**-32 + 2.0**-33
+
+
+def _philox_uniform_wide(seed: Any, counter: Any, thread: Any, lane: Any) -> Any:
+    a, b, c, d = _philox(seed, counter, thread)
+    bits = torch.where(lane == 0, a ^ (b << 21), c ^ (d << 21))
+    return bits.double() * 2.0**-53 + 2.0**-54
+
+
 SCALAR_OPS: dict[str, ScalarOp] = {
     "add": ScalarOp("same", 1, "({0} + {1})", "({0} + {1})", torch.add),
     "sub": ScalarOp("same", 1, "({0} - {1})", "({0} - {1})", torch.sub),
@@ -170,6 +204,21 @@ SCALAR_OPS: dict[str, ScalarOp] = {
     "placed": ScalarOp("same", 8, "", "", lambda value, place: value),
     "random_bits": ScalarOp(
         "same", 12, "v_random_bits({0}, {1}, {2})", "random_bits({0}, {1}, {2})", _random_bits
+    ),
+    # Of a seed, a block of the stream, a thread and a lane of the block: in (0, 1], as cuRAND.
+    "philox_uniform": ScalarOp(
+        "f32",
+        80,
+        "v_philox_uniform({0}, {1}, {2}, {3})",
+        "philox_uniform({0}, {1}, {2}, {3})",
+        _philox_uniform,
+    ),
+    "philox_uniform_wide": ScalarOp(
+        "f64",
+        80,
+        "v_philox_uniform_wide({0}, {1}, {2}, {3})",
+        "philox_uniform_wide({0}, {1}, {2}, {3})",
+        _philox_uniform_wide,
     ),
     "round_bfloat16": ScalarOp(
         "same",

@@ -28,7 +28,8 @@ class Target:
     """One device type.
 
     `longest_row` is how many elements of a row are kept between its phases, `templates`
-    says whether the kernels of products.cpp run there, `asserts` whether a kernel may end a run. `emit` gives a kernel's text and, for
+    says whether the kernels of products.cpp run there, `asserts` whether a kernel may end a run, `draws`
+    whether launches hand kernels a part of the generator's stream. `emit` gives a kernel's text and, for
     a device beside the processor, how it is launched; `build` what the plan says of the
     library.
     """
@@ -36,6 +37,7 @@ class Target:
     longest_row: int
     templates: bool
     asserts: bool
+    draws: bool
     splitting: Splitting
     schedule: Callable[[Group, dict[str, int], set[int], str], Scheduled]
     emit: Callable[[Group, Scheduled], tuple[str, Launch | None]]
@@ -62,12 +64,12 @@ def _schedule_tiled(group: Group, sizes: dict[str, int], stored: set[int], name:
 
 
 def _emit_triton(group: Group, scheduled: Scheduled) -> tuple[str, Launch | None]:
-    from accel.codegen.emit_triton import emit_triton, symbols_of
+    from accel.codegen.emit_triton import emit_triton, run_numbers, symbols_of
     from accel.codegen.tiles import choose_tiles
 
     tiles = choose_tiles(scheduled.kernel)
     text = emit_triton(scheduled.kernel, tiles)
-    return text, Launch(tiles.grid(), symbols_of(text))
+    return text, Launch(tiles.grid(), symbols_of(text), run_numbers(scheduled.kernel))
 
 
 def _build_cubins(texts: Texts, out_dir: Path, options: CodegenOptions) -> dict[str, Any]:
@@ -84,6 +86,7 @@ TARGETS: dict[str, Target] = {
         longest_row=LONGEST_ROW,
         templates=True,
         asserts=False,
+        draws=False,
         splitting=Splitting(),
         schedule=_schedule_cpu,
         emit=_emit_cpp,
@@ -93,6 +96,7 @@ TARGETS: dict[str, Target] = {
         longest_row=LONGEST_TILE,
         templates=False,
         asserts=True,
+        draws=True,
         # Enough programs for all multiprocessors, several each.
         splitting=Splitting(results=512, elements=1 << 17, programs=1024, columns=False),
         schedule=_schedule_tiled,

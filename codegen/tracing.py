@@ -23,6 +23,7 @@ from accel.casts import Casts
 from accel.codegen import indexing
 from accel.codegen.decompositions import DECOMPOSITIONS
 from accel.codegen.decompositions_losses import REDUCED_IN_PLACE, elements_behind
+from accel.codegen.gpu_random import Draws, state_operator
 from accel.codegen.loop_ir import VALUE_TYPE
 from accel.codegen.options import CodegenOptions, CompileError
 from accel.codegen.random_masks import FAST_DROPOUT
@@ -102,6 +103,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         self.decompositions = DECOMPOSITIONS
         if options.fast_dropout and graph.gradients is not None:
             self.decompositions = DECOMPOSITIONS | FAST_DROPOUT
+        if graph.is_random and options.gpu_blocks:
+            draws = Draws(options.gpu_blocks, lambda: self.origin, self._is_fresh)
+            self.decompositions = self.decompositions | draws.table()
         self.operations = {o.name: o for o in graph.operations}
         self.graph = TensorGraph()
         self.storages: dict[int, _Storage] = {}
@@ -199,6 +203,15 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         self._detach_commits()
         if self.source.is_random and not any(is_random(node) for node in self.graph.nodes):
             raise CompileError("random numbers are drawn in eager only")
+        for node in self.graph.nodes if self.graph.device != "cpu" else ():
+            if is_random(node) and node.target is not state_operator():
+                why = "kernels do not draw as it does on a GPU"
+                raise CompileError(untraceable(node.origin, node.location, why))
+
+    def _is_fresh(self, tensor: torch.Tensor) -> bool:
+        """Whether it lies in memory that the graph allocates."""
+        state = self.storages.get(storage_key(tensor))
+        return state is not None and state.input is None
 
     def _detach_commits(self) -> None:
         """A commit must not read what an earlier commit has written: such values are copied."""

@@ -58,7 +58,9 @@ def compile_training(
             {
                 "plan": half.plan,
                 # Masks that nobody reads are drawn, too: what comes after them depends on it.
-                "redraws": options.fast_dropout and source.is_random,
+                "redraws": options.fast_dropout
+                and source.is_random
+                and joint.graph.device == "cpu",
                 **_facts(source, whole, c),
                 **_saving(whole.components[c], joint.components[c], backward, reads),
             }

@@ -121,3 +121,28 @@ def random_bits(position, first, second):
     x = x * 0xAC4C1B51
     x = (x ^ (x >> 15)) * 0x31848BAB
     return (x ^ (x >> 14)).to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def philox_words(seed, counter, thread):
+    """Philox4x32-10, by Triton's own rounds: seeds and counters have 64 bits."""
+    low = (counter & 0xFFFFFFFF).to(tl.uint32)
+    high = ((counter >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    word = thread.to(tl.uint32)
+    zero = word ^ word
+    return tl.philox(seed.to(tl.uint64, bitcast=True), low ^ zero, high ^ zero, word, zero)
+
+
+@triton.jit
+def philox_uniform(seed, counter, thread, lane):
+    a, b, c, d = philox_words(seed, counter, thread)
+    word = tl.where(lane < 2, tl.where(lane == 0, a, b), tl.where(lane == 2, c, d))
+    return word.to(tl.float32) * 2.3283064365386963e-10 + 1.1641532182693481e-10
+
+
+@triton.jit
+def philox_uniform_wide(seed, counter, thread, lane):
+    a, b, c, d = philox_words(seed, counter, thread)
+    low = tl.where(lane == 0, a, c).to(tl.uint64)
+    bits = low ^ (tl.where(lane == 0, b, d).to(tl.uint64) << 21)
+    return bits.to(tl.float64) * 1.1102230246251565e-16 + 5.551115123125783e-17

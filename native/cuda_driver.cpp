@@ -33,6 +33,7 @@ struct Driver {
   Result (*launch)(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
                    unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes,
                    void* stream, void** arguments, void** extra);
+  Result (*capturing)(void* stream, int* status);
   Result (*error_name)(Result error, const char** text);
 
   int known_version = 0;
@@ -76,6 +77,7 @@ Driver load_driver() {
              find(library, "cuModuleGetFunction", d.get_function, d.missing) &&
              find(library, "cuFuncSetAttribute", d.set_attribute, d.missing) &&
              find(library, "cuLaunchKernel", d.launch, d.missing) &&
+             find(library, "cuStreamIsCapturing", d.capturing, d.missing) &&
              find(library, "cuGetErrorName", d.error_name, d.missing);
   if (!all) return d;
   if (Result error = d.version(&d.known_version)) {
@@ -151,6 +153,13 @@ void* current_cuda_stream(int device) {
   void* stream = nullptr;
   if (!ask || ask(device, &stream) != 0) throw DriverError("this torch has no CUDA streams");
   return stream;
+}
+
+bool is_capturing(void* stream) {
+  const Driver& d = driver();
+  int status = 0;  // CU_STREAM_CAPTURE_STATUS_NONE
+  check(d, d.capturing(stream, &status), "a stream does not say whether it is captured");
+  return status != 0;
 }
 
 CudaKernel::CudaKernel(int device, const std::string& symbol, unsigned threads,

@@ -24,6 +24,10 @@ DriverFacts driver_facts();
 // The stream that torch's operations of this thread use on a device now. Throws DriverError.
 void* current_cuda_stream(int device);
 
+// Whether what goes to a stream is recorded as a graph now, or an earlier recording has failed. Throws
+// DriverError.
+bool is_capturing(void* stream);
+
 // One function of a plan, compiled once or twice: for pointers that are multiples of
 // `alignment` bytes. Its images are loaded on construction, so that a launch neither waits nor
 // does what a stream that is being captured does not allow. Immutable and thread-safe.

@@ -4,12 +4,14 @@
 // speculations are checked after the steps and before the commit steps.
 #include "executor.h"
 
+#include "cuda_generator.h"
 #include "forced_failures.h"
 #include "frame.h"
 #include "output_pool.h"
 #include "tensors.h"
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/GradMode.h>
@@ -207,6 +209,8 @@ RunStatus run_work(const Plan& plan, Frame& frame, c10::TensorImpl* const* input
   c10::AutoGradMode no_grad(false);
   frame.begin(inputs);
   RandomStateGuard random(plan.random);
+  GpuDraws drawn(plan.device, plan.draws, stream);
+  if (plan.draws) frame.set_stream(drawn.seed(), drawn.block());
   long threads = thread_count(plan);
   size_t steps = 0;
   run_steps(plan, frame, plan.steps, threads, steps, stream);
@@ -221,6 +225,7 @@ RunStatus run_work(const Plan& plan, Frame& frame, c10::TensorImpl* const* input
     run_steps(plan, frame, plan.commit, threads, committed, stream);
   }
   random.keep_drawn();
+  drawn.keep_drawn();
   return RunStatus::ok;
 }
 
@@ -510,10 +515,15 @@ const Executor* as_executor(PyObject* object) {
 const Plan& plan_of(const Executor& executor) { return executor.plan(); }
 
 at::Tensor random_state(const Executor& executor) {
-  if (!executor.plan().random) return at::Tensor();
-  at::Generator generator = at::detail::getDefaultCPUGenerator();
-  std::lock_guard<std::mutex> lock(generator.mutex());
-  return generator.get_state();
+  const Plan& plan = executor.plan();
+  if (!plan.random && plan.draws == 0) return at::Tensor();
+  try {
+    at::Generator generator = at::globalContext().defaultGenerator(plan.device);
+    std::lock_guard<std::mutex> lock(generator.mutex());
+    return generator.get_state();
+  } catch (const c10::Error&) {
+    return at::Tensor();  // a stream is captured: the plan will not run either
+  }
 }
 
 int init_executor(PyObject* module) {

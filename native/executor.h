@@ -28,7 +28,7 @@ const Executor* as_executor(PyObject* object);
 // Its plan, which lives as long.
 const Plan& plan_of(const Executor& executor);
 
-// The state of torch's CPU generator, if the plan draws from it; undefined otherwise.
+// The state of the generator of the plan's device, if it draws from it; undefined otherwise.
 at::Tensor random_state(const Executor& executor);
 
 // Runs the plan on `inputs` (borrowed, alive for the call; guards have checked them) and

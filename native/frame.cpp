@@ -198,8 +198,17 @@ void Frame::run_kernel(const KernelStep& kernel, long threads) {
 void Frame::run_launch(const LaunchStep& launch, void* stream) {
   values_.clear();
   for (uint32_t id : launch.buffers) values_.push_back(reinterpret_cast<uint64_t>(pointers_[id]));
-  for (int64_t number : launch.numbers) values_.push_back(static_cast<uint64_t>(number));
+  for (const LaunchNumber& number : launch.numbers) values_.push_back(value_of(number));
   launch.kernel->launch(stream, launch.grid, values_, launch.buffers.size(), arguments_);
+}
+
+uint64_t Frame::value_of(const LaunchNumber& number) const {
+  switch (number.kind) {
+    case LaunchNumber::plain: break;
+    case LaunchNumber::seed: return seed_;
+    case LaunchNumber::drawn: return block_ + static_cast<uint64_t>(number.value);
+  }
+  return static_cast<uint64_t>(number.value);
 }
 
 void Frame::run_extern(const ExternStep& step) {

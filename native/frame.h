@@ -24,6 +24,9 @@ class Frame {
   // After end: false when an extern kept a tensor of this frame, which then belongs to it.
   bool reusable() const;
 
+  // Where the run's part of the random stream begins: the seed, and its first block.
+  void set_stream(uint64_t seed, uint64_t block) { seed_ = seed, block_ = block; }
+
   void run_kernel(const KernelStep& kernel, long threads);
   void run_launch(const LaunchStep& launch, void* stream);
   void run_extern(const ExternStep& step);
@@ -38,6 +41,7 @@ class Frame {
   void collect(std::vector<at::Tensor>& outputs);
 
  private:
+  uint64_t value_of(const LaunchNumber& number) const;
   const Layout& layout(uint32_t id) const { return plan_.buffers[id].layout; }
   c10::Storage cpu_arena() const;
   c10::Storage gpu_arena() const;
@@ -58,6 +62,7 @@ class Frame {
   std::vector<std::pair<uint32_t, at::Tensor>> severed_;  // outputs of this run, see plan.h
   std::vector<void*> arguments_;     // of the kernel being called
   std::vector<uint64_t> values_;     // of the kernel being launched
+  uint64_t seed_ = 0, block_ = 0;    // of the random numbers that launches are given
   c10::TensorImpl* const* inputs_ = nullptr;
 };
 

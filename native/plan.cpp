@@ -61,6 +61,7 @@ class PlanParser {
     parse_inputs();
     parse_buffers();
     parse_gpu_kernels();
+    parse_draws();
     plan_.steps = parse_steps("steps", false);
     plan_.commit = parse_steps("commit", true);
     parse_speculations();
@@ -82,6 +83,14 @@ class PlanParser {
     if (!plan_.device.is_cpu() && !plan_.device.is_cuda()) {
       fail("device", "not one that plans run on");
     }
+  }
+
+  void parse_draws() {
+    if (!source_.contains("draws")) return;
+    int64_t draws = integer(source_, "draws", "plan");
+    if (draws <= 0 || draws % 4 != 0) fail("draws", "not a multiple of 4");
+    if (!plan_.device.is_cuda()) fail("draws", "from the stream of a GPU only");
+    plan_.draws = static_cast<uint64_t>(draws);
   }
 
   // The functions that launches start, each loaded once.
@@ -285,10 +294,26 @@ class PlanParser {
     int64_t grid = integer(dict, "grid", where);
     if (grid < 0) fail(where, "a negative grid");
     launch.grid = static_cast<uint64_t>(grid);
-    launch.numbers = integers(dict, "numbers", where);
+    for (const auto& item : as_list(member(dict, "numbers", where), where + ".numbers")) {
+      launch.numbers.push_back(launch_number(item, where + ".numbers"));
+    }
     std::vector<uint32_t> writes = parse_buffers_of(dict, where, commit, launch.buffers);
     plan_.launches.push_back(std::move(launch));
     return {StepKind::launch, static_cast<uint32_t>(plan_.launches.size() - 1), std::move(writes)};
+  }
+
+  LaunchNumber launch_number(const py::handle& item, const std::string& where) {
+    if (!PyDict_Check(item.ptr()) && !PyUnicode_Check(item.ptr())) {
+      return {LaunchNumber::plain, take<int64_t>(item, where, "an integer")};
+    }
+    if (plan_.draws == 0) fail(where, "a number of a stream that the plan does not draw from");
+    if (PyUnicode_Check(item.ptr())) {
+      if (item.cast<std::string>() != "seed") fail(where, "expected 'seed'");
+      return {LaunchNumber::seed, 0};
+    }
+    int64_t blocks = integer(as_dict(item, where), "drawn", where);
+    if (blocks < 0 || static_cast<uint64_t>(blocks) >= plan_.draws / 4) fail(where, "out of range");
+    return {LaunchNumber::drawn, blocks};
   }
 
   // A kernel's buffers, and which inputs it writes.

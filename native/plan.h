@@ -61,12 +61,19 @@ struct KernelStep {
   std::vector<uint32_t> buffers;
 };
 
+// What a launch is given behind addresses: a value, or one of the generator's stream as the run
+// begins: the seed, or the block of four numbers that is `value` blocks further on.
+struct LaunchNumber {
+  enum Kind : uint8_t { plain, seed, drawn } kind;
+  int64_t value;
+};
+
 // A kernel of a GPU with its parameters: addresses of buffers, then numbers.
 struct LaunchStep {
   std::shared_ptr<const CudaKernel> kernel;
   uint64_t grid = 0;
   std::vector<uint32_t> buffers;
-  std::vector<int64_t> numbers;
+  std::vector<LaunchNumber> numbers;
 };
 
 struct ExternStep;
@@ -124,6 +131,7 @@ struct Plan {
   bool releases_gil = false;   // its work is big enough
   bool holds_inputs = false;   // other Python code may run during a run
   bool random = false;         // some extern draws from torch's CPU generator
+  uint64_t draws = 0;          // by how much a run advances the offset of a GPU's generator
   bool boxed = false;          // some extern is unknown code, which may keep its arguments
 };
 

@@ -8,6 +8,7 @@ forward's own inputs and outputs, differentiable again if asked for.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -138,7 +139,7 @@ class _Recomputation:
         ]
         run = _Run(self.program, self.graph.outputs, aliases, ends)
         with (
-            _drawing_from(random_state),
+            _drawing_from(random_state, self.graph.output_metas[0].device),
             _without_hooks(),
             self.drawing(),
             self.graph.as_recorded(),
@@ -215,14 +216,17 @@ def _without_hooks() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _drawing_from(state: torch.Tensor | None) -> Iterator[None]:
+def _drawing_from(state: torch.Tensor | None, device: str) -> Iterator[None]:
     """The numbers of the first run once more; the program's stream goes on where it was."""
     if state is None:
         yield
         return
-    present = torch.get_rng_state()
-    torch.set_rng_state(state)
+    on_gpu = device.startswith("cuda")
+    present = torch.cuda.get_rng_state(device) if on_gpu else torch.get_rng_state()
+    set_state = functools.partial(torch.cuda.set_rng_state, device=device)
+    put = set_state if on_gpu else torch.set_rng_state
+    put(state)
     try:
         yield
     finally:
-        torch.set_rng_state(present)
+        put(present)

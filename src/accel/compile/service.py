@@ -82,6 +82,9 @@ def environment_key() -> str:
     return digest.hexdigest()
 
 
+_BLOCK_THREADS = 256  # of ATen's kernels that draw
+
+
 @functools.cache
 def _triton_version() -> str:
     """What images for GPUs depend on; asked without importing the compiler or Triton."""
@@ -93,11 +96,19 @@ def _triton_version() -> str:
         return ""
 
 
-def gpu_options(graph: SegmentGraph) -> dict[str, str]:
-    """For a graph on a GPU: its architecture, which only this process can ask for."""
+def gpu_options(graph: SegmentGraph) -> dict[str, Any]:
+    """For a graph on a GPU: its architecture, which only this process can ask for, and where random
+    numbers are drawn how many of ATen's blocks are resident on it."""
     metas = [*(meta for _, meta in graph.inputs), *graph.output_metas]
     for device in sorted({meta.device for meta in metas if meta.device.startswith("cuda")}):
-        return {"gpu": "sm_{}{}".format(*torch.cuda.get_device_capability(device))}
+        options: dict[str, Any] = {
+            "gpu": "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+        }
+        if graph.is_random:
+            facts = torch.cuda.get_device_properties(device)
+            each = facts.max_threads_per_multi_processor // _BLOCK_THREADS
+            options["gpu_blocks"] = facts.multi_processor_count * each
+        return options
     return {}
 
 

@@ -7,6 +7,7 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 
 from accel import config
 from accel.compile.channel import Decoder, encode
-from accel.compile.service import CompiledSegment, CompileService
+from accel.compile.service import CompiledSegment, CompileService, gpu_options
 from accel.compile.worker import Worker, WorkerLimits
 from accel.compile.worker_main import check_targets
 from accel.trace import Operation, Ref, SegmentGraph, TensorMeta
@@ -161,3 +162,14 @@ def test_messages_in_any_pieces() -> None:
         assert got == messages
     with pytest.raises(ValueError):
         Decoder().feed(b"\xff\xff\xff\xff")
+
+
+def test_a_graph_that_draws_on_a_gpu_says_how_large_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = SimpleNamespace(multi_processor_count=132, max_threads_per_multi_processor=1536)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: facts)
+    meta = TensorMeta((3,), (1,), "float32", "cuda:0")
+    graph = SegmentGraph([("x", meta)], [], ["x"], [meta])
+    assert gpu_options(graph) == {"gpu": "sm_90"}
+    graph.is_random = True
+    assert gpu_options(graph) == {"gpu": "sm_90", "gpu_blocks": 132 * 6}

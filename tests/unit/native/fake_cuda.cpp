@@ -1,5 +1,7 @@
 // A stand-in for NVIDIA's driver: loads any image, writes down every call, and runs kernels
-// called `twice(from, to, count)` on the processor.
+// called `twice(from, to, count)` on the processor; of `draw(to, n, n, n)` it writes down the numbers.
+#include <dlfcn.h>
+
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -9,6 +11,7 @@
 namespace {
 std::string failing;
 int code = 0;
+int captured = 0;
 
 void note(const std::string& line) {
   FILE* log = std::fopen(std::getenv("FAKE_CUDA_LOG"), "a");
@@ -30,6 +33,8 @@ int context = 0;
 
 extern "C" {
 void fake_fail(const char* name, int with) { failing = name, code = with; }
+
+void fake_capture(int status) { captured = status; }
 
 int cuInit(unsigned) {
   const char* result = std::getenv("FAKE_CUDA_INIT");
@@ -81,6 +86,12 @@ int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsign
                 f->name.c_str(), f->module->image.c_str(), gx, gy, gz, bx, by, bz, shared, stream,
                 current == &context && !extra ? "" : " elsewhere");
   note(line);
+  if (f->name == "draw") {  // of an address: what its three numbers are
+    for (int i = 1; i < 4; ++i) {
+      note("number " + std::to_string(*static_cast<uint64_t*>(arguments[i])));
+    }
+    return 0;
+  }
   auto* from = *static_cast<float**>(arguments[0]);
   auto* to = *static_cast<float**>(arguments[1]);
   auto count = *static_cast<int64_t*>(arguments[2]);
@@ -90,11 +101,15 @@ int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsign
   }
   return 0;
 }
+int cuStreamIsCapturing(void* stream, int* status) { return *status = captured, 0; }
 int cuGetErrorName(int error, const char** text) {
   return *text = error == 200 ? "CUDA_ERROR_INVALID_IMAGE" : "CUDA_ERROR_UNKNOWN", 0;
 }
 
-// Of torch's library.
+// Of torch's library. The generator is in fake_generator.cpp.
+void _ZN2at17CUDAGeneratorImpl28set_philox_offset_per_threadEm(void*, uint64_t offset) {
+  reinterpret_cast<void (*)(uint64_t)>(dlsym(RTLD_DEFAULT, "fake_generator_move"))(offset);
+}
 int aoti_torch_get_current_cuda_stream(int32_t device, void** stream) {
   return *stream = reinterpret_cast<void*>(0x1000 + device), 0;
 }
