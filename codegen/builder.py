@@ -242,6 +242,35 @@ class Builder:
             )
         )
 
+    def scan(
+        self,
+        out: View,
+        axis: int,
+        kind: str,
+        value: Callable[[list[Affine]], Expr],
+        in_order: bool,
+    ) -> None:
+        """`out[index] = kind of value up to index along axis`, in the type of `value`."""
+        self.supported(out)
+        if is_same(out.sizes[axis], 1):
+            return self.pointwise(out, value)
+        index, names = self.index_space(out.sizes)
+        self._reader_numel = out.numel
+        self._append(
+            LoopNode(
+                self.program.fresh("n"),
+                out.buffer,
+                address(out.offset, out.strides, index),
+                out.dtype,
+                value(index),
+                names,
+                location=self.location,
+                scanned=list(index[axis].variables()),
+                scan=kind,
+                in_order=in_order,
+            )
+        )
+
     def _append(self, node: LoopNode) -> None:
         self.program.steps.append(node)
         self.definitions[node.buffer] = node

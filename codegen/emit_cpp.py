@@ -511,7 +511,13 @@ class _Emitter(Expressions):
         self.line(f"store_raw<L, L>({self.row_buffer(s.scratch, s.address)}, {self.expr(s.expr)});")
 
     def _emit_begin(self, s: ir.Begin) -> None:
-        loop, nested = self._loop_of(s.name, self.body, 0)
+        found = self._loop_of(s.name, self.body, 0)
+        if found is None:  # a scan's: one value, of which every step waits for the one before
+            self.accumulators[s.name] = (s.kind, s.type, 1, False)
+            first = f"splat<{COMPUTE_TYPE[s.type]}, L>({identity(s.kind, s.type)})"
+            self.line(f"auto {self.local(s.name)} = {first};")
+            return
+        loop, nested = found
         long_chain = nested > 1
         unroll = 1
         if loop.vector:
@@ -535,7 +541,7 @@ class _Emitter(Expressions):
             return 1
         return _UNROLL if sum(isinstance(s, ir.Accumulate) for s in loop.body) <= 2 else 1
 
-    def _loop_of(self, name: str, body: list[Any], depth: int) -> tuple[ir.Loop, int]:
+    def _loop_of(self, name: str, body: list[Any], depth: int) -> tuple[ir.Loop, int] | None:
         """The innermost loop that accumulates into `name`, and the loops around it."""
         for s in body:
             if not isinstance(s, ir.Loop):
@@ -543,11 +549,10 @@ class _Emitter(Expressions):
             if any(isinstance(x, ir.Accumulate) and x.name == name for x in s.body):
                 return s, depth + (0 if s.vector and self.kernel.lanes_over_rows else 1)
             inner = depth + (0 if s.vector else 1)
-            try:
-                return self._loop_of(name, s.body, inner)
-            except LookupError:
-                continue
-        raise LookupError(name)
+            found = self._loop_of(name, s.body, inner)
+            if found is not None:
+                return found
+        return None
 
     def _emit_accumulate(self, s: ir.Accumulate) -> None:
         kind, type_, _, _ = self.accumulators[s.name]
@@ -558,6 +563,15 @@ class _Emitter(Expressions):
         if not self.kernel.lanes_over_rows:
             value = f"keep_first<K>({value}, {identity(kind, type_)})"
         self.line(f"{target} = {COMBINE[kind].format(target, value)};")
+
+    def _emit_scan(self, s: ir.Scan) -> None:
+        a, value = self.local(s.accumulator), self.expr(s.expr)
+        if self.kernel.lanes_over_rows:
+            self.line(f"{a} = {COMBINE[s.kind].format(a, value)};")
+            self.line(f"const auto {self.local(s.name)} = {a};")
+            return
+        way = "in_order" if s.in_order else "in_steps"
+        self.line(f"const auto {self.local(s.name)} = scan_{way}<K, scan_{s.kind}>({value}, {a});")
 
     def _emit_finish(self, s: ir.Finish) -> None:
         kind, type_, _, chained = self.accumulators[s.accumulator]

@@ -84,5 +84,8 @@ def _copy(s: Any, outer: set[str], row: int) -> Any:
         return ir.Begin(copied(s.name, row), s.kind, s.type)
     if isinstance(s, ir.Accumulate):
         return ir.Accumulate(copied(s.name, row), s.kind, expr(s.expr))
+    if isinstance(s, ir.Scan):
+        name, accumulator = copied(s.name, row), copied(s.accumulator, row)
+        return ir.Scan(name, accumulator, s.kind, expr(s.expr), s.in_order)
     assert isinstance(s, ir.Finish)
     return ir.Finish(copied(s.name, row), copied(s.accumulator, row), s.kind, s.type)

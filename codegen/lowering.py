@@ -17,6 +17,7 @@ from accel.codegen import lowerings_gather as gather
 from accel.codegen import lowerings_pointwise as pointwise
 from accel.codegen import lowerings_pools as pools
 from accel.codegen import lowerings_reduce as reduce
+from accel.codegen import lowerings_scan as scan
 from accel.codegen import lowerings_shapes as shapes
 from accel.codegen.build import vector_bytes
 from accel.codegen.builder import Builder, Unsupported
@@ -81,6 +82,7 @@ LOWERINGS: dict[Any, Lowering] = {
     aten.upsample_nearest2d.default: shapes.lower_nearest,
     aten.upsample_nearest2d.vec: shapes.lower_nearest,
     **gather.GATHERS,
+    **scan.SCANS,
     "copy": shapes.lower_copy,
     "write": shapes.lower_write,
 }

@@ -19,9 +19,12 @@ from accel.codegen.tensor_graph import TensorGraph, View, nested_views
 
 @dataclass
 class LoopNode:
-    """`buffer[address] = expr` over `dims`, or its reduction by `kind` over `reduced`.
+    """`buffer[address] = expr` over `dims`, or its reduction by `kind` over `reduced`, or its
+    `scan` along `scanned`, which are some of `dims`: what has been combined so far, this
+    element included.
 
-    `region` marks a writer that shares its buffer with others.
+    `region` marks a writer that shares its buffer with others; scans that are `in_order` take
+    elements one by one (`loop_ir.Scan`).
     """
 
     name: str
@@ -34,6 +37,14 @@ class LoopNode:
     kind: str | None = None
     region: bool = False
     location: str = ""
+    scanned: list[str] = field(default_factory=list)
+    scan: str | None = None
+    in_order: bool = False
+
+    @property
+    def rows(self) -> list[str]:
+        """The variables that a row of the node walks along, if it has rows."""
+        return self.reduced or self.scanned
 
     @property
     def space(self) -> frozenset[str]:
@@ -51,6 +62,7 @@ class LoopNode:
         self.expr = substitute(self.expr, by)
         self.dims = _expand(self.dims, by)
         self.reduced = _expand(self.reduced, by)
+        self.scanned = _expand(self.scanned, by)
 
 
 def _expand(names: list[str], by: dict[str, Affine]) -> list[str]:

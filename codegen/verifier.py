@@ -38,7 +38,7 @@ class _Verifier:
                 self.check(s.body, [*scope, s.var], locals_, begun)
             elif isinstance(s, ir.Begin):
                 begun.add(s.name)
-                if s.kind not in ir.REDUCTIONS:
+                if s.kind not in {*ir.REDUCTIONS, *ir.SCANS}:
                     self.fail(f"unknown reduction {s.kind}")
             elif isinstance(s, ir.Finish):
                 if s.accumulator not in begun:
@@ -64,6 +64,12 @@ class _Verifier:
                 self.fail(f"no row buffer {s.scratch}")
         elif isinstance(s, ir.Accumulate) and s.name not in begun:
             self.fail(f"{s.name} was never begun")
+        elif isinstance(s, ir.Scan):
+            if s.accumulator not in begun:
+                self.fail(f"{s.accumulator} was never begun")
+            if s.kind not in ir.SCANS:
+                self.fail(f"unknown scan {s.kind}")
+            locals_[s.name] = s.expr.type
 
     def address(self, address: Any, scope: list[str]) -> None:
         missing = address.variables() - set(scope)
