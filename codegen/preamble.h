@@ -695,7 +695,23 @@ template <int D, class S, class V> INLINE V moved_on(V v) {
   for (int l = 0; l < LANES(V); l++) lanes[l] = l < D ? LANES(V) : l - D;
   return __builtin_shuffle(v, splat<element<V>, LANES(V)>(S::template nothing<element<V>>), lanes);
 }
+#ifdef __AVX512F__
+#define REGISTER_BYTES 64
+#else
+#define REGISTER_BYTES 32
+#endif
 template <int K, class S, class V> INLINE V scan_in_steps(V v, V& total) {
+  if constexpr (sizeof(V) > REGISTER_BYTES) {
+    constexpr int HALF = LANES(V) / 2;
+    vec<element<V>, HALF> part[2], so_far;
+    __builtin_memcpy(part, &v, sizeof v);
+    __builtin_memcpy(&so_far, &total, sizeof so_far);
+    part[0] = scan_in_steps<(K < HALF ? K : HALF), S>(part[0], so_far);
+    if constexpr (K > HALF) part[1] = scan_in_steps<K - HALF, S>(part[1], so_far);
+    __builtin_memcpy(&v, part, sizeof v);
+    total = splat<element<V>, LANES(V)>(so_far[0]);
+    return v;
+  }
   v = S::of(v, moved_on<1, S>(v));
   if constexpr (LANES(V) > 2) v = S::of(v, moved_on<2, S>(v));
   if constexpr (LANES(V) > 4) v = S::of(v, moved_on<4, S>(v));

@@ -85,7 +85,10 @@ def lanes_for(group: Group, vector_bytes: int) -> int:
 
 
 def _is_wide(node: LoopNode) -> bool:
-    return any(t in ("f64", "i64") for t in _types(node.expr)) or ITEM_BYTES[node.dtype] == 8
+    expr = node.expr
+    if node.scan is not None and isinstance(expr, Op) and expr.name == "to_f64":
+        (expr,) = expr.args  # nothing but the running value is wide
+    return any(t in ("f64", "i64") for t in _types(expr)) or ITEM_BYTES[node.dtype] == 8
 
 
 def _types(expr: Expr) -> Iterator[str]:
