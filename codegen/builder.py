@@ -80,6 +80,7 @@ class Builder:
         # Whether they are as fast as ATen's: by shape, and whether an epilogue may follow.
         self.product_pays: Callable[[Shape, bool], bool] = lambda _shape, _epilogue: True
         self.asserts = False  # kernels may end a run with an assertion
+        self.lanes = True  # kernels walk with vectors of lanes
         self.graph_may_speculate = True
         self.places: dict[Any, View] = {}  # of tensors of indices -> bounded ones
         self.continued: set[int] = set()  # buffers that some node reads which becomes a loop
@@ -250,10 +251,9 @@ class Builder:
         value: Callable[[list[Affine]], Expr],
         in_order: bool,
     ) -> None:
-        """`out[index] = kind of value up to index along axis`, in the type of `value`."""
+        """`out[index] = kind of value up to index along axis`, which is longer than one, in the
+        type of `value`."""
         self.supported(out)
-        if is_same(out.sizes[axis], 1):
-            return self.pointwise(out, value)
         index, names = self.index_space(out.sizes)
         self._reader_numel = out.numel
         self._append(

@@ -511,13 +511,13 @@ class _Emitter(Expressions):
         self.line(f"store_raw<L, L>({self.row_buffer(s.scratch, s.address)}, {self.expr(s.expr)});")
 
     def _emit_begin(self, s: ir.Begin) -> None:
-        found = self._loop_of(s.name, self.body, 0)
-        if found is None:  # a scan's: one value, of which every step waits for the one before
-            self.accumulators[s.name] = (s.kind, s.type, 1, False)
-            first = f"splat<{COMPUTE_TYPE[s.type]}, L>({identity(s.kind, s.type)})"
+        first = f"splat<{COMPUTE_TYPE[s.type]}, L>({identity(s.kind, s.type)})"
+        if s.name in ir.scanned(
+            self.body
+        ):  # the value itself, since each step waits for the one before
             self.line(f"auto {self.local(s.name)} = {first};")
             return
-        loop, nested = found
+        loop, nested = self._loop_of(s.name, self.body, 0)
         long_chain = nested > 1
         unroll = 1
         if loop.vector:
@@ -530,7 +530,6 @@ class _Emitter(Expressions):
         chained = s.kind == "sum" and s.type == "f32" and long_chain
         self.accumulators[s.name] = (s.kind, s.type, unroll, chained)
         a, type_ = self.local(s.name), COMPUTE_TYPE[s.type]
-        first = f"splat<{type_}, L>({identity(s.kind, s.type)})"
         self.line(f"vec<{type_}, L> {a}[{unroll}] = {{{', '.join([first] * unroll)}}};")
         if chained:
             self.line(f"vec<{type_}, L> {a}_total = {{}};")
@@ -541,7 +540,7 @@ class _Emitter(Expressions):
             return 1
         return _UNROLL if sum(isinstance(s, ir.Accumulate) for s in loop.body) <= 2 else 1
 
-    def _loop_of(self, name: str, body: list[Any], depth: int) -> tuple[ir.Loop, int] | None:
+    def _loop_of(self, name: str, body: list[Any], depth: int) -> tuple[ir.Loop, int]:
         """The innermost loop that accumulates into `name`, and the loops around it."""
         for s in body:
             if not isinstance(s, ir.Loop):
@@ -549,10 +548,11 @@ class _Emitter(Expressions):
             if any(isinstance(x, ir.Accumulate) and x.name == name for x in s.body):
                 return s, depth + (0 if s.vector and self.kernel.lanes_over_rows else 1)
             inner = depth + (0 if s.vector else 1)
-            found = self._loop_of(name, s.body, inner)
-            if found is not None:
-                return found
-        return None
+            try:
+                return self._loop_of(name, s.body, inner)
+            except LookupError:
+                continue
+        raise LookupError(name)
 
     def _emit_accumulate(self, s: ir.Accumulate) -> None:
         kind, type_, _, _ = self.accumulators[s.name]

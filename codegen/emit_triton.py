@@ -222,7 +222,7 @@ class _Emitter(Lines):
     def _emit_begin(self, s: ir.Begin) -> None:
         self.accumulators[s.name] = s.kind, s.type
         if self.tiles.looped:
-            scans = any(isinstance(x, ir.Scan) and x.accumulator == s.name for x in ir.statements(self.kernel.body))
+            scans = s.name in ir.scanned(self.kernel.body)
             shape = f"[{self.tiles.axes[0].block}, 1]" if scans else self._shape()
             first = literal(identity(s.kind, s.type), s.type, shape)
             self.line(f"{self.local(s.name)} = {first}")

@@ -403,6 +403,11 @@ def moved(body: list[Any]) -> frozenset[str]:
     return frozenset(loaded) - used
 
 
+def scanned(body: list[Any]) -> frozenset[str]:
+    """The accumulators that scans take."""
+    return frozenset(s.accumulator for s in statements(body) if isinstance(s, Scan))
+
+
 def statements(body: list[Any]) -> Iterator[Any]:
     """All statements of this body and of its loops, without the loops."""
     for s in body:

@@ -115,6 +115,7 @@ def lower_graph(
     small = options.products and target.templates
     builder.templates = target.templates
     builder.asserts = target.asserts
+    builder.lanes = target.lanes
     builder.graph_may_speculate = graph.may_speculate
     builder.products = templates_run(options, target)
     builder.tiled_convolutions = options.tiled_convolutions

@@ -28,7 +28,8 @@ class Target:
     """One device type.
 
     `longest_row` is how many elements of a row are kept between its phases, `templates`
-    says whether the kernels of products.cpp run there, `asserts` whether a kernel may end a run. `emit` gives a kernel's text and, for
+    says whether the kernels of products.cpp run there, `asserts` whether a kernel may end a run, `lanes`
+    whether kernels walk with vectors of lanes rather than blocks. `emit` gives a kernel's text and, for
     a device beside the processor, how it is launched; `build` what the plan says of the
     library.
     """
@@ -36,6 +37,7 @@ class Target:
     longest_row: int
     templates: bool
     asserts: bool
+    lanes: bool
     splitting: Splitting
     schedule: Callable[[Group, dict[str, int], set[int], str], Scheduled]
     emit: Callable[[Group, Scheduled], tuple[str, Launch | None]]
@@ -84,6 +86,7 @@ TARGETS: dict[str, Target] = {
         longest_row=LONGEST_ROW,
         templates=True,
         asserts=False,
+        lanes=True,
         splitting=Splitting(),
         schedule=_schedule_cpu,
         emit=_emit_cpp,
@@ -93,6 +96,7 @@ TARGETS: dict[str, Target] = {
         longest_row=LONGEST_TILE,
         templates=False,
         asserts=True,
+        lanes=False,
         # Enough programs for all multiprocessors, several each.
         splitting=Splitting(results=512, elements=1 << 17, programs=1024, columns=False),
         schedule=_schedule_tiled,
