@@ -82,6 +82,7 @@ class Builder:
         self.product_pays: Callable[[Shape, bool], bool] = lambda _shape, _epilogue: True
         self.asserts = False  # kernels may end a run with an assertion
         self.draws = False  # kernels are given a part of a generator's stream
+        self.lanes = True  # kernels walk with vectors of lanes
         self.places: dict[Any, View] = {}  # of tensors of indices -> bounded ones
         self.continued: set[int] = set()  # buffers that some node reads which becomes a loop
         self.read: set[int] = set()  # buffers that some node, output or commit reads
@@ -265,6 +266,34 @@ class Builder:
                 reduced,
                 kind if reduced else None,
                 location=self.location,
+            )
+        )
+
+    def scan(
+        self,
+        out: View,
+        axis: int,
+        kind: str,
+        value: Callable[[list[Affine]], Expr],
+        in_order: bool,
+    ) -> None:
+        """`out[index] = kind of value up to index along axis`, which is longer than one, in the
+        type of `value`."""
+        self.supported(out)
+        index, names = self.index_space(out.sizes)
+        self._reader_numel = out.numel
+        self._append(
+            LoopNode(
+                self.program.fresh("n"),
+                out.buffer,
+                address(out.offset, out.strides, index),
+                out.dtype,
+                value(index),
+                names,
+                location=self.location,
+                scanned=list(index[axis].variables()),
+                scan=kind,
+                in_order=in_order,
             )
         )
 

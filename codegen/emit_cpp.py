@@ -523,6 +523,12 @@ class _Emitter(Expressions):
         self.line(f"store_raw<L, L>({self.row_buffer(s.scratch, s.address)}, {self.expr(s.expr)});")
 
     def _emit_begin(self, s: ir.Begin) -> None:
+        first = f"splat<{COMPUTE_TYPE[s.type]}, L>({identity(s.kind, s.type)})"
+        if s.name in ir.scanned(
+            self.body
+        ):  # the value itself, since each step waits for the one before
+            self.line(f"auto {self.local(s.name)} = {first};")
+            return
         loop, nested = self._loop_of(s.name, self.body, 0)
         long_chain = nested > 1
         unroll = 1
@@ -536,7 +542,6 @@ class _Emitter(Expressions):
         chained = s.kind == "sum" and s.type == "f32" and long_chain
         self.accumulators[s.name] = (s.kind, s.type, unroll, chained)
         a, type_ = self.local(s.name), COMPUTE_TYPE[s.type]
-        first = f"splat<{type_}, L>({identity(s.kind, s.type)})"
         self.line(f"vec<{type_}, L> {a}[{unroll}] = {{{', '.join([first] * unroll)}}};")
         if chained:
             self.line(f"vec<{type_}, L> {a}_total = {{}};")
@@ -570,6 +575,15 @@ class _Emitter(Expressions):
         if not self.kernel.lanes_over_rows:
             value = f"keep_first<K>({value}, {identity(kind, type_)})"
         self.line(f"{target} = {COMBINE[kind].format(target, value)};")
+
+    def _emit_scan(self, s: ir.Scan) -> None:
+        a, value = self.local(s.accumulator), self.expr(s.expr)
+        if self.kernel.lanes_over_rows:
+            self.line(f"{a} = {COMBINE[s.kind].format(a, value)};")
+            self.line(f"const auto {self.local(s.name)} = {a};")
+            return
+        way = "in_order" if s.in_order else "in_steps"
+        self.line(f"const auto {self.local(s.name)} = scan_{way}<K, scan_{s.kind}>({value}, {a});")
 
     def _emit_finish(self, s: ir.Finish) -> None:
         kind, type_, _, chained = self.accumulators[s.accumulator]

@@ -58,6 +58,8 @@ ACROSS = {
     "any": "(tl.max({0}.to(tl.int32), 1, keep_dims=True) != 0)",
     "all": "(tl.min({0}.to(tl.int32), 1, keep_dims=True) != 0)",
 }
+# Likewise, of each element and those before it.
+ALONG = {"sum": "tl.cumsum({0}, 1)", "prod": "tl.cumprod({0}, 1)"}
 _BOUNDS = {
     "f32": (-math.inf, math.inf),
     "f64": (-math.inf, math.inf),
@@ -234,7 +236,9 @@ class _Emitter(Lines):
     def _emit_begin(self, s: ir.Begin) -> None:
         self.accumulators[s.name] = s.kind, s.type
         if self.tiles.looped:
-            first = literal(identity(s.kind, s.type), s.type, self._shape())
+            scans = s.name in ir.scanned(self.kernel.body)
+            shape = f"[{self.tiles.axes[0].block}, 1]" if scans else self._shape()
+            first = literal(identity(s.kind, s.type), s.type, shape)
             self.line(f"{self.local(s.name)} = {first}")
 
     def _emit_accumulate(self, s: ir.Accumulate) -> None:
@@ -247,6 +251,19 @@ class _Emitter(Lines):
         if self.tiles.looped:
             value = COMBINE[kind].format(name, value)
         self.line(f"{name} = {value}")
+
+    def _emit_scan(self, s: ir.Scan) -> None:
+        kind, type_ = self.accumulators[s.accumulator]
+        name, total = self.local(s.name), self.local(s.accumulator)
+        value = ALONG[kind].format(f"tl.broadcast_to({self.expr(s.expr)}, {self._shape()})")
+        if self.tiles.looped:
+            value = COMBINE[kind].format(total, value)
+        self.line(f"{name} = {value}")
+        self.available.add(s.name)
+        if self.tiles.looped:
+            last = f"{_INDEX[1]} == first + {self.tiles.axes[1].block - 1}"
+            at_end = f"tl.where({last}, {name}, {literal(0, type_, '[1, 1]')})"
+            self.line(f"{total} = {ACROSS['sum'].format(at_end)}")
 
     def _emit_finish(self, s: ir.Finish) -> None:
         kind, type_ = self.accumulators[s.accumulator]

@@ -6,7 +6,8 @@ the addresses decide, so views, reshapes and permutations need no special case.
 
 Invariant: inside a group a node reads another node's value only at the address where that
 node wrote it, in the same iteration of the group's outer loops. A group has outer variables
-and inner (row) variables; reductions run over exactly the inner ones.
+and inner (row) variables; reductions and scans run over exactly the inner ones, and all scans
+walk them in the same order.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ class _Fusion:
             self.writers.setdefault(node.buffer, set()).add(position)
             self._merge_producers(position, node, producers)
             return
-        self._append(_new_group(node), {node.buffer})
+        self._append(new_group(node), {node.buffer})
 
     # ------------------------------------------------------------ order
 
@@ -163,7 +164,7 @@ class _Fusion:
             return False
         group.rename(group_by)
         node.rename(node_by)
-        if node.reduced and not group.inner:
+        if node.rows and not group.inner:
             group.outer = [v for v in group.outer if v not in inner]
             group.inner = inner
         group.nodes.append(node)
@@ -225,17 +226,19 @@ class _Fusion:
         """The group's inner variables once the node is in, or None if it does not fit."""
         outer = _expanded(group.outer, group_by)
         inner = _expanded(group.inner, group_by)
-        dims, reduced = _expanded(node.dims, node_by), _expanded(node.reduced, node_by)
-        space = set(dims) | set(reduced)
+        dims, rows = _expanded(node.dims, node_by), _expanded(node.rows, node_by)
+        space = set(dims) | set(rows)
         if not space <= set(outer) | set(inner):
             return None
-        if reduced:
+        if rows:
             if not inner:
                 # Every node so far spans the whole space, and so must this one.
                 if space != set(outer):
                     return None
-                return [v for v in outer if v in set(reduced)]
-            return inner if set(reduced) == set(inner) and set(dims) == set(outer) else None
+                return [v for v in outer if v in set(rows)]
+            if node.scan is not None and any(o != rows for o in _orders(group, group_by)):
+                return None
+            return inner if set(rows) == set(inner) and space == set(outer) | set(inner) else None
         fits = space == set(outer) or space == set(outer) | set(inner)
         return inner if fits else None
 
@@ -327,6 +330,9 @@ class _Fusion:
         row_values = not source_inner and source_outer == outer_after
         if not (same or takes_rows or pointwise_rows or row_values):
             return False
+        orders = _orders(source, source_by) + _orders(target, target_by)
+        if any(order != orders[0] for order in orders):
+            return False
         target.rename(target_by)
         source.rename(source_by)
         if takes_rows:
@@ -335,7 +341,10 @@ class _Fusion:
         return True
 
 
-def _new_group(node: LoopNode) -> Group:
-    if node.reduced:
-        return Group([node], list(node.dims), list(node.reduced))
-    return Group([node], list(node.dims))
+def _orders(group: Group, by: dict[str, Affine]) -> list[list[str]]:
+    """How the scans of a group walk a row once it is renamed."""
+    return [_expanded(n.scanned, by) for n in group.nodes if n.scan is not None]
+
+
+def new_group(node: LoopNode) -> Group:
+    return Group([node], [v for v in node.dims if v not in node.rows], list(node.rows))

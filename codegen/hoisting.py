@@ -47,7 +47,7 @@ class _Hoist:
                 before.append(s)
                 inside.discard(s.name)
                 continue
-            if isinstance(s, (ir.Let, ir.Store, ir.Keep, ir.Accumulate)):
+            if isinstance(s, ir.VALUED):
                 s.expr = self.outside_parts(s.expr, inside, before, known)
             kept.append(s)
         return [*before, ir.Loop(loop.var, loop.size, loop.vector, kept)]

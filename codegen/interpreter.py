@@ -7,6 +7,7 @@ loops are evaluated as whole index grids, reductions by torch in the accumulator
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ _REDUCE = {
     "any": torch.any,
     "all": torch.all,
 }
+
+_SCAN: dict[str, Callable[..., torch.Tensor]] = {"sum": torch.cumsum, "prod": torch.cumprod}
 
 
 def interpret(
@@ -87,6 +90,16 @@ class _Interpreter:
             if var not in outside:
                 value = _REDUCE[kind](value, dim=self.axes[var], keepdim=True)
         self.values[s.name] = value
+
+    def _run_scan(self, s: ir.Scan, scope: tuple[str, ...]) -> None:
+        outside, kind = self.started[s.accumulator]
+        value = self._spread(self.value(s.expr), scope)
+        # A row's loops become one dimension, as they are nested.
+        axes = [self.axes[var] for var in scope if var not in outside]
+        last = list(range(-len(axes), 0))
+        rows = value.movedim(axes, last)
+        scanned = _SCAN[kind](rows.flatten(-len(axes)), -1, dtype=TORCH_TYPE[s.expr.type])
+        self.values[s.name] = scanned.reshape(rows.shape).movedim(last, axes)
 
     def _run_finish(self, s: ir.Finish, scope: tuple[str, ...]) -> None:
         self.values[s.name] = self.values[s.accumulator].to(TORCH_TYPE[s.type])

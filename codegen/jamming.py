@@ -1,6 +1,6 @@
 """Rows side by side: what waits in one row is hidden behind the work of others.
 
-In: a kernel whose rows are reduced over their lanes. Out: the same with `jammed`, its body for
+In: a kernel whose rows are reduced over their lanes, or scanned element by element. Out: the same with `jammed`, its body for
 several rows at once: their loops are one loop, all else stands once for each. Between two loops
 of a row stand a sum over lanes, a root, a division, each waiting for the one before; in short rows
 that is a fifth of the time. Invariant: a row is computed by the same operations in the same order
@@ -26,13 +26,15 @@ def jam_rows(kernel: ir.Kernel, lanes: int, vector_bytes: int) -> None:
     if kernel.lanes_over_rows or kernel.vector_var is None or not kernel.outer:
         return
     loops = [s for s in kernel.body if isinstance(s, ir.Loop)]
-    if sum(isinstance(s, ir.Finish) for s in kernel.body) < _REDUCTIONS:
+    # Where elements are taken one by one, each waits for the one before.
+    waits = any(isinstance(s, ir.Scan) and s.in_order for s in ir.statements(kernel.body))
+    if sum(isinstance(s, ir.Finish) for s in kernel.body) < _REDUCTIONS and not waits:
         return
     vectors = hint(loops[0].size) / lanes
-    if vectors > _LONGEST_ROW or not all(s.vector for s in loops):
+    if (vectors > _LONGEST_ROW and not waits) or not all(s.vector for s in loops):
         return
     # Vectors of 64 bytes come with 32 registers, others with 16.
-    rows = 4 if vectors < _SHORT_ROW and vector_bytes == 64 else 2
+    rows = 4 if (vectors < _SHORT_ROW or waits) and vector_bytes == 64 else 2
     kept = sum(ir.VALUE_BYTES[type_] * n for n, type_ in kernel.scratch.values())
     units = 1
     for _, size in kernel.outer:
@@ -84,5 +86,8 @@ def _copy(s: Any, outer: set[str], row: int) -> Any:
         return ir.Begin(copied(s.name, row), s.kind, s.type)
     if isinstance(s, ir.Accumulate):
         return ir.Accumulate(copied(s.name, row), s.kind, expr(s.expr))
+    if isinstance(s, ir.Scan):
+        name, accumulator = copied(s.name, row), copied(s.accumulator, row)
+        return ir.Scan(name, accumulator, s.kind, expr(s.expr), s.in_order)
     assert isinstance(s, ir.Finish)
     return ir.Finish(copied(s.name, row), copied(s.accumulator, row), s.kind, s.type)

@@ -10,6 +10,7 @@
              | Begin(name, kind, type)                  an accumulator gets its identity
              | Accumulate(name, kind, expr)
              | Finish(name, accumulator, kind)          the accumulator's value over all lanes
+             | Scan(name, accumulator, kind, expr)      the same after this iteration, for it to use
     expr    := Const(value, type) | Iota(address) | Local(name, type)
              | Load(buffer | param, address, dtype) | Kept(scratch, address, type)
              | Gather(buffer | param, address, place, dtype)   at address + place, an expr
@@ -22,7 +23,8 @@
 
 Invariants, held by `verify`: every variable used is bound by an enclosing loop; every
 local is defined before it is used, in the same or an enclosing body; at most one loop on
-each path is a vector loop; types fit the table of scalar operations.
+each path is a vector loop; loops between an accumulator's Begin and a Scan of it are walked
+in order; types fit the table of scalar operations.
 """
 
 from __future__ import annotations
@@ -71,6 +73,7 @@ ROUNDING = {
 # The parameter that stands for the results of the template around an epilogue.
 RESULTS = -1
 REDUCTIONS = ("sum", "prod", "max", "min", "any", "all")
+SCANS = ("sum", "prod")
 
 
 class Expr:
@@ -274,6 +277,22 @@ class Finish:
 
 
 @dataclass
+class Scan:
+    """`in_order`: elements are taken one by one also where they are lanes of a vector, since
+    parts of a row may overflow where what stands before them does not."""
+
+    name: str
+    accumulator: str
+    kind: str
+    expr: Expr
+    in_order: bool
+
+
+# Statements with an expression.
+VALUED = (Let, Store, Keep, Accumulate, Scan)
+
+
+@dataclass
 class Loop:
     var: str
     size: int
@@ -364,7 +383,7 @@ def addresses(expr: Expr) -> Iterator[Affine]:
 def expressions(body: list[Any]) -> Iterator[Expr]:
     """All expressions of these statements, also the parts of others."""
     for s in statements(body):
-        if isinstance(s, (Let, Store, Keep, Accumulate)):
+        if isinstance(s, VALUED):
             yield from _parts(s.expr)
 
 
@@ -380,7 +399,7 @@ def names(loop: Loop) -> frozenset[str]:
     for s in loop.body:
         if isinstance(s, Loop):
             found |= names(s)
-        elif isinstance(s, (Let, Finish)):
+        elif isinstance(s, (Let, Finish, Scan)):
             found.add(s.name)
     return frozenset(found)
 
@@ -396,9 +415,14 @@ def moved(body: list[Any]) -> frozenset[str]:
         elif isinstance(s, Store) and isinstance(s.expr, Local):
             if loaded.get(s.expr.name) != s.dtype:
                 used.add(s.expr.name)
-        elif isinstance(s, (Let, Store, Keep, Accumulate)):
+        elif isinstance(s, VALUED):
             used |= {e.name for e in leaves(s.expr) if isinstance(e, Local)}
     return frozenset(loaded) - used
+
+
+def scanned(body: list[Any]) -> frozenset[str]:
+    """The accumulators that scans take."""
+    return frozenset(s.accumulator for s in statements(body) if isinstance(s, Scan))
 
 
 def statements(body: list[Any]) -> Iterator[Any]:

@@ -17,6 +17,7 @@ from accel.codegen import lowerings_gather as gather
 from accel.codegen import lowerings_pointwise as pointwise
 from accel.codegen import lowerings_pools as pools
 from accel.codegen import lowerings_reduce as reduce
+from accel.codegen import lowerings_scan as scan
 from accel.codegen import lowerings_shapes as shapes
 from accel.codegen.build import vector_bytes
 from accel.codegen.builder import Builder, Unsupported
@@ -83,6 +84,7 @@ LOWERINGS: dict[Any, Lowering] = {
     aten.upsample_nearest2d.default: shapes.lower_nearest,
     aten.upsample_nearest2d.vec: shapes.lower_nearest,
     **gather.LOWERINGS,
+    **scan.SCANS,
     "copy": shapes.lower_copy,
     "write": shapes.lower_write,
 }
@@ -116,6 +118,7 @@ def lower_graph(
     small = options.products and target.templates
     builder.templates = target.templates
     builder.asserts, builder.draws = target.asserts, target.draws
+    builder.lanes = target.lanes
     builder.products = templates_run(options, target)
     builder.tiled_convolutions = options.tiled_convolutions
     if options.measure and out_dir is not None:

@@ -15,7 +15,7 @@ from accel.codegen.build import vector_bytes
 from accel.codegen.emit_cpp import emit_epilogue, reads_symbols
 from accel.codegen.epilogues import attach_epilogues
 from accel.codegen.forwarding import forward_writes
-from accel.codegen.fusion import Group, Step, fuse
+from accel.codegen.fusion import Group, Step, fuse, new_group
 from accel.codegen.layouts import choose_layouts
 from accel.codegen.loop_ir import ITEM_BYTES
 from accel.codegen.lowering import lower_graph, templates_run
@@ -229,7 +229,7 @@ def _alone(step: Any) -> Step:
     """A loop node as a group of its own."""
     if not isinstance(step, LoopNode):
         return step  # type: ignore[no-any-return]
-    return Group([step], list(step.dims), list(step.reduced))
+    return new_group(step)
 
 
 def _stored_buffers(c: Compilation) -> set[int]:
@@ -265,6 +265,7 @@ def _extern_writes(step: Any) -> set[int]:
 def _show_step(step: Any) -> str:
     if isinstance(step, LoopNode):
         kind = f"{step.kind} over {step.reduced}: " if step.kind else ""
+        kind = f"{step.scan} along {step.scanned}: " if step.scan else kind
         return (
             f"{step.name}: b{step.buffer}[{step.address.show()}] = {kind}{step.expr}"
             f"  {step.dims} {step.dtype}{' region' if step.region else ''}"

@@ -689,6 +689,56 @@ ACROSS(across_min, v_min(a, b))
 ACROSS(across_any, a | b)
 ACROSS(across_all, a & b)
 
+// ---- scans along lanes: each lane is combined with those before it and with `total`, which becomes
+// the last of the K that count
+
+struct scan_sum {
+  template <class A> static constexpr A nothing = 0;
+  template <class A> INLINE A of(A a, A b) { return a + b; }
+};
+struct scan_prod {
+  template <class A> static constexpr A nothing = 1;
+  template <class A> INLINE A of(A a, A b) { return a * b; }
+};
+// D lanes further on, behind lanes of nothing.
+template <int D, class S, class V> INLINE V moved_on(V v) {
+  typedef vec<typename sized_<sizeof(element<V>)>::type, LANES(V)> M;
+  M lanes;
+  for (int l = 0; l < LANES(V); l++) lanes[l] = l < D ? LANES(V) : l - D;
+  return __builtin_shuffle(v, splat<element<V>, LANES(V)>(S::template nothing<element<V>>), lanes);
+}
+#ifdef __AVX512F__
+#define REGISTER_BYTES 64
+#else
+#define REGISTER_BYTES 32
+#endif
+template <int K, class S, class V> INLINE V scan_in_steps(V v, V& total) {
+  if constexpr (sizeof(V) > REGISTER_BYTES) {
+    constexpr int HALF = LANES(V) / 2;
+    vec<element<V>, HALF> part[2], so_far;
+    __builtin_memcpy(part, &v, sizeof v);
+    __builtin_memcpy(&so_far, &total, sizeof so_far);
+    part[0] = scan_in_steps<(K < HALF ? K : HALF), S>(part[0], so_far);
+    if constexpr (K > HALF) part[1] = scan_in_steps<K - HALF, S>(part[1], so_far);
+    __builtin_memcpy(&v, part, sizeof v);
+    total = splat<element<V>, LANES(V)>(so_far[0]);
+    return v;
+  }
+  v = S::of(v, moved_on<1, S>(v));
+  if constexpr (LANES(V) > 2) v = S::of(v, moved_on<2, S>(v));
+  if constexpr (LANES(V) > 4) v = S::of(v, moved_on<4, S>(v));
+  if constexpr (LANES(V) > 8) v = S::of(v, moved_on<8, S>(v));
+  const V result = S::of(total, v);
+  total = S::of(total, splat<element<V>, LANES(V)>(v[K - 1]));  // only this waits for the vector before
+  return result;
+}
+template <int K, class S, class V> INLINE V scan_in_order(V v, V& total) {
+  element<V> last = total[0];
+  for (int l = 0; l < K; l++) v[l] = last = S::of(last, v[l]);
+  total = splat<element<V>, LANES(V)>(last);
+  return v;
+}
+
 // ---- threads: torch's own OpenMP, found in the process; without it one thread does all
 
 extern "C" void GOMP_parallel(void (*)(void*), void*, unsigned, unsigned) __attribute__((weak));

@@ -19,10 +19,13 @@ from accel.codegen.tensor_graph import TensorGraph, View, nested_views
 
 @dataclass
 class LoopNode:
-    """`buffer[address] = expr` over `dims`, or its reduction by `kind` over `reduced`.
+    """`buffer[address] = expr` over `dims`, or its reduction by `kind` over `reduced`, or its
+    `scan` along `scanned`, which are some of `dims`: what has been combined so far, this
+    element included.
 
     `region` marks a writer that shares its buffer with others; one that `scatters` adds to what they
-    have written, and its expression is `placed`.
+    have written, and its expression is `placed`. Scans that are `in_order` take elements one by one
+    (`loop_ir.Scan`).
     """
 
     name: str
@@ -36,6 +39,14 @@ class LoopNode:
     region: bool = False
     scatters: bool = False
     location: str = ""
+    scanned: list[str] = field(default_factory=list)
+    scan: str | None = None
+    in_order: bool = False
+
+    @property
+    def rows(self) -> list[str]:
+        """The variables that a row of the node walks along, if it has rows."""
+        return self.reduced or self.scanned
 
     @property
     def space(self) -> frozenset[str]:
@@ -53,6 +64,7 @@ class LoopNode:
         self.expr = substitute(self.expr, by)
         self.dims = _expand(self.dims, by)
         self.reduced = _expand(self.reduced, by)
+        self.scanned = _expand(self.scanned, by)
 
 
 def _expand(names: list[str], by: dict[str, Affine]) -> list[str]:

@@ -3,11 +3,12 @@
 In: a fused `Group` and which buffers need memory. Out: a `Kernel` of the loop IR and the
 buffers its parameters stand for. Invariant: a row's loops run in phases; a value computed
 in one phase and used in a later one is computed again, kept in a row buffer or read back
-from memory, never taken from another iteration.
+from memory, never taken from another iteration. A row with scans is walked in their order.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -36,6 +37,7 @@ from accel.codegen.loop_ir import (
     Loop,
     Op,
     Param,
+    Scan,
     Scatter,
     Store,
     Table,
@@ -65,6 +67,7 @@ _NEAR_PENALTY, _NEAR_STEP = 4.0, 4  # elements this far apart come from a few ve
 _LEAST_TILE = 4
 _ROUND_COST = 4.0
 _ACROSS_COST = 12.0  # of a reduction over the lanes of one vector
+_SCAN_COST = 8.0  # of one within a vector
 _MIN_UNITS = 64
 
 
@@ -83,7 +86,10 @@ def lanes_for(group: Group, vector_bytes: int) -> int:
 
 
 def _is_wide(node: LoopNode) -> bool:
-    return any(t in ("f64", "i64") for t in _types(node.expr)) or ITEM_BYTES[node.dtype] == 8
+    expr = node.expr
+    if node.scan is not None and isinstance(expr, Op) and expr.name == "to_f64":
+        (expr,) = expr.args  # nothing but the running value is wide
+    return any(t in ("f64", "i64") for t in _types(expr)) or ITEM_BYTES[node.dtype] == 8
 
 
 def _types(expr: Expr) -> Iterator[str]:
@@ -101,7 +107,7 @@ def spilled(group: Group, sizes: dict[str, int], stored: set[int], longest: int)
     found: set[int] = set()
     while True:
         phases = Phases(group, stored | found)
-        more = {n.buffer for n in phases.carried(lambda n: _cost(n.expr) > _RECOMPUTE_COST)}
+        more = {n.buffer for n in phases.carried(lambda n: _node_cost(n) > _RECOMPUTE_COST)}
         if not more or length <= longest:  # where sizes are open, asking makes a test of the graph
             return found
         found |= more  # computed early now, and with them what they are computed from
@@ -197,7 +203,7 @@ def group_addresses(group: Group) -> Iterator[Affine]:
 
 
 def order(group: Group, sizes: dict[str, int]) -> None:
-    """Sorts variables by the strides of the widest store."""
+    """Sorts variables by the strides of the widest store; rows of scans are walked in order."""
     leading = max((n.address for n in group.nodes), key=lambda a: len(a.terms))
     widest = max(group_addresses(group), key=lambda a: len(a.terms))
     if len(widest.terms) > len(leading.terms):
@@ -208,6 +214,14 @@ def order(group: Group, sizes: dict[str, int]) -> None:
 
     group.outer.sort(key=key)
     group.inner.sort(key=key)
+    order_ = _scan_order(group)
+    if order_ is not None:
+        group.inner = order_
+
+
+def _scan_order(group: Group) -> list[str] | None:
+    """The inner variables as scans walk them."""
+    return next((list(n.scanned) for n in group.nodes if n.scan is not None), None)
 
 
 def collapse(group: Group, sizes: dict[str, int]) -> None:
@@ -240,14 +254,16 @@ def _collapse_pair(group: Group, names: list[str], i: int, sizes: dict[str, int]
     for node in group.nodes:
         node.dims = [v for v in node.dims if v != first]
         node.reduced = [v for v in node.reduced if v != first]
+        node.scanned = [v for v in node.scanned if v != first]
         node.rename(gone)
     del names[i]
 
 
 def choose_vector(group: Group, sizes: dict[str, int], lanes: int) -> tuple[str | None, bool]:
     """The variable whose iterations become lanes, and whether it is one of the outer ones
-    of a group with rows. Reorders so that it is the last of its list."""
-    candidates = [(v, False) for v in group.inner] or [(v, False) for v in group.outer]
+    of a group with rows. Reorders so that it is the last of its list, where a scan's stays."""
+    inner = group.inner if _scan_order(group) is None else group.inner[-1:]
+    candidates = [(v, False) for v in inner] or [(v, False) for v in group.outer]
     if group.inner and group.outer:
         candidates += [(v, True) for v in group.outer]
     if not candidates:
@@ -285,6 +301,7 @@ def _vector_cost(
         for v in group.inner:
             blocks *= hint(sizes[v]) if v != var else 1
         cost += _ACROSS_COST * sum(n.kind is not None for n in group.nodes) * used / blocks
+        cost += _SCAN_COST * sum(n.scan is not None for n in group.nodes)
     return cost / used
 
 
@@ -418,7 +435,8 @@ class KernelBuilder:
             count = 1
             for v in node.space:
                 count *= hint(self.sizes[v])
-            total += count * (_cost(node.expr) + 1) * _NS_PER_VECTOR_OP / self.lanes
+            cost = _cost(node.expr) + (_SCAN_COST if node.scan is not None else 1)
+            total += count * cost * _NS_PER_VECTOR_OP / self.lanes
             for a, dtype in _accesses(node, self.writer, self.stored):
                 if self.vector and hint(a.coefficient(self.vector)) > 1:
                     in_tiles = self.kernel.tile_var is not None
@@ -521,6 +539,11 @@ class KernelBuilder:
         inside: list[object] = []
         for node in nodes:
             expr = self._body(node, phase, inside)
+            if node.scan is not None:
+                body.append(Begin(f"a_{node.name}", node.scan, expr.type))
+                raw = Local(self._raw(node), expr.type)
+                inside.append(Scan(raw.name, f"a_{node.name}", node.scan, expr, node.in_order))
+                expr = rounded(raw, node.dtype)
             if node.kind is not None:
                 body.append(Begin(f"a_{node.name}", node.kind, node.expr.type))
                 inside.append(Accumulate(f"a_{node.name}", node.kind, expr))
@@ -571,7 +594,12 @@ class KernelBuilder:
 
 
 def _is_kept(node: LoopNode) -> bool:
-    return _cost(node.expr) > _RECOMPUTE_COST or len(node.loads()) > 2
+    return _node_cost(node) > _RECOMPUTE_COST or len(node.loads()) > 2
+
+
+def _node_cost(node: LoopNode) -> float:
+    """What computing a value again would cost; a scan's is never computed from its operands."""
+    return math.inf if node.scan is not None else _cost(node.expr)
 
 
 def _cost(expr: Expr) -> float:

@@ -29,7 +29,8 @@ class Target:
 
     `longest_row` is how many elements of a row are kept between its phases, `templates`
     says whether the kernels of products.cpp run there, `asserts` whether a kernel may end a run, `draws`
-    whether launches hand kernels a part of the generator's stream. `emit` gives a kernel's text and, for
+    whether launches hand kernels a part of the generator's stream, `lanes` whether kernels walk with
+    vectors of lanes rather than blocks. `emit` gives a kernel's text and, for
     a device beside the processor, how it is launched; `build` what the plan says of the
     library.
     """
@@ -38,6 +39,7 @@ class Target:
     templates: bool
     asserts: bool
     draws: bool
+    lanes: bool
     splitting: Splitting
     schedule: Callable[[Group, dict[str, int], set[int], str], Scheduled]
     emit: Callable[[Group, Scheduled], tuple[str, Launch | None]]
@@ -87,6 +89,7 @@ TARGETS: dict[str, Target] = {
         templates=True,
         asserts=False,
         draws=False,
+        lanes=True,
         splitting=Splitting(),
         schedule=_schedule_cpu,
         emit=_emit_cpp,
@@ -97,6 +100,7 @@ TARGETS: dict[str, Target] = {
         templates=False,
         asserts=True,
         draws=True,
+        lanes=False,
         # Enough programs for all multiprocessors, several each.
         splitting=Splitting(results=512, elements=1 << 17, programs=1024, columns=False),
         schedule=_schedule_tiled,

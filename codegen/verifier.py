@@ -21,6 +21,7 @@ def verify(kernel: ir.Kernel) -> None:
 class _Verifier:
     def __init__(self, kernel: ir.Kernel) -> None:
         self.kernel = kernel
+        self.began: dict[str, tuple[str, str, int]] = {}  # kind, type, loops around it
 
     def fail(self, what: str) -> None:
         raise CompileError(f"loop IR of {self.kernel.name}: {what}")
@@ -38,7 +39,8 @@ class _Verifier:
                 self.check(s.body, [*scope, s.var], locals_, begun)
             elif isinstance(s, ir.Begin):
                 begun.add(s.name)
-                if s.kind not in ir.REDUCTIONS:
+                self.began[s.name] = s.kind, s.type, len(scope)
+                if s.kind not in {*ir.REDUCTIONS, *ir.SCANS}:
                     self.fail(f"unknown reduction {s.kind}")
             elif isinstance(s, ir.Finish):
                 if s.accumulator not in begun:
@@ -66,6 +68,17 @@ class _Verifier:
                 self.fail(f"no row buffer {s.scratch}")
         elif isinstance(s, ir.Accumulate) and s.name not in begun:
             self.fail(f"{s.name} was never begun")
+        elif isinstance(s, ir.Scan):
+            if s.accumulator not in begun:
+                self.fail(f"{s.accumulator} was never begun")
+            kind, type_, outside = self.began[s.accumulator]
+            if s.kind != kind or s.kind not in ir.SCANS:
+                self.fail(f"unknown scan {s.kind} of {kind}")
+            if s.expr.type != type_:
+                self.fail(f"{s.accumulator} is {type_}, scanned as {s.expr.type}")
+            if len(scope) <= outside:
+                self.fail(f"a scan of {s.accumulator} outside of a loop over its row")
+            locals_[s.name] = type_
 
     def address(self, address: Any, scope: list[str]) -> None:
         missing = address.variables() - set(scope)

@@ -148,7 +148,8 @@ KERNELS: dict[str, Row] = {
     "convolution": ([_IMAGE, _FILTER], [(_F + "conv2d", (_A, _B), {})]),
     "gather": ([_INDEX, _W], [(_F + "embedding", (_A, _B), {})]),
     "views": ([_X], [("torch.transpose", (_A, 0, 1), {}), ("torch.cat", ([_T, _T],), {})]),
-    "ATen": ([_W], [("torch.cumsum", (_A, 0), {})]),
+    "scan": ([_W], [("torch.cumsum", (_A, 0), {})]),
+    "ATen": ([_W], [("torch.logcumsumexp", (_A, 0), {})]),
 }
 
 
