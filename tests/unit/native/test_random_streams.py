@@ -5,6 +5,7 @@ With stand-ins for NVIDIA's driver and torch's CUDA library. Each case is a proc
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -70,9 +71,11 @@ def folder(driver_folder: Path) -> Path:  # noqa: F811
 
 
 def run(script: str, folder: Path, log: Path) -> list[str]:
-    """torch asks for its CUDA library once, when it is imported."""
-    library = str(folder / "libfake_generator.so")
-    return test_cuda_driver.run(_PLAN + script, folder, log, LD_PRELOAD=library)
+    """torch asks for its CUDA library once, when it is imported. What the environment preloads
+    (a sanitizer's runtime) stays first."""
+    preloaded = [os.environ.get("LD_PRELOAD", ""), str(folder / "libfake_generator.so")]
+    libraries = " ".join(filter(None, preloaded))
+    return test_cuda_driver.run(_PLAN + script, folder, log, LD_PRELOAD=libraries)
 
 
 def test_runs_take_their_part_of_the_stream(folder: Path, tmp_path: Path) -> None:
