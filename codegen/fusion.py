@@ -42,6 +42,10 @@ class Group:
         found = [n for n in self.nodes if n.buffer == buffer]
         return found[0] if len(found) == 1 and not found[0].region else None
 
+    def scanned(self) -> list[str]:
+        """The inner variables in the order in which scans walk them; none without scans."""
+        return next((list(n.scanned) for n in self.nodes if n.scan is not None), [])
+
     def rename(self, by: dict[str, Affine]) -> None:
         for node in self.nodes:
             node.rename(by)

@@ -68,7 +68,6 @@ _LEAST_TILE = 4
 _ROUND_COST = 4.0
 _ACROSS_COST = 12.0  # of a reduction over the lanes of one vector
 _SCAN_COST = 8.0  # of one within a vector
-_MIN_UNITS = 64
 
 
 @dataclass
@@ -214,14 +213,7 @@ def order(group: Group, sizes: dict[str, int]) -> None:
 
     group.outer.sort(key=key)
     group.inner.sort(key=key)
-    order_ = _scan_order(group)
-    if order_ is not None:
-        group.inner = order_
-
-
-def _scan_order(group: Group) -> list[str] | None:
-    """The inner variables as scans walk them."""
-    return next((list(n.scanned) for n in group.nodes if n.scan is not None), None)
+    group.inner = group.scanned() or group.inner
 
 
 def collapse(group: Group, sizes: dict[str, int]) -> None:
@@ -252,9 +244,6 @@ def _collapse_pair(group: Group, names: list[str], i: int, sizes: dict[str, int]
     sizes[second] = sizes[first] * sizes[second]
     gone = {first: Affine()}
     for node in group.nodes:
-        node.dims = [v for v in node.dims if v != first]
-        node.reduced = [v for v in node.reduced if v != first]
-        node.scanned = [v for v in node.scanned if v != first]
         node.rename(gone)
     del names[i]
 
@@ -262,7 +251,7 @@ def _collapse_pair(group: Group, names: list[str], i: int, sizes: dict[str, int]
 def choose_vector(group: Group, sizes: dict[str, int], lanes: int) -> tuple[str | None, bool]:
     """The variable whose iterations become lanes, and whether it is one of the outer ones
     of a group with rows. Reorders so that it is the last of its list, where a scan's stays."""
-    inner = group.inner if _scan_order(group) is None else group.inner[-1:]
+    inner = group.inner[-1:] if group.scanned() else group.inner
     candidates = [(v, False) for v in inner] or [(v, False) for v in group.outer]
     if group.inner and group.outer:
         candidates += [(v, True) for v in group.outer]

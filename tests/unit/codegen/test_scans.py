@@ -62,6 +62,10 @@ SCANS: dict[str, tuple[Function, int]] = {
         lambda x: x.flatten().cumsum(0).view(20, 37).t().contiguous().view(-1).mul(0.01).cumsum(0),
         2,
     ),
+    "an order other than memory's": (
+        lambda x: (x.t() * 2).contiguous().view(-1).mul(0.1).cumsum(0),
+        1,
+    ),
     "backwards": (lambda x: x.flip(1).cumsum(1).flip(1), 2),
     "masks": (lambda x: (x > 0).cumsum(1) * (x > 0), 1),
     "positions of what is not padding": (
@@ -208,6 +212,16 @@ def test_errors_of_long_rows(dtype: torch.dtype) -> None:
         (ours,) = run_plan(c.plan, library_of(c), sources) or []
         exact = function(x.double()) if dtype != torch.float64 else eager
         assert (ours - exact).abs().max() <= 1.5 * (eager - exact).abs().max() + 1e-7
+
+
+def test_what_is_moved_and_scanned() -> None:
+    x = torch.randn(20, 37).bfloat16()
+
+    def function(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        moved = x.clone()
+        return moved, moved.cumsum(1)
+
+    check(function, x, kernels=1, externs=0)
 
 
 def test_random_scans() -> None:
