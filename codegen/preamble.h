@@ -238,7 +238,8 @@ template <int N, class To, class From> INLINE vec<To, N> widened(vec<From, N> v)
     typedef char C __attribute__((vector_size(16)));
     typedef i64 H __attribute__((vector_size(16)));
     typedef int I8 __attribute__((vector_size(32)));
-    const C bytes = (C)(H){__builtin_bit_cast(i64, v), 0};
+    C bytes = (C)(H){__builtin_bit_cast(i64, v), 0};
+    __asm__("" : "+v"(bytes));  // g++ 12 fails where this load and the widening become one
     if constexpr ((From)-1 < (From)0) {
       return (vec<To, N>)__builtin_ia32_pmovsxbd256_mask(bytes, (I8){}, (unsigned char)-1);
     } else {

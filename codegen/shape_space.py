@@ -121,7 +121,7 @@ class ShapeSpace:
             raise CompileError(f"{name} was {expected} when recorded, traces as {found}")
 
     def finish(self) -> None:
-        """Makes tests of the guards that torch has made."""
+        """Makes tests of the guards that torch has made, and notes the symbols that they settle."""
         for number, low in enumerate(self.space.lows):
             if low is not None:
                 self.space.assume([">=", ["s", number], low])
@@ -131,6 +131,12 @@ class ShapeSpace:
                 self.space.assume(test)
         for symbol, bounds in self.env.var_to_range.items():
             self._assume_bounds(symbol, bounds)
+        # What was made before its size was settled has the symbol, what was asked later has not.
+        for number, symbol in enumerate(self.by_symbol):
+            now = self.env.replace(symbol)
+            if now != symbol:
+                settled = symbols.from_sympy(now, self.by_symbol, self.space)
+                self.space.settle(number, settled)
 
     def _assume_bounds(self, symbol: Any, bounds: Any) -> None:
         known = self.by_symbol.get(symbol)

@@ -38,6 +38,7 @@ class SymbolSpace:
     hints: list[int]
     lows: list[int | None] = field(default_factory=list)  # the least value of each; None: any
     tests: list[Any] = field(default_factory=list)  # accel.expressions' tests
+    settled: dict[Atom, Terms] = field(default_factory=dict)  # symbols, and what tests say they are
     _known: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -58,6 +59,11 @@ class SymbolSpace:
             raise CompileError(f"an assumption about sizes does not hold: {test}")
         self._known.add(key)
         self.tests.append(test)
+
+    def settle(self, number: int, value: Any) -> None:
+        """Notes what a symbol is wherever the tests hold."""
+        self.assume(["==", ["s", number], node(value)])
+        self.settled["s", number] = _terms(value)
 
     # ------------------------------------------------------------ atoms
 
@@ -219,7 +225,7 @@ def is_symbolic(value: Any) -> bool:
 def is_same(a: Any, b: Any) -> bool:
     """True when two numbers are equal for every size; asks nothing of the sizes."""
     if isinstance(a, Dim) or isinstance(b, Dim):
-        return _terms(a) == _terms(b)
+        return _settled_terms(a) == _settled_terms(b)
     return bool(a == b)
 
 
@@ -253,6 +259,21 @@ def _terms(value: Any) -> Terms:
     if not isinstance(value, int):
         raise TypeError(f"arithmetic of a size with a {type(value).__name__}")
     return (((), int(value)),) if value else ()
+
+
+def _settled_terms(value: Any) -> Terms:
+    """The terms, with what tests say of their symbols in the place of these."""
+    terms = _terms(value)
+    known = value.space.settled if isinstance(value, Dim) else {}
+    if not any(atom in known for monomial, _ in terms for atom in monomial):
+        return terms
+    total: Terms = ()
+    for monomial, c in terms:
+        product: Terms = (((), c),)
+        for atom in monomial:
+            product = _times(product, known.get(atom, _of_atom(atom)))
+        total = _sum(total, product)
+    return total
 
 
 def _normal(terms: Mapping[Monomial, int]) -> Terms:

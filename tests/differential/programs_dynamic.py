@@ -832,3 +832,20 @@ def _(s: Session) -> None:
     s.hit(f, torch.randn(12, 3))
     for n in (2, 1, 0):
         s.call(f, torch.randn(n, 3))
+
+
+@program(PROGRAMS, "sizes that the graph's own rules make equal: results are no views")
+def _(s: Session) -> None:
+    def f(x, i):
+        return x.gather(0, i), torch.take_along_dim(x, i, 1), x + i
+
+    f = s.root(f)
+
+    def facts(x, i):
+        results = f(x, i)
+        return results, [(t._base is None, t._is_view(), t.storage_offset()) for t in results]
+
+    with torch.no_grad():
+        for n in (4, 5, 4, 5, 6, 7, 9):
+            for _ in range(2):
+                s.call(facts, torch.randn(n, n), torch.randint(0, n, (n, n)))

@@ -214,6 +214,17 @@ def test_errors_of_long_rows(dtype: torch.dtype) -> None:
         assert (ours - exact).abs().max() <= 1.5 * (eager - exact).abs().max() + 1e-7
 
 
+def test_columns_of_bytes_build() -> None:
+    """Eight bytes, read and widened in one instruction, are more than g++ 12 can compile."""
+    x = torch.randint(0, 3, (33, 33)).to(torch.uint8).t()
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        double = x * 2
+        return torch.where(double.cumsum(-1) > 1, double, double + double)
+
+    check(function, x)
+
+
 def test_what_is_moved_and_scanned() -> None:
     x = torch.randn(20, 37).bfloat16()
 

@@ -193,3 +193,15 @@ def test_equal_numbers_hash_alike() -> None:
     _, a, b, _ = space()
     assert hash(a * 2 + b) == hash(b + a + a)
     assert {a * 2: 1}[a + a] == 1
+
+
+def test_numbers_that_are_settled_to_be_equal_are_the_same() -> None:
+    made = SymbolSpace([4, 4, 12])
+    a, b, c = (made.symbol(n) for n in range(3))
+    assert not is_same(a * 2 + c, b * 2 + c)
+    made.settle(1, a)
+    assert is_same(a * 2 + c, b * 2 + c)
+    assert made.tests == [["==", ["s", 1], ["s", 0]]]
+    made.settle(2, a * 3)
+    assert is_same(c + b, a * 4)
+    assert not is_same(c, a * 4)
