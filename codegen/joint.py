@@ -189,7 +189,8 @@ class _JointTracer(Tracer):
         sizes, strides = tuple(output.shape), tuple(output.stride())
         if span(sizes, strides) != output.numel():
             strides = contiguous_strides(sizes)
-        meta = TensorMeta(sizes, strides, str(output.dtype).removeprefix("torch."))
+        dtype = str(output.dtype).removeprefix("torch.")
+        meta = TensorMeta(sizes, strides, dtype, str(output.device))
         with self.fake_mode, torch.no_grad():
             fake = self._input(len(self.graph.inputs), meta)
         self.graph.input_identity.append(id(fake))

@@ -382,7 +382,8 @@ class _Splitter:
         else:
             known = dict(zip(self.graph.inputs, self.graph.input_identity, strict=True))
             identity = [known.get(b, -1 - b) for b in inputs]
-        return TensorGraph(buffers, kept, list(inputs), input_identity=identity)
+        device = self.graph.device
+        return TensorGraph(buffers, kept, list(inputs), input_identity=identity, device=device)
 
     def _place_of(self, buffer: int, forward: TensorGraph) -> Place:
         """Where the program's side finds a saved value; adds it to the forward's outputs."""

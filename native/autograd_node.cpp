@@ -444,12 +444,13 @@ class PlanBackward : public torch::autograd::Node {
 
   bool expected(const variable_list& grads) const {
     const std::vector<uint32_t>& wanted = description_->tangents;
+    c10::Device device = plan_of(*description_->executor).device;
     size_t next = 0;
     for (size_t k = 0; k < grads.size(); ++k) {
       bool want = next < wanted.size() && wanted[next] == k;
       if (want) ++next;
       if (grads[k].defined() != want) return false;
-      if (want && (grads[k].layout() != at::kStrided || !grads[k].device().is_cpu() ||
+      if (want && (grads[k].layout() != at::kStrided || grads[k].device() != device ||
                    grads[k].is_conj() || grads[k].is_neg() ||
                    grads[k].key_set().has(c10::DispatchKey::Python))) {
         return false;
@@ -468,7 +469,8 @@ class PlanBackward : public torch::autograd::Node {
     for (size_t k = 0; k < d.tangents.size(); ++k) {
       at::Tensor& grad = whole[d.tangents[k]];
       const Layout& layout = plan.inputs[d.saved.size() + k];
-      if (!grad.defined()) grad = at::zeros(layout.sizes, at::TensorOptions(layout.dtype));
+      auto options = at::TensorOptions(layout.dtype).device(plan.device);
+      if (!grad.defined()) grad = at::zeros(layout.sizes, options);
     }
     if (!expected(whole)) return false;
     pybind11::gil_scoped_acquire gil;

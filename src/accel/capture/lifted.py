@@ -468,7 +468,7 @@ class LiftedEvents(NumberEvents):
 
     def refs(self, value: Any) -> Any:
         if id(value) in self.lifted and (type(value) is int or type(value) is float):
-            if self.scalar_dtype:
+            if self.scalar_dtype and not self.is_on_gpu:  # an input that kernels there cannot read
                 return self._scalar(value, self.scalar_dtype)
             if self.takes_sizes and type(value) is int and (name := self._size_name(value)):
                 return Ref(name)
@@ -536,6 +536,8 @@ class LiftedEvents(NumberEvents):
 
     def _has_factor(self, name: str, args: Any, kwargs: Any) -> bool:
         """Whether an operation of plain float tensors has a lifted number as its only option."""
+        if self.is_on_gpu:
+            return False
         if name not in _FACTORS or not kwargs or len(kwargs) != 1:
             return False
         option, operations = _FACTORS[name]

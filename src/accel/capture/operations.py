@@ -28,6 +28,9 @@ from accel.capture.values import (
 from accel.trace import Operation, Ref, TensorMeta
 
 
+_DEVICES = ("cpu", "cuda")  # whose tensors are recorded; codegen/targets.py has their kernels
+
+
 class OperationEvents(CastRules):
     """The recorder's memory of tensors."""
 
@@ -41,8 +44,7 @@ class OperationEvents(CastRules):
         source = self.source_of(tensor)
         if source is None:
             raise Void("unknown_tensor", str(tuple(tensor.shape)))
-        if tensor.layout is not torch.strided or tensor.device.type != "cpu":
-            raise Void("tensor_kind", f"{tensor.layout} on {tensor.device}")
+        self.place(tensor)
         name = f"a{len(self.inputs)}"
         self.inputs.append((name, source, TensorMeta.of(tensor)))
         self.versions[name] = version(tensor)
@@ -50,6 +52,16 @@ class OperationEvents(CastRules):
             self.grad_inputs.append(name)
         self.name_tensor(tensor, name)
         return Ref(name)
+
+    def place(self, tensor: torch.Tensor) -> None:
+        """Errors: Void for a tensor that no kernel takes, or none that takes the others."""
+        device = tensor.device
+        if tensor.layout is not torch.strided or device.type not in _DEVICES:
+            raise Void("tensor_kind", f"{tensor.layout} on {device}")
+        if self.device is None:
+            self.device = device
+        elif device != self.device:
+            raise Void("devices", f"{device} beside {self.device}")
 
     def name_tensor(self, tensor: torch.Tensor, name: str) -> None:
         self.table.set(tensor, len(self.names))
@@ -148,8 +160,7 @@ class OperationEvents(CastRules):
         if kind in PLAIN_TENSORS:
             if result.requires_grad and torch.is_grad_enabled():
                 self.differentiable = True
-            if result.layout is not torch.strided:
-                raise Void("tensor_kind", str(result.layout))
+            self.place(result)
             if self.table.get(result) is None and id(result) not in self.known:
                 self.name_tensor(result, name)
             elif self.table.get(result) is None:

@@ -137,6 +137,7 @@ class RecorderState:
         self.table = runtime.native.TensorTable()
         self.names: list[str] = []
         self.inputs: list[tuple[str, Source, TensorMeta]] = []
+        self.device: torch.device | None = None  # of all its tensors
         self.operations: list[Operation] = []
         self.output_tensors: list[torch.Tensor] = []
         self.speculations: list[tuple[str, bool]] = []
@@ -160,6 +161,10 @@ class RecorderState:
         self.casts_unsettled = False  # something about them was called since the last operation
 
     # ------------------------------------------------------------- sources
+
+    @property
+    def is_on_gpu(self) -> bool:
+        return self.device is not None and self.device.type != "cpu"
 
     def constant_source(self, value: object) -> Source:
         """The source of an object that the guards themselves keep alive."""

@@ -162,11 +162,23 @@ def _load() -> None:
     import torch
 
     torch.set_num_threads(1)
+    _hide_gpus()
     from accel.compile import dynamo_stand_in
 
     dynamo_stand_in.install()
     import accel.cache
     import accel.codegen  # noqa: F401  (now, while the program still records)
+
+
+def _hide_gpus() -> None:
+    """Graphs are compiled for GPUs without one: a context would take its memory, and half a second."""
+    import torch
+
+    from accel import runtime
+
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if torch.version.cuda is not None and runtime.available:
+        runtime.native.hide_gpus()
 
 
 def _serve(connection: socket.socket, jobs: queue.SimpleQueue[Any]) -> None:

@@ -1,0 +1,91 @@
+"""The differential programs with their arguments on a simulated GPU.
+
+    python tests/simulated_gpu/run_programs.py [TEXT]
+
+In: part of the names of programs (all). Out: what differs from eager there, and how many ran compiled.
+Programs that mix in tensors of the processor fail as eager does.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "differential"), str(HERE.parent / "unit" / "codegen")]
+
+import simulated_gpu  # noqa: E402
+
+simulated_gpu.install()
+
+import harness  # noqa: E402
+import torch  # noqa: E402
+from torch.utils._pytree import tree_map  # noqa: E402
+
+import accel  # noqa: E402
+
+
+class OnGpu(harness.Session):
+    """A session whose calls get tensors and modules on the GPU."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.twins: dict[int, tuple[Any, Any]] = {}
+
+    def there(self, value: Any) -> Any:
+        if isinstance(value, torch.nn.Module):
+            return value.cuda()
+        if type(value) is not torch.Tensor or value.device.type != "cpu":
+            return value
+        if id(value) not in self.twins:
+            twin = value.detach().cuda().requires_grad_(value.requires_grad)
+            self.twins[id(value)] = value, twin
+        return self.twins[id(value)][1]
+
+    def root(self, function: Any, **options: Any) -> Any:
+        return super().root(self.there(function), **options)
+
+    def _call(self, function: Any, args: Any, kwargs: Any) -> Any:
+        args, kwargs = tree_map(self.there, (args, kwargs))
+        return super()._call(function, args, kwargs)
+
+
+def main() -> int:
+    import test_programs
+
+    harness.Session = OnGpu  # type: ignore[misc]
+    text = sys.argv[1] if len(sys.argv) > 1 else ""
+    found = served = count = 0
+    for parameters in test_programs.PROGRAMS:
+        if text not in parameters.id:
+            continue
+        (program,) = parameters.values
+        count += 1
+        launched, started = len(simulated_gpu.launches), time.perf_counter()
+        try:
+            harness.check(program)
+        except AssertionError as error:
+            lines = [
+                line
+                for line in str(error).splitlines()[1:]
+                if "not served compiled" not in line and "compiled code ran" not in line
+                and "compiled segments, not" not in line
+            ]  # fmt: skip
+            if lines:
+                found += 1
+                print(f"DIFFERS {parameters.id}", *lines[:4], sep="\n", flush=True)
+        except Exception as error:
+            print(f"RAISES {parameters.id}: {type(error).__name__}: {str(error)[:300]}", flush=True)
+        served += len(simulated_gpu.launches) > launched
+        seconds = time.perf_counter() - started
+        if seconds > 20:
+            print(f"{seconds:.0f} s {parameters.id}", flush=True)
+        accel.reset()
+    print(f"{count} programs, {found} differ, {served} launched kernels")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,204 @@
+"""Test support: a GPU that is not there, for a torch without CUDA.
+
+In: `install()`, before torch is imported. Out: tensors on "cuda:0" whose memory is the processor's
+(`device.cpp`), and launches that Triton's interpreter runs in this process. Plans carry kernels'
+texts where they would carry machine code; everything between a program and a launch is accel's own. What a GPU does
+beside the program (streams, waiting, faults) is not simulated.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.abc
+import importlib.machinery
+import importlib.metadata
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+_HERE = Path(__file__).parent
+_COMPILING = "accel.codegen.build_triton"
+_LAUNCHER = ctypes.CFUNCTYPE(
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_uint64,
+    ctypes.POINTER(ctypes.c_void_p),
+)
+ASSERTED = 710
+launches: list[str] = []  # the names of kernels that have run
+_alive: list[Any] = []
+
+
+def install() -> None:
+    assert "torch" not in sys.modules, "torch looks for GPUs when it is imported"
+    os.environ["TRITON_INTERPRET"] = "1"
+    os.environ["SIMULATED_GPU"] = "1"
+    os.environ["PYTHONPATH"] = f"{_HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    keep_texts()
+    library = ctypes.CDLL(str(_build() / "libcuda.so.1"), mode=ctypes.RTLD_GLOBAL)
+    _alive.append(ctypes.CDLL(str(_build() / "libtorch_cuda.so"), mode=ctypes.RTLD_GLOBAL))
+    launcher = _LAUNCHER(_launch)
+    library.simulated_gpu_launcher(launcher)
+    _alive.extend([library, launcher])
+    _patch_torch()
+
+
+# ---------------------------------------------------------------- building
+
+
+def _build() -> Path:
+    """The folder with both libraries, made once for a source and a torch."""
+    source = _HERE / "device.cpp"
+    key = f"{importlib.metadata.version('torch')}-{source.stat().st_mtime_ns}"
+    folder = Path(tempfile.gettempdir()) / f"accel-simulated-gpu-{os.getuid()}-{key}"
+    if (folder / "libtorch_cuda.so").exists():
+        return folder
+    torch = importlib.util.find_spec("torch")
+    assert torch is not None and torch.origin is not None
+    headers = Path(torch.origin).parent / "include"
+    with tempfile.TemporaryDirectory() as made:
+        flags = [
+            "-std=c++20", "-O1", "-shared", "-fPIC", "-w", f"-I{headers}",
+            f"-L{headers.parent / 'lib'}", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{headers.parent / 'lib'}",
+        ]  # fmt: skip
+        driver = Path(made) / "libcuda.so.1"
+        command = ["g++", str(source), *flags, "-Wl,-soname,libcuda.so.1", "-o", str(driver)]
+        subprocess.run(command, check=True)
+        # What looks for symbols in the one finds those of the other.
+        command = ["g++", "-shared", "-Wl,--no-as-needed", str(driver)]
+        command += ["-Wl,-soname,libtorch_cuda.so", "-o", f"{made}/libtorch_cuda.so"]
+        subprocess.run(command, check=True)
+        folder.mkdir(exist_ok=True)
+        for name in ("libcuda.so.1", "libtorch_cuda.so"):
+            os.replace(Path(made) / name, folder / name)
+    return folder
+
+
+# ---------------------------------------------------------------- torch's side
+
+
+def _patch_torch() -> None:
+    import torch
+
+    facts = SimpleNamespace(
+        max_threads_per_multi_processor=2048,
+        multi_processor_count=108,
+        name="simulated",
+        major=8,
+        minor=0,
+        total_memory=1 << 34,
+    )
+    torch.version.cuda = "13.0"
+    state = torch.cuda
+    state._lazy_init = lambda: None
+    state._initialized = True
+    state.is_initialized = lambda: False
+    state.is_available = lambda: True
+    state.device_count = lambda: 1
+    state.current_device = lambda: 0
+    state.get_device_name = lambda device=None: "simulated"
+    state.get_device_capability = lambda device=None: (8, 0)
+    state.get_device_properties = lambda device=None: facts
+    state.synchronize = lambda device=None: None
+
+
+# ---------------------------------------------------------------- compiling
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Has the compiler put kernels' texts where machine code would be, in this process and its copies."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+        if name != _COMPILING:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        assert spec is not None and spec.loader is not None
+        execute = spec.loader.exec_module
+
+        def exec_module(module: Any) -> None:
+            execute(module)
+            module._content = _texts_for(module)
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def keep_texts() -> None:
+    sys.meta_path.insert(0, _Finder())
+
+
+def _texts_for(module: Any) -> Any:
+    def content(text: str, kernels: list[Any], gpu: str) -> bytes:
+        index, images, offset = [], [], 0
+        for kernel in kernels:
+            image = json.dumps({"text": kernel.text, "signature": kernel.signature}).encode() + b"\0"
+            place = {"alignment": 1, "offset": offset, "size": len(image), "shared_bytes": 0}
+            index.append({"symbol": kernel.symbol, "threads": 128, "images": [place]})
+            images.append(image)
+            offset += len(image)
+        return json.dumps(index).encode() + b"\n" + b"".join(images)
+
+    return content
+
+
+# ---------------------------------------------------------------- launching
+
+_modules: dict[str, Any] = {}
+
+
+def _launch(image: bytes, symbol: bytes, grid: int, arguments: Any) -> int:
+    try:
+        return _run(image.decode(), symbol.decode(), grid, arguments)
+    except Exception:
+        traceback.print_exc()
+        return 999
+
+
+def _run(image: str, symbol: str, grid: int, arguments: Any) -> int:
+    import numpy as np
+    import torch
+
+    from accel.codegen.emit_triton import POINTER_TYPE
+
+    kernel, signature = _interpreted(image, symbol)
+    values: list[Any] = []
+    for i, type_ in enumerate(signature):
+        if type_.startswith("*"):
+            address = ctypes.cast(arguments[i], ctypes.POINTER(ctypes.c_uint64)).contents.value
+            dtype = getattr(torch, next(d for d, p in POINTER_TYPE.items() if p == type_))
+            memory = (ctypes.c_char * dtype.itemsize).from_address(address)
+            values.append(torch.frombuffer(memory, dtype=dtype, count=1))
+        else:
+            number = {"i64": ctypes.c_int64, "i32": ctypes.c_int32, "u64": ctypes.c_uint64}
+            values.append(ctypes.cast(arguments[i], ctypes.POINTER(number[type_])).contents.value)
+    launches.append(symbol)
+    with np.errstate(all="ignore"):
+        try:
+            kernel[(grid,)](*values)
+        except AssertionError:
+            return ASSERTED
+    return 0
+
+
+def _interpreted(image: str, symbol: str) -> Any:
+    if image not in _modules:
+        import triton_interpreter
+        from accel.codegen.build_triton import PREAMBLE, load_module
+
+        if not _modules:
+            triton_interpreter._mend_interpreter()
+            _alive.append(tempfile.TemporaryDirectory(prefix="accel-simulated-"))
+        kept = json.loads(image)
+        path = Path(_alive[-1].name) / f"kernel{len(_modules)}.py"
+        module = load_module("\n\n".join([PREAMBLE.read_text(), kept["text"]]), path)
+        module.libdevice = triton_interpreter._DeviceLibrary()
+        _modules[image] = getattr(module, symbol), kept["signature"]
+    return _modules[image]
