@@ -2,10 +2,14 @@
 
 #include "cuda_driver.h"
 
+#include "native.h"
+
 #include <ATen/Context.h>
 #include <dlfcn.h>
 
 #include <mutex>
+
+#include <pybind11/pybind11.h>
 
 namespace accel {
 namespace {
@@ -48,5 +52,36 @@ GpuDraws::~GpuDraws() {
     // Somebody has begun to capture: the generator cannot be asked now.
   }
 }
+
+// ---- Python ---------------------------------------------------------------------
+
+namespace {
+
+PyObject* py_gpu_offsets(PyObject*, PyObject* number) {
+  long count = PyLong_AsLong(number);
+  if (count == -1 && PyErr_Occurred()) return nullptr;
+  try {
+    pybind11::tuple offsets(count);
+    for (long i = 0; i < count; ++i) {
+      c10::Device device(c10::kCUDA, static_cast<c10::DeviceIndex>(i));
+      const at::Generator& generator = at::globalContext().defaultGenerator(device);
+      offsets[i] = pybind11::make_tuple(generator.current_seed(), generator.get_offset());
+    }
+    return offsets.release().ptr();
+  } catch (const c10::Error&) {
+    Py_RETURN_NONE;
+  }
+}
+
+PyMethodDef METHODS[] = {
+    {"gpu_offsets", py_gpu_offsets, METH_O,
+     "Where the random streams of the first so many GPUs stand: (seed, offset) of each; "
+     "None while a stream is captured."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+}  // namespace
+
+int init_cuda_generator(PyObject* module) { return PyModule_AddFunctions(module, METHODS); }
 
 }  // namespace accel

@@ -125,7 +125,10 @@ REASONS: dict[str, tuple[str, str]] = {
     "result": ("a result that cannot be rebuilt: {}", "return tensors and plain containers"),
     "tensor_attribute": ("a tensor's attribute is read: {}", "read it outside"),
     "tensor_attribute_store": ("a tensor's attribute is set: {}", "set it outside"),
-    "tensor_kind": ("a tensor that accel does not compile: {}", "use strided tensors on the processor or a GPU"),
+    "tensor_kind": (
+        "a tensor that accel does not compile: {}",
+        "use strided tensors on the processor or a GPU",
+    ),
     "tensor_method": ("a tensor method that accel does not record: {}", "call it outside"),
     "tensor_subclass": ("a tensor subclass is used: {}", "use plain tensors"),
     "text_of_object": ("text is made from an object: {}", "format its fields"),

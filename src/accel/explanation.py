@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from accel.casts import Autocast, by_operation
+from accel.casts import DEVICES, Autocast, by_operation
 from accel.errors import hint_for, reason_text
 from accel.guards import Guard
 from accel.report import RootLine, Summary, short_place
@@ -234,7 +234,12 @@ def graph_text(graph: Any, sources: Sequence[Source] = ()) -> str:
 def _cast_text(cast: Autocast | None) -> str:
     if cast is None:
         return "end of autocast"
-    return f"autocast to {cast.dtype}" if cast.enabled else "autocast off"
+    on = [
+        f"{dtype} on {device}"
+        for device, dtype, enabled in zip(DEVICES, cast.dtypes, cast.enabled, strict=True)
+        if enabled
+    ]
+    return f"autocast to {', '.join(on)}" if on else "autocast off"
 
 
 def _text(value: Any) -> str:

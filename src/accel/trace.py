@@ -176,7 +176,7 @@ class SegmentGraph:
     the rest of the graph assumes; they are checked before anything is committed.
     In-place operations may appear; those that reach an input are the commit step.
     `gradients` is None for a graph that autograd has nothing to do with; `is_random` when the
-    run drew from torch's CPU generator. `autocast` is its dtype and whether it caches, or None.
+    run drew from torch's generators. `autocast` is None where it was off.
     `sizes` is None for a graph whose every size is the recorded one. `allowed` names the
     operators that are functions of the user's, with their results (`accel.allowed`).
     `default_dtype` is torch's when recorded. `casts` are the regions of `torch.autocast` inside:
@@ -190,7 +190,7 @@ class SegmentGraph:
     speculations: list[tuple[str, bool]] = field(default_factory=list)
     gradients: Gradients | None = None
     is_random: bool = False
-    autocast: tuple[str, bool] | None = None
+    autocast: Autocast | None = None
     sizes: Sizes | None = None
     allowed: list[tuple[str, list[TensorMeta]]] = field(default_factory=list)
     default_dtype: str = "float32"
@@ -250,11 +250,11 @@ class SegmentGraph:
             [(name, expected) for name, expected in data["speculations"]],
             _gradients_from_json(data["gradients"]),
             data["is_random"],
-            None if data["autocast"] is None else (data["autocast"][0], data["autocast"][1]),
+            data["autocast"] and Autocast.from_json(data["autocast"]),
             _sizes_from_json(data["sizes"]),
             [(name, [_meta_from_json(m) for m in metas]) for name, metas in data["allowed"]],
             data["default_dtype"],
-            [(name, cast and Autocast(*cast)) for name, cast in data["casts"]],
+            [(name, cast and Autocast.from_json(cast)) for name, cast in data["casts"]],
         )
 
     @contextlib.contextmanager
@@ -268,8 +268,7 @@ class SegmentGraph:
         with contextlib.ExitStack() as stack:
             stack.enter_context(autocast_kept())
             if self.autocast is not None:
-                dtype, caches = self.autocast
-                stack.enter_context(Autocast(dtype, True, caches).region())
+                stack.enter_context(self.autocast.region())
             if wanted is not before:
                 torch.set_default_dtype(wanted)
                 stack.callback(torch.set_default_dtype, before)
@@ -294,14 +293,17 @@ class SegmentGraph:
 
         grad_mode = True
         regions: list[fx.Node] = []
+        settings = [self.autocast or Autocast.present().off()]
         casts = by_operation(self.casts)
         for o in self.operations:
             for cast in casts.get(o.name, ()):
                 if cast is None:
                     graph.call_function(_exit_autocast, (regions.pop(),))
+                    settings.pop()
                 else:
-                    begun = ("cpu", getattr(torch, cast.dtype), cast.enabled, cast.caches)
+                    begun = cast.begun_after(settings[-1])
                     regions.append(graph.call_function(_enter_autocast, begun))
+                    settings.append(cast)
             if self.gradients is not None and (o.name not in self.gradients.no_grad) != grad_mode:
                 grad_mode = not grad_mode
                 graph.call_function(torch._C._set_grad_enabled, (grad_mode,))

@@ -14,6 +14,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <set>
 #include <string>
 #include <unordered_map>
 
@@ -43,8 +44,16 @@ struct Counting : c10::GeneratorImpl {
   uint64_t get_offset() const override { return offset_; }
   uint64_t current_seed() const override { return seed_; }
   uint64_t seed() override { return seed_; }
-  void set_state(const c10::TensorImpl&) override {}
-  c10::intrusive_ptr<c10::TensorImpl> get_state() const override { return {}; }
+  void set_state(const c10::TensorImpl& state) override {
+    const auto* numbers = static_cast<const uint64_t*>(state.data());
+    seed_ = numbers[0], offset_ = numbers[1];
+  }
+  c10::intrusive_ptr<c10::TensorImpl> get_state() const override {
+    at::Tensor state = at::detail::empty_cpu({16}, at::kByte, std::nullopt, c10::kCPU, false, std::nullopt);
+    auto* numbers = static_cast<uint64_t*>(state.mutable_data_ptr());
+    numbers[0] = seed_, numbers[1] = offset_;
+    return state.getIntrusivePtr();
+  }
   Counting* clone_impl() const override { return nullptr; }
   uint64_t seed_ = 0, offset_ = 0;
 };
@@ -64,6 +73,7 @@ struct Hooks : at::CUDAHooksInterface {
   c10::DeviceIndex deviceCount() const override { return 1; }
   c10::DeviceIndex getCurrentDevice() const override { return 0; }
   const at::Generator& getDefaultGenerator(c10::DeviceIndex) const override { return generator(); }
+  at::Generator getNewGenerator(c10::DeviceIndex) const override { return at::make_generator<Counting>(); }
 };
 
 // One device, one stream; all that is launched has happened.
@@ -257,7 +267,17 @@ TORCH_LIBRARY_IMPL(_, CUDA, m) { m.fallback(torch::CppFunction::makeFromBoxedFun
 TORCH_LIBRARY_IMPL(aten, CUDA, m) {
   m.impl("empty.memory_format", empty);
   m.impl("empty_strided", empty_strided);
-  // Composite for every device, by kernels that only the processor has here.
+  // Not as for any device, from smaller operations: as the processor's own.
+  auto& dispatcher = c10::Dispatcher::singleton();
+  for (const c10::OperatorName& name : dispatcher.getAllOpNames()) {
+    static const std::set<std::string> others = {"empty", "empty_strided", "copy_", "fill_", "uniform_", "bernoulli_",
+                                                 "native_dropout"};
+    auto op = dispatcher.findOp(name);
+    if (name.name.rfind("aten::", 0) != 0 || !op || others.count(name.name.substr(6))) continue;
+    if (!op->hasKernelForDispatchKey(c10::DispatchKey::CPU) || op->hasKernelForDispatchKey(c10::DispatchKey::CUDA)) continue;
+    std::string whole = name.name.substr(6) + (name.overload_name.empty() ? "" : "." + name.overload_name);
+    m.impl(whole.c_str(), torch::CppFunction::makeFromBoxedFunction<&on_the_processor>());
+  }
   for (const char* name : {"copy_", "fill_.Scalar"}) {
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&on_the_processor>());
   }
@@ -285,6 +305,14 @@ C10_REGISTER_CLASS(CUDAHooksRegistry, CUDAHooks, Hooks)
 }
 
 extern "C" {
+uint64_t simulated_gpu_seed() { return generator().current_seed(); }
+// Where the stream stands; it goes on behind `words`.
+uint64_t simulated_gpu_draw(uint64_t words) {
+  uint64_t offset = generator().get_offset();
+  generator().unsafeGetGeneratorImpl()->set_offset(offset + words);
+  return offset;
+}
+void simulated_gpu_reseed(uint64_t seed) { generator().unsafeGetGeneratorImpl()->set_current_seed(seed); }
 void simulated_gpu_launcher(Launch launch) { launcher = launch; }
 
 // Of torch's library for GPUs.

@@ -1,13 +1,17 @@
-"""The differential programs with their arguments on a simulated GPU.
+"""The differential programs on a simulated GPU.
 
     python tests/simulated_gpu/run_programs.py [TEXT]
 
 In: part of the names of programs (all). Out: what differs from eager there, and how many ran compiled.
-Programs that mix in tensors of the processor fail as eager does.
+Tensors and modules that programs make are made on the GPU, by rewriting their source; where one is
+still the processor's, a program fails as eager does.
 """
 
 from __future__ import annotations
 
+import ast
+import builtins
+import importlib.machinery
 import sys
 import time
 from pathlib import Path
@@ -25,6 +29,54 @@ import torch  # noqa: E402
 from torch.utils._pytree import tree_map  # noqa: E402
 
 import accel  # noqa: E402
+
+_FACTORIES = frozenset(
+    """randn rand ones zeros arange tensor full eye linspace logspace empty randint randperm
+    empty_strided scalar_tensor as_tensor tril_indices triu_indices bartlett_window hann_window""".split()
+)
+
+
+class _Moved(ast.NodeTransformer):
+    """`torch.randn(3)` becomes `torch.randn(3, device="cuda")`, `nn.Linear(3, 3)` is moved there."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        f = node.func
+        if not isinstance(f, ast.Attribute):
+            return node
+        owner = ast.unparse(f.value)
+        if owner == "torch" and f.attr in _FACTORIES:
+            if not any(k.arg in ("device", "out", None) for k in node.keywords):
+                node.keywords.append(ast.keyword("device", ast.Constant("cuda")))
+        elif owner in ("nn", "torch.nn") and f.attr[0].isupper() and "Param" not in f.attr:
+            return ast.Call(ast.Name("_moved_to_gpu", ast.Load()), [node], [])
+        return node
+
+
+class _Loader(importlib.machinery.SourceFileLoader):
+    def source_to_code(self, data: Any, path: Any, **_: Any) -> Any:
+        tree = ast.fix_missing_locations(_Moved().visit(ast.parse(data)))
+        return compile(tree, path, "exec", dont_inherit=True)
+
+    def get_code(self, fullname: str) -> Any:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
+class _Finder:
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> Any:
+        if not name.startswith("programs_"):
+            return None
+        file = HERE.parent / "differential" / f"{name}.py"
+        return importlib.util.spec_from_file_location(name, file, loader=_Loader(name, str(file)))
+
+
+def _moved_to_gpu(made: Any) -> Any:
+    return made.cuda() if isinstance(made, torch.nn.Module) else made
+
+
+builtins._moved_to_gpu = _moved_to_gpu  # type: ignore[attr-defined]
+sys.meta_path.insert(0, _Finder())
 
 
 class OnGpu(harness.Session):

@@ -24,7 +24,6 @@ from types import SimpleNamespace
 from typing import Any
 
 _HERE = Path(__file__).parent
-_COMPILING = "accel.codegen.build_triton"
 _LAUNCHER = ctypes.CFUNCTYPE(
     ctypes.c_int,
     ctypes.c_char_p,
@@ -40,15 +39,23 @@ _alive: list[Any] = []
 def install() -> None:
     assert "torch" not in sys.modules, "torch looks for GPUs when it is imported"
     os.environ["TRITON_INTERPRET"] = "1"
+    os.environ["TRITON_DEBUG"] = "1"  # device_assert asserts
     os.environ["SIMULATED_GPU"] = "1"
     os.environ["PYTHONPATH"] = f"{_HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     keep_texts()
-    library = ctypes.CDLL(str(_build() / "libcuda.so.1"), mode=ctypes.RTLD_GLOBAL)
-    _alive.append(ctypes.CDLL(str(_build() / "libtorch_cuda.so"), mode=ctypes.RTLD_GLOBAL))
+    library = load()
     launcher = _LAUNCHER(_launch)
     library.simulated_gpu_launcher(launcher)
     _alive.extend([library, launcher])
-    _patch_torch()
+    _patch_torch(library)
+
+
+def load() -> ctypes.CDLL:
+    """Before torch is imported: the device exists."""
+    folder = _build()
+    library = ctypes.CDLL(str(folder / "libcuda.so.1"), mode=ctypes.RTLD_GLOBAL)
+    _alive.append(ctypes.CDLL(str(folder / "libtorch_cuda.so"), mode=ctypes.RTLD_GLOBAL))
+    return library
 
 
 # ---------------------------------------------------------------- building
@@ -85,8 +92,11 @@ def _build() -> Path:
 # ---------------------------------------------------------------- torch's side
 
 
-def _patch_torch() -> None:
+def _patch_torch(library: ctypes.CDLL) -> None:
+    import draws
     import torch
+
+    used: list[bool] = []
 
     facts = SimpleNamespace(
         max_threads_per_multi_processor=2048,
@@ -96,11 +106,9 @@ def _patch_torch() -> None:
         minor=0,
         total_memory=1 << 34,
     )
-    torch.version.cuda = "13.0"
     state = torch.cuda
-    state._lazy_init = lambda: None
-    state._initialized = True
-    state.is_initialized = lambda: False
+    state._lazy_init = lambda: used.append(True) if not used else None
+    state.is_initialized = lambda: bool(used)
     state.is_available = lambda: True
     state.device_count = lambda: 1
     state.current_device = lambda: 0
@@ -108,16 +116,26 @@ def _patch_torch() -> None:
     state.get_device_capability = lambda device=None: (8, 0)
     state.get_device_properties = lambda device=None: facts
     state.synchronize = lambda device=None: None
+    state.is_bf16_supported = lambda including_emulation=True: True
+    seed_all = torch.manual_seed
+
+    def manual_seed(seed: int) -> Any:
+        library.simulated_gpu_reseed(int(seed) % (1 << 64))
+        return seed_all(seed)
+
+    torch.manual_seed = torch.random.manual_seed = manual_seed
+    _alive.append(draws.register(library))
 
 
 # ---------------------------------------------------------------- compiling
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Has the compiler put kernels' texts where machine code would be, in this process and its copies."""
+    """Has the compiler put kernels' texts where machine code would be, and torch say that it has CUDA."""
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
-        if name != _COMPILING:
+        change = _CHANGES.get(name)
+        if change is None:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         assert spec is not None and spec.loader is not None
@@ -125,28 +143,38 @@ class _Finder(importlib.abc.MetaPathFinder):
 
         def exec_module(module: Any) -> None:
             execute(module)
-            module._content = _texts_for(module)
+            change(module)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 
 def keep_texts() -> None:
+    """In this process and its copies."""
     sys.meta_path.insert(0, _Finder())
 
 
-def _texts_for(module: Any) -> Any:
+def _write_texts(module: Any) -> None:
     def content(text: str, kernels: list[Any], gpu: str) -> bytes:
         index, images, offset = [], [], 0
         for kernel in kernels:
-            image = json.dumps({"text": kernel.text, "signature": kernel.signature}).encode() + b"\0"
+            image = (
+                json.dumps({"text": kernel.text, "signature": kernel.signature}).encode() + b"\0"
+            )
             place = {"alignment": 1, "offset": offset, "size": len(image), "shared_bytes": 0}
             index.append({"symbol": kernel.symbol, "threads": 128, "images": [place]})
             images.append(image)
             offset += len(image)
         return json.dumps(index).encode() + b"\n" + b"".join(images)
 
-    return content
+    module._content = content
+
+
+def _say_cuda(module: Any) -> None:
+    module.cuda = "13.0"
+
+
+_CHANGES = {"accel.codegen.build_triton": _write_texts, "torch.version": _say_cuda}
 
 
 # ---------------------------------------------------------------- launching
@@ -191,6 +219,7 @@ def _run(image: str, symbol: str, grid: int, arguments: Any) -> int:
 def _interpreted(image: str, symbol: str) -> Any:
     if image not in _modules:
         import triton_interpreter
+
         from accel.codegen.build_triton import PREAMBLE, load_module
 
         if not _modules:

@@ -6,3 +6,4 @@ if os.environ.get("SIMULATED_GPU"):
     import simulated_gpu
 
     simulated_gpu.keep_texts()
+    simulated_gpu.load()

@@ -27,7 +27,6 @@ from accel.capture.values import (
 )
 from accel.trace import Operation, Ref, TensorMeta
 
-
 _DEVICES = ("cpu", "cuda")  # whose tensors are recorded; codegen/targets.py has their kernels
 
 

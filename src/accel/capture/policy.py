@@ -287,6 +287,8 @@ FOLDED_PYTHON: dict[Callable[..., Any], str] = {
     torch.is_storage: "fold",
     torch.distributed.is_available: "fold",
     torch.is_autocast_enabled: "fold",
+    torch.cuda.is_bf16_supported: "fold",
+    torch.cuda.amp.common.amp_definitely_not_available: "fold",
     torch.get_default_dtype: "fold",
     torch.get_default_device: "fold",
     torch.nn.Module.train: "opaque",

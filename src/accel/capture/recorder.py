@@ -30,6 +30,7 @@ from accel.capture.steps import Answer, Void
 from accel.capture.streams import MOST_SECONDS, NotMuchLarger
 from accel.capture.values import PLAIN_TENSORS, is_static
 from accel.capture.variation import GRADIENTS, Variation
+from accel.casts import Autocast
 from accel.guards import Guard, GuardSet
 from accel.sources import Source, root
 from accel.trace import Gradients, SegmentGraph, TensorMeta
@@ -128,7 +129,7 @@ class Recorder(LiftedEvents):
         self.exit_codes: tuple[types.CodeType, ...] = ()
         self.callee_codes: tuple[types.CodeType, ...] = ()
         self.ambient = runtime.native.Ambient()
-        self.rng = torch.default_generator.get_state()
+        self.rng = _random_streams()
         self.roots = [root(i, name) for i, (name, _) in enumerate(roots)]
         self.handlers = tuple(self._handler(name) for name in runtime.native.HANDLER_NAMES)
         for index, (source, (_, value)) in enumerate(zip(self.roots, roots, strict=True)):
@@ -291,6 +292,8 @@ class Recorder(LiftedEvents):
             self.settle_casts()
         if self.cast_regions:
             raise Void("ambient_changed", "autocast, whose region does not end")
+        if None in self.rng:
+            raise Void("ambient_changed", "a stream of a GPU, which is captured")
         if self.context_sets:
             raise Void("opaque_call", "ContextVar.set() without reset()")
 
@@ -324,7 +327,7 @@ class Recorder(LiftedEvents):
             metas,
             self.speculations,
             gradients,
-            not torch.equal(self.rng, torch.default_generator.get_state()),
+            self.rng != _random_streams(),
             _autocast(),
             sizes,
             [
@@ -452,11 +455,16 @@ class Recorder(LiftedEvents):
         return written
 
 
-def _autocast() -> tuple[str, bool] | None:
-    if not torch.is_autocast_enabled("cpu"):
-        return None
-    dtype = str(torch.get_autocast_dtype("cpu")).removeprefix("torch.")
-    return dtype, torch.is_autocast_cache_enabled()
+def _random_streams() -> tuple[Any, ...]:
+    """Where they stand; None for those of GPUs while one's stream is captured."""
+    count = torch.cuda.device_count() if torch.cuda.is_initialized() else 0
+    on_gpus = runtime.native.gpu_offsets(count) if count else ()
+    return torch.default_generator.get_state().numpy().tobytes(), on_gpus
+
+
+def _autocast() -> Autocast | None:
+    present = Autocast.present()
+    return present if any(present.enabled) else None
 
 
 def _node_name(node: Any) -> str:

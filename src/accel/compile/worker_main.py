@@ -171,14 +171,18 @@ def _load() -> None:
 
 
 def _hide_gpus() -> None:
-    """Graphs are compiled for GPUs without one: a context would take its memory, and half a second."""
+    """Graphs for a GPU are compiled beside it: a context would take half a gigabyte of its memory.
+
+    What torch asks about a GPU (which kernels of attention there are) needs none.
+    """
     import torch
+    from torch._subclasses import fake_tensor
 
     from accel import runtime
 
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if torch.version.cuda is not None and runtime.available:
         runtime.native.hide_gpus()
+        fake_tensor.init_gpu_context = lambda device: None  # autograd asks for none any more
 
 
 def _serve(connection: socket.socket, jobs: queue.SimpleQueue[Any]) -> None:

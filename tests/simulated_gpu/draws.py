@@ -1,0 +1,60 @@
+"""Test support: random numbers of the simulated GPU, from the model of ATen's kernels in `cuda_draws`.
+
+In: the operations that ATen draws by. Out: its numbers, and a stream that goes on as far as ATen's would.
+What has no model here draws from the processor's stream.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import cuda_draws
+import torch
+
+RESIDENT = 108 * 8  # blocks of 256 threads, as `simulated_gpu` says of its GPU
+
+
+def register(library: ctypes.CDLL) -> Any:
+    """The registration, to be kept."""
+    library.simulated_gpu_seed.restype = library.simulated_gpu_draw.restype = ctypes.c_uint64
+    library.simulated_gpu_draw.argtypes = library.simulated_gpu_reseed.argtypes = [ctypes.c_uint64]
+
+    def numbers(model: Any, numel: int, *more: Any, **named: Any) -> torch.Tensor:
+        offset = library.simulated_gpu_draw(0)
+        drawn, advance = model(library.simulated_gpu_seed(), offset, numel, RESIDENT, *more, **named)
+        library.simulated_gpu_draw(advance)
+        return torch.from_numpy(drawn)
+
+    def uniform_(self: Any, low: float = 0.0, high: float = 1.0, *, generator: Any = None) -> Any:
+        drawn = numbers(cuda_draws.nullary, self.numel(), double=self.dtype == torch.float64)
+        accurate = torch.float64 if self.dtype == torch.float64 else torch.float32
+        values = (drawn.to(accurate) * (high - low) + low).to(self.dtype)
+        return _fill(self, torch.where(values == high, torch.full_like(values, low), values))
+
+    def bernoulli_(self: Any, p: float = 0.5, *, generator: Any = None) -> Any:
+        drawn = numbers(cuda_draws.nullary, self.numel(), double=self.dtype == torch.float64)
+        return _fill(self, (drawn < p).to(self.dtype))
+
+    def native_dropout(x: Any, p: float, train: bool | None) -> Any:
+        if train is False or x.numel() == 0:
+            return x.clone(), torch.ones_like(x, dtype=torch.bool)
+        vector = 4 if x.numel() % 4 == 0 and x.is_contiguous() else 1
+        keep = (numbers(cuda_draws.dropout, x.numel(), vector) < 1 - p).reshape(x.shape)
+        keep = keep.to(x.device)
+        scaled = (x.float() * keep * (1 / (1 - p) if p < 1 else 0.0)).to(x.dtype)
+        return scaled, keep
+
+    made = torch.library.Library("aten", "IMPL")
+    for name, f in (("uniform_", uniform_), ("bernoulli_.float", bernoulli_), ("native_dropout", native_dropout)):
+        made.impl(name, f, "CUDA", allow_override=True)
+    return made
+
+
+def _fill(tensor: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """In the order of memory where the tensor is dense."""
+    order = sorted(range(tensor.dim()), key=lambda d: -tensor.stride(d))
+    turned = tensor.permute(order)
+    where = turned if turned.is_contiguous() else tensor
+    where.copy_(values.reshape(where.shape))
+    return tensor
