@@ -206,6 +206,16 @@ class Leads {
   edge_list edges_;
 };
 
+// What arrives at the node comes another way. Its input says only which thread of autograd runs it: that of
+// its device, since leaves behind it are to be queued before one is visited (engine_order.h).
+void take_no_gradient(torch::autograd::Node& node, const Description& description) {
+  if (description.on_device.defined()) {
+    node.add_input_metadata(description.on_device);
+  } else {
+    node.add_input_metadata(torch::autograd::Node::undefined_input{});
+  }
+}
+
 // Runs a component's backward plan.
 class PlanBackward : public torch::autograd::Node {
  public:
@@ -215,7 +225,7 @@ class PlanBackward : public torch::autograd::Node {
         leads_(*description_, description_->common, description_->last, inputs) {
     set_next_edges(leads_.edges());
     // With more outputs than one, gates lead here, and what arrives comes by way of `passes`.
-    if (description_->node_outputs.size() > 1) add_input_metadata(undefined_input{});
+    if (description_->node_outputs.size() > 1) take_no_gradient(*this, *description_);
   }
 
   std::string name() const override { return description_->names[0]; }
@@ -734,7 +744,7 @@ class Tail : public torch::autograd::Node {
         passes_(lowest->passes),
         leads_(*description_, group.grads, group.last, inputs) {
     set_next_edges(leads_.edges());
-    add_input_metadata(undefined_input{});
+    take_no_gradient(*this, *description_);
   }
 
   std::string name() const override { return description_->names[0]; }

@@ -70,6 +70,7 @@ struct Description {
   std::vector<uint64_t> reach;         // by input of `grads`: which of node_outputs lead to it
   std::vector<uint64_t> freed_with;    // by node output: whose backward frees what its own needs
   std::vector<uint64_t> needed_for;    // by saved tensor: the gradients that its value counts for
+  at::Tensor on_device;                // of a GPU's plan: an empty tensor there
   mutable EdgePlaces last;             // of `common`
   mutable std::atomic<long> runs{0}, recomputed{0};
 

@@ -70,8 +70,11 @@ bool read_truth(const void* data, at::ScalarType dtype) {
 
 at::Tensor allocate_output(const Layout& layout, c10::Device device) {
   if (!device.is_cpu()) {
-    return at::empty_strided(layout.sizes, layout.strides,
-                             at::TensorOptions().dtype(layout.dtype).device(device));
+    auto options = at::TensorOptions().dtype(layout.dtype).device(device);
+    auto elements = static_cast<int64_t>(layout.storage_bytes / c10::elementSize(layout.dtype));
+    at::Tensor tensor = at::empty_strided({elements}, {1}, options);  // its memory may be longer
+    tensor.unsafeGetTensorImpl()->set_sizes_and_strides(layout.sizes, layout.strides);
+    return tensor;
   }
   c10::Allocator* allocator = c10::GetCPUAllocator();
   size_t bytes = layout.storage_bytes;

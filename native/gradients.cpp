@@ -6,6 +6,7 @@
 #include "plan.h"
 #include "plan_reader.h"
 
+#include <ATen/ops/empty.h>
 #include <c10/core/GradMode.h>
 #include <torch/csrc/Exceptions.h>
 
@@ -185,6 +186,8 @@ PyObject* gradient_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
   auto description = std::make_shared<Description>();
   try {
     read_spec(as_dict(spec, "gradient"), plan_of(*first), plan_of(*second), *description);
+    c10::Device device = plan_of(*second).device;
+    if (!device.is_cpu()) description->on_device = at::empty({0}, device);
   } catch (pybind11::error_already_set& error) {
     error.restore();
     return nullptr;

@@ -262,3 +262,27 @@ def _(s: Session) -> None:
     for n in (1000, 2000, 3000, 4000, 5, 6, 7):
         s.call(f, torch.ones(3), n, n)
         s.call(f, torch.ones(3), n, int(str(n)))
+
+
+@program(PROGRAMS, "one number as two arguments, which an operation wants to be what it is")
+def _(s: Session) -> None:
+    def f(x, m, n):
+        return torch.full_like(x, m) * x.clamp(max=n), m is n, n is not m
+
+    f = s.root(f)
+    nan = float("nan")
+    for n in (1000, 2000, 3000, 4000, 5, 6, 7.5, 8.5, nan, 0.0):
+        s.call(f, torch.ones(3), n, n)
+        s.call(f, torch.ones(3), n, type(n)(str(n)))
+
+
+@program(PROGRAMS, "floats that are one object, not a number among them")
+def _(s: Session) -> None:
+    def f(x, m, n):
+        return x * m + n, m is n
+
+    f = s.root(f)
+    nan = float("nan")
+    for m, n in ((1.5, 2.5), (3.5, 4.5), (5.5, 6.5), (nan, nan), (nan, float("nan")), (0.0, -0.0)):
+        s.call(f, torch.ones(3), m, n)
+        s.call(f, torch.ones(3), n, n)

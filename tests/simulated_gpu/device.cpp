@@ -233,6 +233,7 @@ void on_the_processor(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   }
   {
     at::AutoDispatchBelowADInplaceOrView guard;
+    c10::impl::ExcludeDispatchKeyGuard uncast(c10::autocast_dispatch_keyset);
     op.callBoxed(stack);
   }
   call.finish();

@@ -22,7 +22,9 @@ def register(library: ctypes.CDLL) -> Any:
 
     def numbers(model: Any, numel: int, *more: Any, **named: Any) -> torch.Tensor:
         offset = library.simulated_gpu_draw(0)
-        drawn, advance = model(library.simulated_gpu_seed(), offset, numel, RESIDENT, *more, **named)
+        drawn, advance = model(
+            library.simulated_gpu_seed(), offset, numel, RESIDENT, *more, **named
+        )
         library.simulated_gpu_draw(advance)
         return torch.from_numpy(drawn)
 
@@ -46,7 +48,11 @@ def register(library: ctypes.CDLL) -> Any:
         return scaled, keep
 
     made = torch.library.Library("aten", "IMPL")
-    for name, f in (("uniform_", uniform_), ("bernoulli_.float", bernoulli_), ("native_dropout", native_dropout)):
+    for name, f in (
+        ("uniform_", uniform_),
+        ("bernoulli_.float", bernoulli_),
+        ("native_dropout", native_dropout),
+    ):
         made.impl(name, f, "CUDA", allow_override=True)
     return made
 

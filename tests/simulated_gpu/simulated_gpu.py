@@ -9,6 +9,7 @@ beside the program (streams, waiting, faults) is not simulated.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import importlib.abc
 import importlib.machinery
 import importlib.metadata
@@ -39,7 +40,6 @@ _alive: list[Any] = []
 def install() -> None:
     assert "torch" not in sys.modules, "torch looks for GPUs when it is imported"
     os.environ["TRITON_INTERPRET"] = "1"
-    os.environ["TRITON_DEBUG"] = "1"  # device_assert asserts
     os.environ["SIMULATED_GPU"] = "1"
     os.environ["PYTHONPATH"] = f"{_HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     keep_texts()
@@ -211,9 +211,22 @@ def _run(image: str, symbol: str, grid: int, arguments: Any) -> int:
     with np.errstate(all="ignore"):
         try:
             kernel[(grid,)](*values)
-        except AssertionError:
+        except Exception as error:
+            if "out of bounds" not in f"{error!r} {error.__cause__!r} {error.__context__!r}":
+                raise
             return ASSERTED
     return 0
+
+
+def _assert_on_the_device() -> None:
+    import numpy as np
+    from triton.runtime import interpreter as ti
+
+    def create_assert(self: Any, condition: Any, message: str) -> None:
+        assert np.all(condition.data), message
+
+    ti.InterpreterBuilder.create_assert = create_assert
+    ti.interpreter_builder.options = dataclasses.replace(ti.interpreter_builder.options, debug=True)
 
 
 def _interpreted(image: str, symbol: str) -> Any:
@@ -224,6 +237,7 @@ def _interpreted(image: str, symbol: str) -> Any:
 
         if not _modules:
             triton_interpreter._mend_interpreter()
+            _assert_on_the_device()
             _alive.append(tempfile.TemporaryDirectory(prefix="accel-simulated-"))
         kept = json.loads(image)
         path = Path(_alive[-1].name) / f"kernel{len(_modules)}.py"

@@ -435,11 +435,12 @@ class LiftedEvents(NumberEvents):
         return super().not_(value)
 
     def is_(self, a: Any, b: Any) -> Answer:
-        if id(a) not in self.lifted and id(b) not in self.lifted:
+        changing = id(a) in self.lifted or id(b) in self.lifted
+        if not changing and id(a) not in self.originals and id(b) not in self.originals:
             return super().is_(a, b)
         if a is b:
             return (True,)
-        if type(a) is not type(b) or not self.ask("eq", a, b):
+        if not self._are_same(a, b) if changing else not is_same(a, b):
             return (False,)
         if type(a) is int and a in SMALL_INTS:
             self._compute(_is_small, (a,), True)
@@ -447,6 +448,10 @@ class LiftedEvents(NumberEvents):
         # The run goes on with the answer for the program's own objects.
         self.spoiled = Void("dynamic", "whether two equal numbers are one object")
         return (self.originals.get(id(a), a) is self.originals.get(id(b), b),)
+
+    def _are_same(self, a: Any, b: Any) -> bool:
+        numbers = type(a) is type(b) and self._is_arithmetic((a, b))
+        return numbers and bool(self._compute(is_same, (a, b), is_same(a, b)))
 
     def _own_divmod(self, args: tuple[Any, ...]) -> Answer:
         if not self.lifted or not self._is_arithmetic(args) or len(args) != 2 or args[1] == 0:
@@ -468,7 +473,7 @@ class LiftedEvents(NumberEvents):
 
     def refs(self, value: Any) -> Any:
         if id(value) in self.lifted and (type(value) is int or type(value) is float):
-            if self.scalar_dtype and not self.is_on_gpu:  # an input that kernels there cannot read
+            if self.scalar_dtype:
                 return self._scalar(value, self.scalar_dtype)
             if self.takes_sizes and type(value) is int and (name := self._size_name(value)):
                 return Ref(name)
@@ -529,6 +534,8 @@ class LiftedEvents(NumberEvents):
         tensor, number = (first, second) if type(first) in PLAIN_TENSORS else (second, first)
         if type(tensor) not in PLAIN_TENSORS or id(number) not in self.lifted:
             return ""
+        if tensor.device.type != "cpu":  # kernels there could not read it
+            return ""
         dtype = _EXACT_DTYPES.get(tensor.dtype, "")
         if dtype == "int64" and (type(number) is float or name in _REAL_ONLY):
             return ""
@@ -536,14 +543,13 @@ class LiftedEvents(NumberEvents):
 
     def _has_factor(self, name: str, args: Any, kwargs: Any) -> bool:
         """Whether an operation of plain float tensors has a lifted number as its only option."""
-        if self.is_on_gpu:
-            return False
         if name not in _FACTORS or not kwargs or len(kwargs) != 1:
             return False
         option, operations = _FACTORS[name]
         if id(kwargs.get(option)) not in self.lifted or len(args) != len(operations) + 1:
             return False
-        dtypes = {a.dtype if type(a) in PLAIN_TENSORS else None for a in args}
+        plain = all(type(a) in PLAIN_TENSORS and a.device.type == "cpu" for a in args)
+        dtypes = {a.dtype if plain else None for a in args}
         return dtypes in ({torch.float32}, {torch.float64})
 
     def _multiplied(

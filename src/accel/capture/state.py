@@ -162,10 +162,6 @@ class RecorderState:
 
     # ------------------------------------------------------------- sources
 
-    @property
-    def is_on_gpu(self) -> bool:
-        return self.device is not None and self.device.type != "cpu"
-
     def constant_source(self, value: object) -> Source:
         """The source of an object that the guards themselves keep alive."""
         found = self.constants.get(id(value))
