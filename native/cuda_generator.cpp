@@ -73,7 +73,25 @@ PyObject* py_gpu_offsets(PyObject*, PyObject* number) {
   }
 }
 
+PyObject* py_move_gpu_offset(PyObject*, PyObject* arguments) {
+  int device;
+  unsigned long long offset;
+  if (!PyArg_ParseTuple(arguments, "iK", &device, &offset)) return nullptr;
+  try {
+    at::Generator generator = at::globalContext().defaultGenerator(
+        c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(device)));
+    std::lock_guard<std::mutex> lock(generator.mutex());
+    move_to(generator, offset);
+  } catch (const std::exception& error) {
+    return PyErr_Format(PyExc_RuntimeError, "%s", error.what());
+  }
+  Py_RETURN_NONE;
+}
+
 PyMethodDef METHODS[] = {
+    {"move_gpu_offset", py_move_gpu_offset, METH_VARARGS,
+     "Has the random stream of a GPU (its number) go on at an offset.\n\n"
+     "Errors: RuntimeError when torch has no such generator."},
     {"gpu_offsets", py_gpu_offsets, METH_O,
      "Where the random streams of the first so many GPUs stand: (seed, offset) of each; "
      "None while a stream is captured."},

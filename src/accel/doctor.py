@@ -21,8 +21,9 @@ import torch
 
 import accel
 from accel import config, runtime
+from accel.compile.trial_graphs import GPU_KERNELS, KERNELS, agrees, graph_of
 from accel.errors import AccelError
-from accel.trace import Operation, Ref, SegmentGraph, TensorMeta
+from accel.trace import SegmentGraph
 
 _COMPILE_S = 120.0
 
@@ -93,6 +94,14 @@ def _triton() -> str:
     return "{}.{}, compiles kernels for GPUs".format(*triton_versions.version() or ())
 
 
+def _has_gpus() -> bool:
+    try:
+        _gpu()
+    except _Absent:
+        return False
+    return True
+
+
 def _gpu() -> str:
     """The GPUs, or the first thing that is missing to use one."""
     from accel.codegen.triton_versions import ARCHITECTURES
@@ -112,7 +121,7 @@ def _gpu() -> str:
         architecture = "sm_{}{}".format(*torch.cuda.get_device_capability(number))
         known = "" if architecture in ARCHITECTURES else ", for which no kernels are made"
         names.append(f"{torch.cuda.get_device_name(number)} ({architecture}{known})")
-    return f"{', '.join(names)}; programs on it run eagerly: only the processor is recorded"
+    return ", ".join(names)
 
 
 def _cache() -> str:
@@ -126,56 +135,6 @@ def _cache() -> str:
 
 
 # ------------------------------------------------------------------------------ kernels
-
-_F = "torch.nn.functional."
-_X = TensorMeta((4, 8), (8, 1), "float32")
-_W = TensorMeta((8, 8), (8, 1), "float32")
-_IMAGE = TensorMeta((1, 3, 8, 8), (192, 64, 8, 1), "float32")
-_FILTER = TensorMeta((4, 3, 3, 3), (27, 9, 3, 1), "float32")
-_INDEX = TensorMeta((5,), (1,), "int64")
-
-Row = tuple[list[TensorMeta], list[tuple[str, tuple[Any, ...], dict[str, Any]]]]
-_A, _B, _T = Ref("a0"), Ref("a1"), Ref("t0")
-
-# One small graph for each kind of kernel: inputs, and calls that see each other as t0, t1, ...
-KERNELS: dict[str, Row] = {
-    "pointwise": ([_X, _X], [("torch.mul", (_A, _B), {}), ("torch.tanh", (_T,), {})]),
-    "reduction": ([_X], [("torch.sum", (_A, -1), {})]),
-    "softmax": ([_X], [(_F + "softmax", (_A,), {"dim": -1})]),
-    "normalisation": ([_X], [(_F + "layer_norm", (_A, (8,)), {})]),
-    "product": ([_X, _W], [(_F + "linear", (_A, _B), {}), (_F + "relu", (_T,), {})]),
-    "attention": ([_IMAGE], [(_F + "scaled_dot_product_attention", (_A, _A, _A), {})]),
-    "convolution": ([_IMAGE, _FILTER], [(_F + "conv2d", (_A, _B), {})]),
-    "gather": ([_INDEX, _W], [(_F + "embedding", (_A, _B), {})]),
-    "views": ([_X], [("torch.transpose", (_A, 0, 1), {}), ("torch.cat", ([_T, _T],), {})]),
-    "scan": ([_W], [("torch.cumsum", (_A, 0), {})]),
-    "ATen": ([_W], [("torch.logcumsumexp", (_A, 0), {})]),
-}
-
-
-def graph_of(kind: str) -> SegmentGraph:
-    """The graph of a row of KERNELS."""
-    metas, calls = KERNELS[kind]
-    inputs = [(f"a{i}", meta) for i, meta in enumerate(metas)]
-    operations = [
-        Operation(f"t{i}", "call_function", target, args, kwargs)
-        for i, (target, args, kwargs) in enumerate(calls)
-    ]
-    graph = SegmentGraph(inputs, operations, [operations[-1].name], [])
-    (out,) = graph.to_fx()(*_inputs(graph))
-    name = str(out.dtype).removeprefix("torch.")
-    meta = TensorMeta(tuple(out.shape), tuple(out.stride()), name)
-    return replace(graph, output_metas=[meta])
-
-
-def _inputs(graph: SegmentGraph) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return [
-        torch.randint(0, 8, meta.sizes, generator=generator)
-        if meta.dtype == "int64"
-        else torch.randn(meta.sizes, generator=generator)
-        for _, meta in graph.inputs
-    ]
 
 
 @contextlib.contextmanager
@@ -193,13 +152,19 @@ def _service() -> Iterator[Any]:
 
 def _kernels() -> Iterator[tuple[str, Check]]:
     """One check for each kind of kernel; all are compiled by one worker process."""
+    rows = [(kind, "cpu") for kind in KERNELS]
+    if _has_gpus():
+        gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+        rows += [(kind, gpu) for gpu in gpus for kind in (*KERNELS, *GPU_KERNELS)]
     with _service() as service:
-        answers: dict[str, Any] = {}
-        for kind in KERNELS:
-            service.submit(graph_of(kind), "native", functools.partial(answers.__setitem__, kind))
+        answers: dict[tuple[str, str], Any] = {}
+        for row in rows:
+            service.compile(graph_of(*row), functools.partial(answers.__setitem__, row))
         service.idle(_COMPILE_S)
-        for kind in KERNELS:
-            yield kind, functools.partial(_run_kernel, graph_of(kind), answers.get(kind))
+        for kind, device in rows:
+            name = kind if device == "cpu" else f"{kind} on {device}"
+            answer = answers.get((kind, device))
+            yield name, functools.partial(_run_kernel, graph_of(kind, device), answer)
 
 
 def _run_kernel(graph: SegmentGraph, segment: Any) -> str:
@@ -211,13 +176,12 @@ def _run_kernel(graph: SegmentGraph, segment: Any) -> str:
     if segment.error:
         advice = "see the lines above; ACCEL_LOG=worker shows what the worker says"
         raise _Broken(segment.error, advice)
-    executor = runtime.native.Executor(segment.plan, segment.library_path)
-    inputs = _inputs(graph)
-    (got,), (wanted,) = executor.run(inputs), graph.to_fx()(*inputs)
-    if not torch.allclose(got, wanted, rtol=1e-5, atol=1e-5):
-        raise _Broken("its result is not eager's", "please report this machine's CPU and compiler")
+    if not agrees(graph, segment.plan, segment.library_path):
+        where = "GPU and driver" if "device" in segment.plan else "CPU and compiler"
+        raise _Broken("its result is not eager's", f"please report this machine's {where}")
     kinds = [step["op"] for step in segment.plan["steps"]]
-    ours, aten = kinds.count("kernel"), kinds.count("extern")
+    ours = kinds.count("kernel") + kinds.count("launch")
+    aten = kinds.count("extern")
     return f"agrees with eager ({ours} of our kernels, {aten} of ATen's)"
 
 

@@ -54,7 +54,11 @@ struct Counting : c10::GeneratorImpl {
     numbers[0] = seed_, numbers[1] = offset_;
     return state.getIntrusivePtr();
   }
-  Counting* clone_impl() const override { return nullptr; }
+  Counting* clone_impl() const override {
+    auto* copy = new Counting();
+    copy->seed_ = seed_, copy->offset_ = offset_;
+    return copy;
+  }
   uint64_t seed_ = 0, offset_ = 0;
 };
 
@@ -73,7 +77,13 @@ struct Hooks : at::CUDAHooksInterface {
   c10::DeviceIndex deviceCount() const override { return 1; }
   c10::DeviceIndex getCurrentDevice() const override { return 0; }
   const at::Generator& getDefaultGenerator(c10::DeviceIndex) const override { return generator(); }
-  at::Generator getNewGenerator(c10::DeviceIndex) const override { return at::make_generator<Counting>(); }
+  // The first one is the default one, for `torch.cuda.default_generators`.
+  at::Generator getNewGenerator(c10::DeviceIndex) const override {
+    static bool given = false;
+    if (given) return at::make_generator<Counting>();
+    given = true;
+    return generator();
+  }
 };
 
 // One device, one stream; all that is launched has happened.
@@ -306,14 +316,6 @@ C10_REGISTER_CLASS(CUDAHooksRegistry, CUDAHooks, Hooks)
 }
 
 extern "C" {
-uint64_t simulated_gpu_seed() { return generator().current_seed(); }
-// Where the stream stands; it goes on behind `words`.
-uint64_t simulated_gpu_draw(uint64_t words) {
-  uint64_t offset = generator().get_offset();
-  generator().unsafeGetGeneratorImpl()->set_offset(offset + words);
-  return offset;
-}
-void simulated_gpu_reseed(uint64_t seed) { generator().unsafeGetGeneratorImpl()->set_current_seed(seed); }
 void simulated_gpu_launcher(Launch launch) { launcher = launch; }
 
 // Of torch's library for GPUs.

@@ -6,7 +6,7 @@ What has no model here draws from the processor's stream.
 
 from __future__ import annotations
 
-import ctypes
+import struct
 from typing import Any
 
 import cuda_draws
@@ -15,34 +15,39 @@ import torch
 RESIDENT = 108 * 8  # blocks of 256 threads, as `simulated_gpu` says of its GPU
 
 
-def register(library: ctypes.CDLL) -> Any:
+def register() -> Any:
     """The registration, to be kept."""
-    library.simulated_gpu_seed.restype = library.simulated_gpu_draw.restype = ctypes.c_uint64
-    library.simulated_gpu_draw.argtypes = library.simulated_gpu_reseed.argtypes = [ctypes.c_uint64]
+    (default,) = torch.cuda.default_generators
 
-    def numbers(model: Any, numel: int, *more: Any, **named: Any) -> torch.Tensor:
-        offset = library.simulated_gpu_draw(0)
-        drawn, advance = model(
-            library.simulated_gpu_seed(), offset, numel, RESIDENT, *more, **named
+    def numbers(generator: Any, model: Any, numel: int, *more: Any, **named: Any) -> torch.Tensor:
+        stream = generator or default
+        seed, offset = (int(n) % (1 << 64) for n in stream.get_state().view(torch.int64))
+        drawn, advance = model(seed, offset, numel, RESIDENT, *more, **named)
+        state = torch.frombuffer(
+            bytearray(struct.pack("QQ", seed, offset + advance)), dtype=torch.uint8
         )
-        library.simulated_gpu_draw(advance)
+        stream.set_state(state)
         return torch.from_numpy(drawn)
 
     def uniform_(self: Any, low: float = 0.0, high: float = 1.0, *, generator: Any = None) -> Any:
-        drawn = numbers(cuda_draws.nullary, self.numel(), double=self.dtype == torch.float64)
+        drawn = numbers(
+            generator, cuda_draws.nullary, self.numel(), double=self.dtype == torch.float64
+        )
         accurate = torch.float64 if self.dtype == torch.float64 else torch.float32
         values = (drawn.to(accurate) * (high - low) + low).to(self.dtype)
         return _fill(self, torch.where(values == high, torch.full_like(values, low), values))
 
     def bernoulli_(self: Any, p: float = 0.5, *, generator: Any = None) -> Any:
-        drawn = numbers(cuda_draws.nullary, self.numel(), double=self.dtype == torch.float64)
+        drawn = numbers(
+            generator, cuda_draws.nullary, self.numel(), double=self.dtype == torch.float64
+        )
         return _fill(self, (drawn < p).to(self.dtype))
 
     def native_dropout(x: Any, p: float, train: bool | None) -> Any:
         if train is False or x.numel() == 0:
             return x.clone(), torch.ones_like(x, dtype=torch.bool)
         vector = 4 if x.numel() % 4 == 0 and x.is_contiguous() else 1
-        keep = (numbers(cuda_draws.dropout, x.numel(), vector) < 1 - p).reshape(x.shape)
+        keep = (numbers(None, cuda_draws.dropout, x.numel(), vector) < 1 - p).reshape(x.shape)
         keep = keep.to(x.device)
         scaled = (x.float() * keep * (1 / (1 - p) if p < 1 else 0.0)).to(x.dtype)
         return scaled, keep

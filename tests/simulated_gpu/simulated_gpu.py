@@ -47,7 +47,7 @@ def install() -> None:
     launcher = _LAUNCHER(_launch)
     library.simulated_gpu_launcher(launcher)
     _alive.extend([library, launcher])
-    _patch_torch(library)
+    _patch_torch()
 
 
 def load() -> ctypes.CDLL:
@@ -92,7 +92,7 @@ def _build() -> Path:
 # ---------------------------------------------------------------- torch's side
 
 
-def _patch_torch(library: ctypes.CDLL) -> None:
+def _patch_torch() -> None:
     import draws
     import torch
 
@@ -109,6 +109,7 @@ def _patch_torch(library: ctypes.CDLL) -> None:
     state = torch.cuda
     state._lazy_init = lambda: used.append(True) if not used else None
     state.is_initialized = lambda: bool(used)
+    state._lazy_call = lambda call, **_: call()  # seeds
     state.is_available = lambda: True
     state.device_count = lambda: 1
     state.current_device = lambda: 0
@@ -117,14 +118,11 @@ def _patch_torch(library: ctypes.CDLL) -> None:
     state.get_device_properties = lambda device=None: facts
     state.synchronize = lambda device=None: None
     state.is_bf16_supported = lambda including_emulation=True: True
-    seed_all = torch.manual_seed
-
-    def manual_seed(seed: int) -> Any:
-        library.simulated_gpu_reseed(int(seed) % (1 << 64))
-        return seed_all(seed)
-
-    torch.manual_seed = torch.random.manual_seed = manual_seed
-    _alive.append(draws.register(library))
+    state.is_current_stream_capturing = lambda: False
+    state.default_generators = (torch.Generator("cuda"),)
+    for name in ("_lazy_call", "_lazy_init", "current_device", "device_count", "is_initialized"):
+        setattr(torch.cuda.random, name, getattr(state, name))
+    _alive.append(draws.register())
 
 
 # ---------------------------------------------------------------- compiling

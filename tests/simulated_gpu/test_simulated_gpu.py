@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,3 +36,80 @@ def test_programs_of_all_areas() -> None:
     printed, programs, launched = run("--every", "12")
     assert programs > 90
     assert launched >= programs // 2, printed
+
+
+_HEAD = """
+import os, sys
+sys.path[:0] = [{here!r}, {codegen!r}]
+import simulated_gpu
+simulated_gpu.install()
+import torch, accel
+
+def plain(x):
+    return (x * 2 + 1).softmax(-1)
+
+def noisy(x):
+    return torch.nn.functional.dropout(x * 2, 0.5) + torch.rand_like(x)
+
+def served(f, *sizes):
+    before = accel.counters()["calls_compiled"]
+    root = accel.optimize(f)
+    for turn in range(4):
+        x = torch.randn(*sizes, device="cuda")
+        torch.manual_seed(turn)
+        got, behind = root(x), torch.rand(3, device="cuda")
+        accel.wait()
+        with accel.disable():
+            torch.manual_seed(turn)
+            torch.testing.assert_close(got, f(x))
+            torch.testing.assert_close(behind, torch.rand(3, device="cuda"))
+    return accel.counters()["calls_compiled"] - before
+"""
+
+
+def script(text: str) -> list[str]:
+    """What it prints, and what accel tells the user."""
+    here = Path(__file__).parent
+    head = _HEAD.format(here=str(here), codegen=str(here.parent / "unit" / "codegen"))
+    done = subprocess.run(
+        [sys.executable, "-c", head + text],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    told = [line for line in done.stderr.splitlines() if line.startswith("accel:")]
+    return [*done.stdout.splitlines(), *told]
+
+
+def test_kernels_run_where_they_agree_with_eager(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("ACCEL_CACHE_DIR", str(tmp_path))
+    text = "print(served(plain, 5, 7), served(noisy, 5, 7), len(simulated_gpu.launches) > 20)"
+    assert script(text) == ["3 3 True"]
+
+
+def test_a_gpu_whose_kernels_are_wrong_is_left_alone(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("ACCEL_CACHE_DIR", str(tmp_path))
+    printed = script(
+        """
+simulated_gpu._run = lambda *_: 0  # a launch that does nothing
+print(served(plain, 5, 7), served(noisy, 5, 7))
+"""
+    )
+    assert printed[0] == "0 0" and len(printed) == 2
+    assert "programs on cuda:0 stay eager: pointwise on simulated" in printed[1]
+
+
+def test_a_gpu_that_draws_otherwise_draws_in_eager(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("ACCEL_CACHE_DIR", str(tmp_path))
+    printed = script(
+        """
+state = torch.cuda
+facts = vars(state.get_device_properties())
+state.get_device_properties = lambda device=None: type("Facts", (), {**facts, "multi_processor_count": 1})
+print(served(plain, 5, 7), served(noisy, 5, 7))
+"""
+    )
+    assert printed[0] == "3 0" and len(printed) == 2
+    assert "random numbers on cuda:0 stay eager: random numbers on simulated" in printed[1]

@@ -30,6 +30,7 @@ import accel
 from accel import log, runtime
 from accel.cache import DiskCache
 from accel.compile import backends
+from accel.compile.gpu_trials import GpuTrials
 from accel.compile.worker import Worker
 from accel.config import Config
 from accel.errors import AccelError, CacheError
@@ -96,11 +97,16 @@ def _triton_version() -> str:
         return ""
 
 
+def gpus_of(graph: SegmentGraph) -> list[str]:
+    """The GPUs that it runs on; graphs on several are refused when they are compiled."""
+    metas = [*(meta for _, meta in graph.inputs), *graph.output_metas]
+    return sorted({meta.device for meta in metas if meta.device.startswith("cuda")})
+
+
 def gpu_options(graph: SegmentGraph) -> dict[str, Any]:
     """For a graph on a GPU: its architecture, which only this process can ask for, and where random
     numbers are drawn how many of ATen's blocks are resident on it."""
-    metas = [*(meta for _, meta in graph.inputs), *graph.output_metas]
-    for device in sorted({meta.device for meta in metas if meta.device.startswith("cuda")}):
+    for device in gpus_of(graph):
         options: dict[str, Any] = {
             "gpu": "sm_{}{}".format(*torch.cuda.get_device_capability(device))
         }
@@ -140,6 +146,7 @@ class CompileService:
         self._started: dict[str, float] = {}
         self._plans: dict[str, CompiledSegment] = {}
         self._ready: deque[tuple[Done, CompiledSegment]] = deque()
+        self._gpu_trials = GpuTrials(self.compile)
         _SERVICES.add(self)
         atexit.register(_close, weakref.ref(self), os.getpid())
 
@@ -153,7 +160,8 @@ class CompileService:
     def pending(self) -> int:
         """How many submissions have not been answered."""
         with self._lock:
-            return sum(map(len, self._waiting.values())) + len(self._ready)
+            waiting = sum(map(len, self._waiting.values())) + len(self._ready)
+            return waiting + self._gpu_trials.held
 
     def submit(self, graph: SegmentGraph, backend: Any, on_done: Done) -> None:
         """Compiles `graph`; `on_done` is called from a later `poll` or `idle`."""
@@ -166,6 +174,22 @@ class CompileService:
         if backend != "native":
             self._ready.append((on_done, self._in_process(graph, backend)))
             return
+        for device in gpus_of(graph):
+            refusal = self._gpu_trials.refusal(device, graph.is_random)
+            if refusal is None:
+                again = functools.partial(self.submit, graph, backend, on_done)
+                self._gpu_trials.hold(device, again)
+                return
+            if refusal:
+                self._ready.append((on_done, CompiledSegment("plan", "", error=refusal)))
+                return
+        self._compile(graph, data, on_done)
+
+    def compile(self, graph: SegmentGraph, on_done: Done) -> None:
+        """As `submit`, by our generator and without asking whether a GPU can be trusted."""
+        self._compile(graph, graph.to_json(), on_done)
+
+    def _compile(self, graph: SegmentGraph, data: dict[str, Any], on_done: Done) -> None:
         options = {**self._options, **gpu_options(graph)}
         key = _key(graph, options)
         with self._lock:
@@ -235,6 +259,7 @@ class CompileService:
         """Delivers what is finished, in this thread. Cheap when nothing is."""
         for answer in self.worker.poll():
             self._finished(answer)
+        self._gpu_trials.poll()
         while self._ready:
             try:
                 on_done, segment = self._ready.popleft()

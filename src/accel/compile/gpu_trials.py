@@ -1,0 +1,113 @@
+"""Whether kernels do on a GPU what eager does there: asked before the first graph is compiled for it.
+
+In: graphs on GPUs, held until their GPU is known. Out: what is wrong with it, or nothing. Invariant: no kernel of
+accel runs for a program on a GPU where one of `trial_graphs` has given another result than eager, or has failed;
+where only random numbers differ, only graphs that draw are left to eager. The program's streams of random numbers stay
+where they are.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from accel import log
+from accel.compile import trial_graphs
+
+KINDS = (
+    *(k for k in trial_graphs.KERNELS if k not in ("attention", "convolution", "ATen")),
+    *trial_graphs.GPU_KERNELS,
+)
+
+
+@dataclass
+class _Trial:
+    segments: dict[str, Any] = field(default_factory=dict)  # by kind
+    waiting: list[Callable[[], None]] = field(default_factory=list)
+    is_over: bool = False
+    wrong: str = ""  # with kernels
+    wrong_draws: str = ""  # with random numbers
+
+
+class GpuTrials:
+    """`compile` compiles a graph and calls back."""
+
+    def __init__(self, compile_: Callable[[Any, Callable[[Any], None]], None]) -> None:
+        self._compile = compile_
+        self._trials: dict[str, _Trial] = {}
+
+    @property
+    def held(self) -> int:
+        """How many graphs wait for an answer."""
+        return sum(len(trial.waiting) for trial in self._trials.values())
+
+    def refusal(self, device: str, is_random: bool) -> str | None:
+        """Why nothing is compiled for the GPU, "" when it is; None while that is not known."""
+        trial = self._trials.get(device)
+        if trial is None or not trial.is_over:
+            return None
+        return trial.wrong or (trial.wrong_draws if is_random else "")
+
+    def hold(self, device: str, go_on: Callable[[], None]) -> None:
+        """Calls `go_on` from a later `poll`, when the answer is there."""
+        if device in self._trials:
+            self._trials[device].waiting.append(go_on)
+            return
+        trial = self._trials[device] = _Trial(waiting=[go_on])
+        for kind in KINDS:
+            graph = trial_graphs.graph_of(kind, device)
+            self._compile(graph, functools.partial(trial.segments.__setitem__, kind))
+
+    def poll(self) -> None:
+        """Runs what is compiled, at a time when nobody listens to torch or captures a stream."""
+        for device, trial in self._trials.items():
+            if trial.is_over or len(trial.segments) < len(KINDS) or not _is_quiet(device):
+                continue
+            trial.is_over = True  # whatever comes
+            self._run(device, trial)
+            waiting, trial.waiting = trial.waiting, []
+            for go_on in waiting:
+                go_on()
+
+    def _run(self, device: str, trial: _Trial) -> None:
+        for kind, segment in trial.segments.items():
+            fault = _fault(kind, device, segment)
+            if not fault:
+                continue
+            text = f"{kind} on {torch.cuda.get_device_name(device)}: {fault}"
+            if kind == trial_graphs.RANDOM:
+                trial.wrong_draws = text
+            else:
+                trial.wrong = trial.wrong or text
+        if trial.wrong or trial.wrong_draws:
+            what = "programs" if trial.wrong else "random numbers"
+            advice = "`python -m accel doctor` says more"
+            log.notice_once(
+                f"{what} on {device} stay eager: {trial.wrong or trial.wrong_draws}; {advice}"
+            )
+
+
+def _fault(kind: str, device: str, segment: Any) -> str:
+    if segment.error:
+        return str(segment.error)
+    graph = trial_graphs.graph_of(kind, device)
+    try:
+        if trial_graphs.agrees(graph, segment.plan, segment.library_path):
+            return ""
+    except Exception as error:  # of the driver, of the executor, out of memory
+        return f"{type(error).__name__}: {error}"
+    return "a kernel's result is not eager's"
+
+
+def _is_quiet(device: str) -> bool:
+    return (
+        not torch._C._len_torch_function_stack()
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch.is_autocast_enabled("cuda")
+        and not torch.cuda.is_current_stream_capturing()
+        and torch.cuda.is_available()
+    )
