@@ -52,11 +52,9 @@ CASES: dict[str, tuple[str | None, Any, bool, tuple[int, int], str]] = {
                "--    GPU                    "
                "NVIDIA's driver is there, but torch finds no GPU that it can use"),
     "GPU": ("13.0", {"version": 13000, "devices": 1}, True, (9, 0),
-            "ok    GPU                    H100 (sm_90); programs on it run eagerly: "
-            "only the processor is recorded"),
+            "ok    GPU                    H100 (sm_90)"),
     "old GPU": ("13.0", {"version": 13000, "devices": 1}, True, (7, 5),
-                "ok    GPU                    H100 (sm_75, for which no kernels are made); "
-                "programs on it run eagerly: only the processor is recorded"),
+                "ok    GPU                    H100 (sm_75, for which no kernels are made)"),
 }  # fmt: skip
 
 
