@@ -32,7 +32,7 @@ from accel.cache import DiskCache
 from accel.compile import backends
 from accel.compile.worker import Worker
 from accel.config import Config
-from accel.errors import AccelError, CacheError
+from accel.errors import AccelError, CacheError, MissingError
 from accel.trace import SegmentGraph
 
 _POLL_S = 0.05
@@ -42,7 +42,8 @@ _POLL_S = 0.05
 class CompiledSegment:
     """A compiled graph: a plan with its library, or a callable; or an error.
 
-    `seconds` is what compiling took, 0 from the cache; `error` is one readable text.
+    `seconds` is what compiling took, 0 from the cache; `error` is one readable text, and
+    `is_missing` says that it is a `MissingError`'s.
     """
 
     kind: str  # "plan" | "callable"
@@ -53,6 +54,7 @@ class CompiledSegment:
     seconds: float = 0.0
     from_cache: bool = False
     error: str = ""
+    is_missing: bool = False
 
 
 Done = Callable[[CompiledSegment], None]
@@ -98,16 +100,23 @@ def _triton_version() -> str:
 
 def gpu_options(graph: SegmentGraph) -> dict[str, Any]:
     """For a graph on a GPU: its architecture, which only this process can ask for, and where random
-    numbers are drawn how many of ATen's blocks are resident on it."""
+    numbers are drawn how many of ATen's blocks are resident on it.
+
+    Errors: MissingError when torch cannot ask the GPU."""
     metas = [*(meta for _, meta in graph.inputs), *graph.output_metas]
     for device in sorted({meta.device for meta in metas if meta.device.startswith("cuda")}):
-        options: dict[str, Any] = {
-            "gpu": "sm_{}{}".format(*torch.cuda.get_device_capability(device))
-        }
-        if graph.is_random:
-            facts = torch.cuda.get_device_properties(device)
-            each = facts.max_threads_per_multi_processor // _BLOCK_THREADS
-            options["gpu_blocks"] = facts.multi_processor_count * each
+        try:
+            options: dict[str, Any] = {
+                "gpu": "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+            }
+            if graph.is_random:
+                facts = torch.cuda.get_device_properties(device)
+                each = facts.max_threads_per_multi_processor // _BLOCK_THREADS
+                options["gpu_blocks"] = facts.multi_processor_count * each
+        except (AssertionError, RuntimeError) as error:  # no driver, no GPU, or one that is lost
+            why = (str(error) or "no reason").splitlines()[0]
+            text = f"torch cannot use the GPU ({why}); `python -m accel doctor` looks at it"
+            raise MissingError(text) from error
         return options
     return {}
 
@@ -166,7 +175,12 @@ class CompileService:
         if backend != "native":
             self._ready.append((on_done, self._in_process(graph, backend)))
             return
-        options = {**self._options, **gpu_options(graph)}
+        try:
+            options = {**self._options, **gpu_options(graph)}
+        except MissingError as error:
+            segment = CompiledSegment("plan", "", error=str(error), is_missing=True)
+            self._ready.append((on_done, segment))
+            return
         key = _key(graph, options)
         with self._lock:
             known = self._plans.get(key)
@@ -252,7 +266,8 @@ class CompileService:
             segment = self._segment(key, answer["plan"], seconds)
         else:
             log.artifact("worker", "%s failed: %s", key[:12], answer["error"])
-            segment = CompiledSegment("plan", key, error=answer["error"])
+            missing = answer.get("kind") == "MissingError"
+            segment = CompiledSegment("plan", key, error=answer["error"], is_missing=missing)
         self._answer(key, segment)
 
     def _answer(self, key: str, segment: CompiledSegment) -> None:

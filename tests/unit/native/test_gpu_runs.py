@@ -147,9 +147,7 @@ print(failure(first.run, [x]), fake.fake_device(), driver.fake_contexts())
 """
     printed, log = run(script, stand_ins, tmp_path / "log")
     assert printed[:-1] == [f"[0.0, 4.0, 8.0] {current} 0" for current in (0, 0, 1, 1)]
-    assert printed[-1] == (
-        "ExecutorError: kernel twice cannot be launched: CUDA_ERROR_UNKNOWN 1 0"
-    )
+    assert printed[-1] == ("ExecutorError: kernel twice cannot be launched: CUDA_ERROR_UNKNOWN 1 0")
     assert the_launches(log) == (["stream 0x1000"] * 2 + ["stream 0x1001 on 1"] * 2) * 2
     assert [line for line in log if line.startswith("load")] == [
         f"load {image}{place}" for place in ("", " on 1") for image in ("ANY", "WIDE")
