@@ -319,6 +319,7 @@ struct ExecutorObject {
 PyTypeObject* executor_type = nullptr;     // owned for the life of the process
 PyObject* executor_error = nullptr;        // accel._native.ExecutorError, likewise
 PyObject* declined_error = nullptr;        // accel._native.DeclinedError, likewise
+PyObject* no_memory_error = nullptr;       // accel._native.NoMemoryError, likewise
 PyObject* torn_commit_error = nullptr;     // accel._native.TornCommitError, likewise
 
 // Both return false with an OSError set.
@@ -421,8 +422,8 @@ PyObject* executor_run(PyObject* self, PyObject* tensors) {
   switch (run(executor, inputs.data(), count, outputs, why)) {
     case RunStatus::ok: return wrap_all(outputs);
     case RunStatus::misspeculated: Py_RETURN_NONE;
-    case RunStatus::declined:
-    case RunStatus::exhausted: return PyErr_Format(declined_error, "%s", why.text.c_str());
+    case RunStatus::declined: return PyErr_Format(declined_error, "%s", why.text.c_str());
+    case RunStatus::exhausted: return PyErr_Format(no_memory_error, "%s", why.text.c_str());
     case RunStatus::error: return PyErr_Format(executor_error, "%s", why.text.c_str());
     case RunStatus::torn: return PyErr_Format(torn_commit_error, "%s", why.text.c_str());
   }
@@ -468,7 +469,7 @@ PyMethodDef EXECUTOR_METHODS[] = {
     {"run", executor_run, METH_O,
      "Run on these tensors: the outputs, or None when a speculation did not hold.\n\n"
      "Errors: ExecutorError (an operation failed, nothing was committed), DeclinedError (which is one, and\n"
-     "no fault of the plan), TornCommitError."},
+     "no fault of the plan), NoMemoryError (which is one of those), TornCommitError."},
     {"profile", executor_profile, METH_O,
      "Run on these tensors and drop the outputs: nanoseconds of each step, commit steps last."},
     {"describe", executor_describe, METH_NOARGS, "Numbers about the plan."},
@@ -539,11 +540,14 @@ int init_executor(PyObject* module) {
       PyErr_NewException("accel._native.ExecutorError", PyExc_RuntimeError, nullptr);
   if (!executor_error) return -1;
   declined_error = PyErr_NewException("accel._native.DeclinedError", executor_error, nullptr);
+  if (!declined_error) return -1;
+  no_memory_error = PyErr_NewException("accel._native.NoMemoryError", declined_error, nullptr);
   torn_commit_error = PyErr_NewException("accel._native.TornCommitError", executor_error, nullptr);
   executor_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&EXECUTOR_SPEC));
-  if (!declined_error || !torn_commit_error || !executor_type) return -1;
+  if (!no_memory_error || !torn_commit_error || !executor_type) return -1;
   if (PyModule_AddObjectRef(module, "ExecutorError", executor_error) < 0 ||
       PyModule_AddObjectRef(module, "DeclinedError", declined_error) < 0 ||
+      PyModule_AddObjectRef(module, "NoMemoryError", no_memory_error) < 0 ||
       PyModule_AddObjectRef(module, "TornCommitError", torn_commit_error) < 0 ||
       PyModule_AddObjectRef(module, "Executor", reinterpret_cast<PyObject*>(executor_type)) < 0) {
     return -1;

@@ -71,6 +71,7 @@ PyTypeObject* variant_type = nullptr;
 PyTypeObject* ambient_type = nullptr;
 PyObject* torn_error = nullptr;
 PyObject* declined_error = nullptr;
+PyObject* no_memory_error = nullptr;
 
 constexpr long MAX_SHORTAGES = 16;  // runs in a row for which there is no memory, before they are errors
 
@@ -241,7 +242,9 @@ Outcome run_callable(Variant* v, HeldInputs& inputs, Outputs& outputs, std::stri
       return Outcome::raised;
     }
     bool declined = PyErr_ExceptionMatches(declined_error);
+    bool exhausted = PyErr_ExceptionMatches(no_memory_error);
     if (!take_error(why)) return Outcome::raised;
+    if (exhausted) return without_memory(v);
     return declined ? Outcome::declined : Outcome::failed;
   }
   if (answer == Py_None) {
@@ -666,8 +669,9 @@ int init_variant(PyObject* module) {
       reinterpret_cast<PyTypeObject*>(PyObject_GetAttrString(module, "Ambient"));
   torn_error = PyObject_GetAttrString(module, "TornCommitError");
   declined_error = PyObject_GetAttrString(module, "DeclinedError");
+  no_memory_error = PyObject_GetAttrString(module, "NoMemoryError");
   variant_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&SPEC));
-  if (!ambient_type || !torn_error || !declined_error || !variant_type) return -1;
+  if (!ambient_type || !torn_error || !declined_error || !no_memory_error || !variant_type) return -1;
   if (ambient_type->tp_basicsize != static_cast<Py_ssize_t>(sizeof(AmbientObject))) {
     PyErr_SetString(PyExc_SystemError, "the layout of accel._native.Ambient changed");
     return -1;

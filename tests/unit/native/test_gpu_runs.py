@@ -271,13 +271,22 @@ def test_errors_of_an_executor_called_from_python(stand_ins: Path, tmp_path: Pat
 e = executor()
 entry, variant = entry_of(e.run)
 fake.fake_allocations(0, 0)
-print(failure(e.run, [x]), issubclass(native.DeclinedError, native.ExecutorError))
-print({call(entry) for _ in range(9)}, variant.errors)
+print(failure(e.run, [x]), issubclass(native.NoMemoryError, native.ExecutorError))
+print({call(entry) for _ in range(16)}, variant.errors)
+fake.fake_allocations(-1, 0)
+driver.fake_fail(b"cuLaunchKernel", 710)
+print(failure(e.run, [x]))
+print({call(entry) for _ in range(50)}, variant.errors)
+driver.fake_fail(b"", 0)
+print(call(entry), variant.errors)
 """
     printed, _ = run(script, stand_ins, tmp_path / "log")
     assert printed == [
-        "DeclinedError: CUDA out of memory. Tried to allocate a lot. True",
+        "NoMemoryError: CUDA out of memory. Tried to allocate a lot. True",
         "{'body'} 0",
+        "DeclinedError: kernel twice cannot be launched: CUDA_ERROR_ASSERT",
+        "{'body'} 0",
+        "served 0",
     ]
 
 
@@ -306,3 +315,33 @@ print(len(e.run([x, yes])), e.run([x, ~yes]))
     ]
     kinds = [line.split()[0] for line in log[log.index("captured") + 1 : log.index("free again")]]
     assert kinds == ["allocate", "allocate", "launch", "launch", "free", "free"]
+
+
+def test_a_checkpoints_second_run_has_no_body(stand_ins: Path, tmp_path: Path) -> None:
+    """What fails there ends it, with torch's own error where torch has one to give."""
+    script = """
+entry, variant = entry_of(executor())
+def first(tensor): return tensor
+def again(tensor): return tensor
+def refuse(name, why): raise LookupError(why)
+native.set_checkpoints(
+    first.__code__, again.__code__, lambda pack: (None, True), lambda *_: None,
+    lambda pack, callee: variant, refuse,
+)
+with torch.autograd.graph.saved_tensors_hooks(lambda t: t, again):
+    print(call(entry))
+    driver.fake_fail(b"cuLaunchKernel", 710)
+    print(call(entry))
+    driver.fake_fail(b"cuLaunchKernel", 701)
+    print(call(entry))
+    fake.fake_allocations(0, 0)
+    print(call(entry))
+"""
+    printed, _ = run(script, stand_ins, tmp_path / "log")
+    assert printed == [
+        "served",
+        "torch.AcceleratorError: "
+        "['CUDA error: device-side assert triggered', \"with torch's hints\"]",
+        "builtins.LookupError: ['kernel twice cannot be launched: CUDA_ERROR_UNKNOWN']",
+        "torch.OutOfMemoryError: ['CUDA out of memory. Tried to allocate a lot.']",
+    ]
