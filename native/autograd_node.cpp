@@ -300,7 +300,7 @@ class PlanBackward : public torch::autograd::Node {
     const Description& d = *description_;
     std::vector<at::Tensor> held = unpack_saved(bits);
     const Plan& plan = plan_of(*d.executor);
-    if (filled && is_captured(plan)) return false;  // nobody may look at what it gives
+    if (filled && may_be_captured(plan)) return false;  // nobody may look at what it gives
     for (size_t k = 0; k < d.tangents.size(); ++k) {
       held.push_back(arranged(grads[d.tangents[k]], plan.inputs[d.saved.size() + k]));
     }

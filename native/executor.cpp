@@ -207,7 +207,7 @@ void verify_inputs(const Plan& plan, c10::TensorImpl* const* inputs) {
 // whoever waits for a stream ends its recording.
 void check_capture(const Plan& plan) {
   if (plan.draws == 0 && (plan.device.is_cpu() || plan.speculations.empty())) return;
-  if (!is_captured(plan)) return;
+  if (!is_capturing(current_cuda_stream(plan.device.index()))) return;
   throw Declined(plan.draws ? "random numbers while a stream is captured"
                             : "a value is asked for while a stream is captured");
 }
@@ -303,8 +303,12 @@ RunStatus run(const Executor& executor, c10::TensorImpl* const* inputs, size_t c
   return RunStatus::torn;
 }
 
-bool is_captured(const Plan& plan) {
-  return plan.device.is_cuda() && is_capturing(current_cuda_stream(plan.device.index()));
+bool may_be_captured(const Plan& plan) noexcept {
+  try {
+    return plan.device.is_cuda() && is_capturing(current_cuda_stream(plan.device.index()));
+  } catch (const DriverError&) {
+    return true;
+  }
 }
 
 // ---- Python ---------------------------------------------------------------------

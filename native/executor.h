@@ -39,11 +39,13 @@ at::Tensor random_state(const Executor& executor);
 // thread-safe. Needs the GIL, which it releases while a big plan runs; `outputs` must not be shared.
 // On a GPU all goes to the stream that torch's operations of this thread use on the plan's device.
 // Unless the status is ok, `outputs` is empty, what the run has allocated is free again, and torch's
-// random stream is where it was; beyond misspeculated `why` says what failed. Never throws and sets no Python error.
+// random stream is where it was; beyond misspeculated `why` says what failed. Never throws and sets
+// no Python error.
 RunStatus run(const Executor& executor, c10::TensorImpl* const* inputs, size_t count,
               std::vector<at::Tensor>& outputs, RunError& why);
 
-// Whether the stream that the plan would run on is captured as a graph now.
-bool is_captured(const Plan& plan);
+// Whether the stream that the plan would run on is captured as a graph now; true also where the driver
+// does not say, which torch's next operation will report.
+bool may_be_captured(const Plan& plan) noexcept;
 
 }  // namespace accel
