@@ -26,6 +26,7 @@ from accel.codegen import triton_versions
 from accel.codegen.build import digest, is_sound, keep
 from accel.codegen.emit_triton import HEAD
 from accel.codegen.options import CompileError
+from accel.errors import MissingError
 
 PREAMBLE = Path(__file__).with_name("triton_preamble.py")
 ALIGNMENT = 16
@@ -69,11 +70,12 @@ def build_cubins(
 
     The file begins with a line that says where images lie behind it; a file that exists,
     undamaged, is not built again. Errors: CompileError with Triton's first lines, or when
-    `out_dir` is not writable.
+    `out_dir` is not writable; MissingError.
     """
     pointers = triton_versions.scratch_pointers()
     if gpu not in triton_versions.ARCHITECTURES:
-        raise CompileError(f"no kernels are made for GPUs of architecture {gpu}")
+        known = ", ".join(triton_versions.ARCHITECTURES)
+        raise MissingError(f"no kernels are made for GPUs of architecture {gpu}, only for {known}")
     text = module_text(kernels)
     name = f"k_{digest(text, gpu, str(triton_versions.version()))}.cubins"
     target = out_dir / name

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 
-from accel.codegen.options import CompileError
+from accel.errors import MissingError
 
 # Behind its own parameters a kernel takes pointers to scratch memory, null where it needs none:
 # global and profile scratch (triton/backends/nvidia/driver.py). The tests' kernels were compiled by
@@ -36,18 +36,19 @@ def missing() -> str | None:
         return "Triton is not installed (pip install triton==3.6.*)"
     if found not in SCRATCH_POINTERS:
         known = ", ".join("{}.{}".format(*v) for v in SCRATCH_POINTERS)
-        return "Triton {}.{} is not supported, only {}".format(*found, known)
+        text = "Triton {}.{} is not supported, only {} (pip install triton==3.6.*)"
+        return text.format(*found, known)
     return None
 
 
 def scratch_pointers() -> int:
     """How many null pointers a launch passes behind the kernel's parameters.
 
-    Errors: CompileError when there is no supported Triton.
+    Errors: MissingError when there is no supported Triton.
     """
     why = missing()
     if why is not None:
-        raise CompileError(why)
+        raise MissingError(why)
     found = version()
     assert found is not None
     return SCRATCH_POINTERS[found]

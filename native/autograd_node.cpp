@@ -27,6 +27,7 @@
 #include "engine_order.h"
 #include "executor.h"
 #include "plan.h"
+#include "run_errors.h"
 #include "tensors.h"
 
 #include <c10/core/GradMode.h>
@@ -309,17 +310,18 @@ class PlanBackward : public torch::autograd::Node {
     const Description& d = *description_;
     std::vector<at::Tensor> held = unpack_saved(bits);
     const Plan& plan = plan_of(*d.executor);
+    if (filled && may_be_captured(plan)) return false;  // nobody may look at what it gives
     for (size_t k = 0; k < d.tangents.size(); ++k) {
       held.push_back(arranged(grads[d.tangents[k]], plan.inputs[d.saved.size() + k]));
     }
     std::vector<c10::TensorImpl*> impls(held.size());
     for (size_t i = 0; i < held.size(); ++i) impls[i] = held[i].unsafeGetTensorImpl();
     variable_list outputs;
-    std::string why;
+    RunError why;
     RunStatus status;
     {
       pybind11::gil_scoped_acquire gil;
-      status = run(*d.executor, impls.data(), impls.size(), outputs, &why);
+      status = run(*d.executor, impls.data(), impls.size(), outputs, why);
     }
     if (status == RunStatus::ok && filled) {
       for (const at::Tensor& output : outputs) {

@@ -7,6 +7,9 @@
 #include <dlfcn.h>
 
 #include <algorithm>
+#include <map>
+#include <mutex>
+#include <tuple>
 
 namespace accel {
 namespace {
@@ -16,6 +19,24 @@ constexpr int MIN_VERSION = 12000;
 constexpr unsigned PLAIN_SHARED_BYTES = 48 << 10;  // beyond this a function must ask for more
 constexpr int MAX_DYNAMIC_SHARED_SIZE_BYTES = 8;   // CU_FUNC_ATTRIBUTE_...
 constexpr uint64_t MAX_GRID = 0x7fffffff;
+constexpr int CAPTURE_RELAXED = 2;            // CU_STREAM_CAPTURE_MODE_...
+constexpr Result CAPTURE_IMPLICIT = 906;      // the default stream's, while another one is captured
+
+// The driver's and the runtime's documentation: the process has to be ended to use the GPU again.
+constexpr Result FINAL[] = {
+    214,  // CUDA_ERROR_ECC_UNCORRECTABLE
+    700,  // CUDA_ERROR_ILLEGAL_ADDRESS
+    702,  // CUDA_ERROR_LAUNCH_TIMEOUT
+    709,  // CUDA_ERROR_CONTEXT_IS_DESTROYED
+    710,  // CUDA_ERROR_ASSERT
+    714,  // CUDA_ERROR_HARDWARE_STACK_ERROR
+    715,  // CUDA_ERROR_ILLEGAL_INSTRUCTION
+    716,  // CUDA_ERROR_MISALIGNED_ADDRESS
+    717,  // CUDA_ERROR_INVALID_ADDRESS_SPACE
+    718,  // CUDA_ERROR_INVALID_PC
+    719,  // CUDA_ERROR_LAUNCH_FAILED
+    721,  // CUDA_ERROR_CONTAINED
+};
 
 struct Driver {
   Result (*init)(unsigned flags);
@@ -34,6 +55,8 @@ struct Driver {
                    unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes,
                    void* stream, void** arguments, void** extra);
   Result (*capturing)(void* stream, int* status);
+  Result (*exchange_mode)(int* mode);
+  Result (*finish_loading)(void* function);  // null before CUDA 12.4
   Result (*error_name)(Result error, const char** text);
 
   int known_version = 0;
@@ -61,7 +84,7 @@ Driver load_driver() {
   Driver d{};
   void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
   if (!library) {
-    d.missing = "NVIDIA's driver (libcuda.so.1) is not installed";
+    d.missing = "NVIDIA's driver (libcuda.so.1) is not installed; install it";
     return d;
   }
   bool all = find(library, "cuInit", d.init, d.missing) &&
@@ -78,15 +101,18 @@ Driver load_driver() {
              find(library, "cuFuncSetAttribute", d.set_attribute, d.missing) &&
              find(library, "cuLaunchKernel", d.launch, d.missing) &&
              find(library, "cuStreamIsCapturing", d.capturing, d.missing) &&
+             find(library, "cuThreadExchangeStreamCaptureMode", d.exchange_mode, d.missing) &&
              find(library, "cuGetErrorName", d.error_name, d.missing);
   if (!all) return d;
+  d.finish_loading = reinterpret_cast<Result (*)(void*)>(dlsym(library, "cuFuncLoad"));
   if (Result error = d.version(&d.known_version)) {
     d.missing = "NVIDIA's driver does not say its version: " + error_text(d, error);
   } else if (d.known_version < MIN_VERSION) {
     d.missing = "NVIDIA's driver is too old: it knows CUDA " + version_text(d.known_version) +
-                ", kernels need " + version_text(MIN_VERSION);
+                ", kernels need " + version_text(MIN_VERSION) + "; install a newer one";
   } else if (Result error = d.init(0)) {
-    d.missing = "NVIDIA's driver does not start: " + error_text(d, error);
+    d.missing = "NVIDIA's driver does not start: " + error_text(d, error) +
+                "; `nvidia-smi` may say why";
   }
   return d;
 }
@@ -99,7 +125,7 @@ const Driver& driver() {
 }
 
 void check(const Driver& d, Result error, const std::string& what) {
-  if (error) throw DriverError(what + ": " + error_text(d, error));
+  if (error) throw DriverError(what + ": " + error_text(d, error), error);
 }
 
 // The device's primary context, which torch's runtime uses too, is current in this scope.
@@ -133,7 +159,81 @@ class Current {
   bool pushed_ = false;
 };
 
+// What this thread does here is no part of a graph that anybody captures, and allowed meanwhile.
+class OutsideOfCaptures {
+ public:
+  explicit OutsideOfCaptures(const Driver& d) : driver_(d) {
+    check(d, d.exchange_mode(&mode_), "a thread cannot load while a stream is captured");
+  }
+  ~OutsideOfCaptures() { driver_.exchange_mode(&mode_); }
+  OutsideOfCaptures(const OutsideOfCaptures&) = delete;
+
+ private:
+  const Driver& driver_;
+  int mode_ = CAPTURE_RELAXED;
+};
+
+// A new function, loaded wholly: the driver may put that off until the first launch.
+void* load_function(const Driver& d, const std::string& symbol, const CudaKernel::Image& image) {
+  void *module, *function;
+  OutsideOfCaptures outside(d);
+  check(d, d.load_module(&module, image.code.data()), "kernel " + symbol + " does not load");
+  try {
+    check(d, d.get_function(&function, module, symbol.c_str()),
+          "kernel " + symbol + " is not in its image");
+    if (image.shared_bytes > PLAIN_SHARED_BYTES) {
+      check(d,
+            d.set_attribute(function, MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                            static_cast<int>(image.shared_bytes)),
+            "kernel " + symbol + " does not get its shared memory");
+    }
+    if (d.finish_loading) {
+      check(d, d.finish_loading(function), "kernel " + symbol + " does not load");
+    }
+  } catch (...) {
+    d.unload_module(module);
+    throw;
+  }
+  return function;
+}
+
+// The function of an image in the current context.
+void* function_of(const Driver& d, void* context, const std::string& symbol,
+                  const CudaKernel::Image& image) {
+  using Key = std::tuple<void*, std::string, unsigned, std::string>;
+  static auto* const mutex = new std::mutex();
+  static auto* const loaded = new std::map<Key, void*>();
+  std::lock_guard<std::mutex> lock(*mutex);
+  Key key(context, symbol, image.shared_bytes, image.code);
+  auto found = loaded->find(key);
+  if (found == loaded->end()) {
+    void* function = load_function(d, symbol, image);
+    found = loaded->emplace(std::move(key), function).first;
+  }
+  return found->second;
+}
+
 }  // namespace
+
+bool is_final(int code) {
+  return std::find(std::begin(FINAL), std::end(FINAL), code) != std::end(FINAL);
+}
+
+// By the function behind torch's own checks, since text and type depend on its version.
+std::exception_ptr error_of_torch(int code) {
+  using Check = void (*)(int32_t, const char*, const char*, uint32_t, bool);
+  static const auto throw_error = [] {
+    void* library = dlopen("libc10_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    const char* name = "_ZN3c104cuda29c10_cuda_check_implementationEiPKcS2_jb";
+    return library ? reinterpret_cast<Check>(dlsym(library, name)) : nullptr;
+  }();
+  try {
+    if (throw_error) throw_error(code, __FILE__, __func__, __LINE__, true);
+  } catch (...) {
+    return std::current_exception();
+  }
+  return nullptr;
+}
 
 DriverFacts driver_facts() {
   const Driver& d = driver();
@@ -158,7 +258,9 @@ void* current_cuda_stream(int device) {
 bool is_capturing(void* stream) {
   const Driver& d = driver();
   int status = 0;  // CU_STREAM_CAPTURE_STATUS_NONE
-  check(d, d.capturing(stream, &status), "a stream does not say whether it is captured");
+  Result error = d.capturing(stream, &status);
+  if (error == CAPTURE_IMPLICIT) return true;
+  check(d, error, "a stream does not say whether it is captured");
   return status != 0;
 }
 
@@ -168,42 +270,12 @@ CudaKernel::CudaKernel(int device, const std::string& symbol, unsigned threads,
   const Driver& d = driver();
   Current current(d, device);
   context_ = current.context();
-  try {
-    for (const Image& image : images) {
-      Loaded loaded{image.alignment, image.shared_bytes, nullptr, nullptr};
-      check(d, d.load_module(&loaded.module, image.code.data()),
-            "kernel " + symbol + " does not load");
-      loaded_.push_back(loaded);
-      Loaded& kept = loaded_.back();
-      check(d, d.get_function(&kept.function, kept.module, symbol.c_str()),
-            "kernel " + symbol + " is not in its image");
-      if (kept.shared_bytes > PLAIN_SHARED_BYTES) {
-        check(d,
-              d.set_attribute(kept.function, MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                              static_cast<int>(kept.shared_bytes)),
-              "kernel " + symbol + " does not get its shared memory");
-      }
-    }
-  } catch (...) {
-    unload();
-    throw;
+  for (const Image& image : images) {
+    loaded_.push_back(
+        {image.alignment, image.shared_bytes, function_of(d, context_, symbol, image)});
   }
   std::sort(loaded_.begin(), loaded_.end(),
             [](const Loaded& a, const Loaded& b) { return a.alignment > b.alignment; });
-}
-
-CudaKernel::~CudaKernel() {
-  try {
-    Current current(driver(), context_);
-    unload();
-  } catch (const DriverError&) {
-    // The process ends, and the driver went first.
-  }
-}
-
-void CudaKernel::unload() {
-  for (const Loaded& image : loaded_) driver().unload_module(image.module);
-  loaded_.clear();
 }
 
 const CudaKernel::Loaded& CudaKernel::image_for(const std::vector<uint64_t>& values,

@@ -29,9 +29,8 @@ void move_to(const at::Generator& generator, uint64_t offset) {
 
 }  // namespace
 
-GpuDraws::GpuDraws(c10::Device device, uint64_t words, void* stream) {
+GpuDraws::GpuDraws(c10::Device device, uint64_t words) {
   if (words == 0) return;
-  TORCH_CHECK(!is_capturing(stream), "random numbers while a stream is captured");
   generator_ = at::globalContext().defaultGenerator(device);
   std::lock_guard<std::mutex> lock(generator_.mutex());
   seed_ = generator_.current_seed();

@@ -12,9 +12,8 @@ namespace accel {
 // and a failed run is followed by the body, which draws from where the generator stands: then it stays.
 class GpuDraws {
  public:
-  // With 0 words nothing happens. Throws c10::Error or DriverError before anything has moved: a graph that
-  // is recorded from `stream` would get the same numbers whenever it is replayed.
-  GpuDraws(c10::Device device, uint64_t words, void* stream);
+  // With 0 words nothing happens. Throws c10::Error or DriverError before anything has moved.
+  GpuDraws(c10::Device device, uint64_t words);
   ~GpuDraws();
   GpuDraws(const GpuDraws&) = delete;
 

@@ -229,7 +229,9 @@ PyObject* serve_again(Entry* entry, PyObject* const* roots, size_t count, PyObje
       break;
     case Outcome::raised: entry->hits++; break;
     case Outcome::failed: cannot_serve_again(entry->name, serving.why.c_str()); break;
-    default: cannot_serve_again(entry->name, "what it reads has changed");
+    default:
+      cannot_serve_again(entry->name, serving.why.empty() ? "what it reads has changed"
+                                                          : serving.why.c_str());
   }
   Py_DECREF(variant);
   return result;

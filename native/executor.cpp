@@ -8,6 +8,7 @@
 #include "forced_failures.h"
 #include "frame.h"
 #include "output_pool.h"
+#include "run_errors.h"
 #include "tensors.h"
 
 #include <ATen/CPUGeneratorImpl.h>
@@ -93,14 +94,17 @@ class FrameLease {
       : executor_(executor), frame_(executor.take_frame()) {}
   ~FrameLease() {
     frame_->end();
-    if (frame_->reusable()) executor_.keep_frame(std::move(frame_));
+    if (keeps_ && frame_->reusable()) executor_.keep_frame(std::move(frame_));
   }
   FrameLease(const FrameLease&) = delete;
   Frame& operator*() { return *frame_; }
+  // Of a run that fails the memory is freed: the body runs next, and may want it.
+  void keep() { keeps_ = true; }
 
  private:
   const Executor& executor_;
   std::unique_ptr<Frame> frame_;
+  bool keeps_ = false;
 };
 
 // Releases the GIL for a scope if asked to.
@@ -199,8 +203,17 @@ void verify_inputs(const Plan& plan, c10::TensorImpl* const* inputs) {
   }
 }
 
+// A graph that is recorded from the stream would draw the same numbers whenever it is replayed, and
+// whoever waits for a stream ends its recording.
+void check_capture(const Plan& plan) {
+  if (plan.draws == 0 && (plan.device.is_cpu() || plan.speculations.empty())) return;
+  if (!is_capturing(current_cuda_stream(plan.device.index()))) return;
+  throw Declined(plan.draws ? "random numbers while a stream is captured"
+                            : "a value is asked for while a stream is captured");
+}
+
 RunStatus run_work(const Plan& plan, Frame& frame, c10::TensorImpl* const* inputs,
-                           size_t& committed) {
+                   size_t& committed) {
   GilRelease release(plan.releases_gil);
   c10::OptionalDeviceGuard device;
   if (plan.device.is_cuda()) device.reset_device(plan.device);
@@ -208,9 +221,6 @@ RunStatus run_work(const Plan& plan, Frame& frame, c10::TensorImpl* const* input
   c10::impl::ExcludeDispatchKeyGuard below(excluded_keys());
   c10::AutoGradMode no_grad(false);
   frame.begin(inputs);
-  RandomStateGuard random(plan.random);
-  GpuDraws drawn(plan.device, plan.draws, stream);
-  if (plan.draws) frame.set_stream(drawn.seed(), drawn.block());
   long threads = thread_count(plan);
   size_t steps = 0;
   run_steps(plan, frame, plan.steps, threads, steps, stream);
@@ -224,8 +234,6 @@ RunStatus run_work(const Plan& plan, Frame& frame, c10::TensorImpl* const* input
     frame.check_writable();
     run_steps(plan, frame, plan.commit, threads, committed, stream);
   }
-  random.keep_drawn();
-  drawn.keep_drawn();
   return RunStatus::ok;
 }
 
@@ -246,42 +254,31 @@ RunStatus run_with_warnings(const Plan& plan, Frame& frame, c10::TensorImpl* con
 RunStatus run_plan(const Executor& executor, c10::TensorImpl* const* inputs,
                    std::vector<at::Tensor>& outputs, size_t& committed) {
   const Plan& plan = executor.plan();
+  check_capture(plan);
   FrameLease lease(executor);
   Frame& frame = *lease;
+  RandomStateGuard random(plan.random);
+  GpuDraws drawn(plan.device, plan.draws);
+  if (plan.draws) frame.set_stream(drawn.seed(), drawn.block());
   auto work = plan.externs.empty() ? run_work : run_with_warnings;
   RunStatus status = work(plan, frame, inputs, committed);
-  if (status == RunStatus::ok) frame.collect(outputs);
-  return status;
-}
-
-// An operation written in Python raised. The eager rerun will raise the same, except for
-// an interrupt, which comes once: it is announced again. Leaves no Python error set.
-template <typename PythonError>
-void take_python_error(PythonError& error, std::string* why) {
-  error.restore();
-  bool interrupt = PyErr_ExceptionMatches(PyExc_KeyboardInterrupt);
-  PyObject *type, *value, *traceback;
-  PyErr_Fetch(&type, &value, &traceback);
-  if (why) {
-    PyObject* text = value ? PyObject_Repr(value) : nullptr;
-    const char* characters = text ? PyUnicode_AsUTF8(text) : nullptr;
-    *why = characters ? characters : "an operation written in Python raised";
-    Py_XDECREF(text);
-    PyErr_Clear();
+  if (status == RunStatus::ok) {
+    frame.collect(outputs);
+    random.keep_drawn();
+    drawn.keep_drawn();
   }
-  Py_XDECREF(type);
-  Py_XDECREF(value);
-  Py_XDECREF(traceback);
-  if (interrupt) PyErr_SetInterrupt();
+  lease.keep();
+  return status;
 }
 
 }  // namespace
 
 RunStatus run(const Executor& executor, c10::TensorImpl* const* inputs, size_t count,
-              std::vector<at::Tensor>& outputs, std::string* why) {
+              std::vector<at::Tensor>& outputs, RunError& why) {
   outputs.clear();
   const Plan& plan = executor.plan();
   size_t committed = 0;
+  RunStatus failed = RunStatus::error;
   try {
     TORCH_CHECK(count == plan.inputs.size(), "the plan takes ", plan.inputs.size(),
                 " inputs, not ", count);
@@ -294,17 +291,24 @@ RunStatus run(const Executor& executor, c10::TensorImpl* const* inputs, size_t c
       held.push_back(c10::intrusive_ptr<c10::TensorImpl>::unsafe_reclaim_from_nonowning(inputs[i]));
     }
     return run_plan(executor, inputs, outputs, committed);
-  } catch (python_error& error) {
-    take_python_error(error, why);
-  } catch (pybind11::error_already_set& error) {
-    take_python_error(error, why);
-  } catch (const c10::Error& error) {
-    if (why) *why = error.what_without_backtrace();
-  } catch (const std::exception& error) {
-    if (why) *why = error.what();
+  } catch (...) {
+    failed = explain_exception(why);
   }
   outputs.clear();
-  return committed ? RunStatus::torn : RunStatus::error;
+  // It may have been for memory: the processor's allocator raises no error of its own for that.
+  if (plan.device.is_cpu()) trim_pool();
+  if (!committed) return failed;
+  // Memory may be had again, and the program go on with what is half written, as if it were eager's.
+  if (failed == RunStatus::exhausted) why.of_torch = nullptr;
+  return RunStatus::torn;
+}
+
+bool may_be_captured(const Plan& plan) noexcept {
+  try {
+    return plan.device.is_cuda() && is_capturing(current_cuda_stream(plan.device.index()));
+  } catch (const DriverError&) {
+    return true;
+  }
 }
 
 // ---- Python ---------------------------------------------------------------------
@@ -318,6 +322,8 @@ struct ExecutorObject {
 
 PyTypeObject* executor_type = nullptr;     // owned for the life of the process
 PyObject* executor_error = nullptr;        // accel._native.ExecutorError, likewise
+PyObject* declined_error = nullptr;        // accel._native.DeclinedError, likewise
+PyObject* no_memory_error = nullptr;       // accel._native.NoMemoryError, likewise
 PyObject* torn_commit_error = nullptr;     // accel._native.TornCommitError, likewise
 
 // Both return false with an OSError set.
@@ -415,13 +421,15 @@ PyObject* executor_run(PyObject* self, PyObject* tensors) {
     }
   }
   std::vector<at::Tensor> outputs;
-  std::string why;
+  RunError why;
   const Executor& executor = *reinterpret_cast<ExecutorObject*>(self)->executor;
-  switch (run(executor, inputs.data(), count, outputs, &why)) {
+  switch (run(executor, inputs.data(), count, outputs, why)) {
     case RunStatus::ok: return wrap_all(outputs);
     case RunStatus::misspeculated: Py_RETURN_NONE;
-    case RunStatus::error: return PyErr_Format(executor_error, "%s", why.c_str());
-    case RunStatus::torn: return PyErr_Format(torn_commit_error, "%s", why.c_str());
+    case RunStatus::declined: return PyErr_Format(declined_error, "%s", why.text.c_str());
+    case RunStatus::exhausted: return PyErr_Format(no_memory_error, "%s", why.text.c_str());
+    case RunStatus::error: return PyErr_Format(executor_error, "%s", why.text.c_str());
+    case RunStatus::torn: return PyErr_Format(torn_commit_error, "%s", why.text.c_str());
   }
   Py_UNREACHABLE();
 }
@@ -464,7 +472,8 @@ PyObject* executor_describe(PyObject* self, PyObject*) {
 PyMethodDef EXECUTOR_METHODS[] = {
     {"run", executor_run, METH_O,
      "Run on these tensors: the outputs, or None when a speculation did not hold.\n\n"
-     "Errors: ExecutorError (an operation failed, nothing was committed), TornCommitError."},
+     "Errors: ExecutorError (an operation failed, nothing was committed), DeclinedError (which is one, and\n"
+     "no fault of the plan), NoMemoryError (which is one of those), TornCommitError."},
     {"profile", executor_profile, METH_O,
      "Run on these tensors and drop the outputs: nanoseconds of each step, commit steps last."},
     {"describe", executor_describe, METH_NOARGS, "Numbers about the plan."},
@@ -534,10 +543,15 @@ int init_executor(PyObject* module) {
   executor_error =
       PyErr_NewException("accel._native.ExecutorError", PyExc_RuntimeError, nullptr);
   if (!executor_error) return -1;
+  declined_error = PyErr_NewException("accel._native.DeclinedError", executor_error, nullptr);
+  if (!declined_error) return -1;
+  no_memory_error = PyErr_NewException("accel._native.NoMemoryError", declined_error, nullptr);
   torn_commit_error = PyErr_NewException("accel._native.TornCommitError", executor_error, nullptr);
   executor_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&EXECUTOR_SPEC));
-  if (!torn_commit_error || !executor_type) return -1;
+  if (!no_memory_error || !torn_commit_error || !executor_type) return -1;
   if (PyModule_AddObjectRef(module, "ExecutorError", executor_error) < 0 ||
+      PyModule_AddObjectRef(module, "DeclinedError", declined_error) < 0 ||
+      PyModule_AddObjectRef(module, "NoMemoryError", no_memory_error) < 0 ||
       PyModule_AddObjectRef(module, "TornCommitError", torn_commit_error) < 0 ||
       PyModule_AddObjectRef(module, "Executor", reinterpret_cast<PyObject*>(executor_type)) < 0) {
     return -1;

@@ -278,12 +278,8 @@ bool connect(PyObject* gradients, c10::TensorImpl* const* inputs, size_t count,
     }
     connect_components(components, inputs, count, outputs, random_state, before);
     return true;
-  } catch (python_error& error) {
-    error.restore();
-  } catch (const c10::Error& error) {
-    PyErr_SetString(PyExc_RuntimeError, error.what_without_backtrace());
-  } catch (const std::exception& error) {
-    PyErr_SetString(PyExc_RuntimeError, error.what());
+  } catch (...) {
+    torch::translate_exception_to_python(std::current_exception());
   }
   return false;
 }

@@ -13,6 +13,7 @@
 #include "guards.h"
 #include "lifted.h"
 #include "pointers.h"
+#include "run_errors.h"
 #include "signals.h"
 #include "tensors.h"
 
@@ -47,6 +48,7 @@ struct Variant {
   std::vector<int32_t>* needed;  // slots that parts are, or that a call reads; NULL: any
   ResultKind kind;
   long hits, guard_failures, ambient_failures, misspeculations, errors;
+  long shortages;    // runs without memory since the last hit
   long eager_runs;   // so many calls that this variant would serve are given to on_call
   bool outside_backward;  // calls inside a backward pass are not served
   bool repeatable;  // changes nothing but the random state: may be served in a checkpoint
@@ -68,6 +70,10 @@ const std::vector<int32_t> NO_SLOTS;
 PyTypeObject* variant_type = nullptr;
 PyTypeObject* ambient_type = nullptr;
 PyObject* torn_error = nullptr;
+PyObject* declined_error = nullptr;
+PyObject* no_memory_error = nullptr;
+
+constexpr long MAX_SHORTAGES = 16;  // runs in a row for which there is no memory, before they are errors
 
 // As declared in ambient.cpp; init_variant compares the sizes.
 struct AmbientObject {
@@ -160,7 +166,22 @@ struct Outputs {
   }
 };
 
-Outcome run_plan(Variant* v, HeldInputs& inputs, Outputs& outputs, std::string& why) {
+// There is no memory for a run: eager may need less, and the program may let go of some. A variant
+// that never gets it only takes time.
+Outcome without_memory(Variant* v) {
+  return ++v->shortages > MAX_SHORTAGES ? Outcome::failed : Outcome::declined;
+}
+
+// A checkpoint's second run has no body to run instead: what torch has to say ends it.
+Outcome raise_if_again(const RunError& error, bool again, Outcome otherwise) {
+  if (!again || !error.of_torch) return otherwise;
+  raise(error, PyExc_RuntimeError);
+  return Outcome::raised;
+}
+
+Outcome run_plan(Variant* v, HeldInputs& inputs, Outputs& outputs, Serving& serving) {
+  std::string& why = serving.why;
+  bool again = serving.run == CheckpointRun::again;
   Pointers<c10::TensorImpl*> tensors(inputs.size());
   for (size_t k = 0; k < inputs.size(); k++) {
     tensors[k] = inputs.tensor(k);
@@ -172,7 +193,10 @@ Outcome run_plan(Variant* v, HeldInputs& inputs, Outputs& outputs, std::string& 
   at::Tensor drawn_from = v->gradients ? random_state(*v->native) : at::Tensor();
   std::vector<at::Tensor> before;
   if (v->gradients) before = values_before(v->gradients, tensors.data(), inputs.size());
-  switch (run(*v->native, tensors.data(), inputs.size(), outputs.tensors, &why)) {
+  RunError error;
+  RunStatus status = run(*v->native, tensors.data(), inputs.size(), outputs.tensors, error);
+  why = error.text;
+  switch (status) {
     case RunStatus::ok:
       if (!v->gradients) return Outcome::served;
       return connect(v->gradients, tensors.data(), inputs.size(), outputs.tensors, drawn_from,
@@ -180,10 +204,12 @@ Outcome run_plan(Variant* v, HeldInputs& inputs, Outputs& outputs, std::string& 
                  ? Outcome::served
                  : Outcome::raised;
     case RunStatus::misspeculated: return Outcome::misspeculated;
+    case RunStatus::declined: return raise_if_again(error, again, Outcome::declined);
+    case RunStatus::exhausted: return raise_if_again(error, again, without_memory(v));
     case RunStatus::error: return Outcome::failed;
     case RunStatus::torn:
       v->errors++;
-      PyErr_SetString(torn_error, why.c_str());
+      raise(error, torn_error);
       return Outcome::raised;
   }
   return Outcome::failed;
@@ -215,7 +241,11 @@ Outcome run_callable(Variant* v, HeldInputs& inputs, Outputs& outputs, std::stri
       v->errors++;
       return Outcome::raised;
     }
-    return take_error(why) ? Outcome::failed : Outcome::raised;
+    bool declined = PyErr_ExceptionMatches(declined_error);
+    bool exhausted = PyErr_ExceptionMatches(no_memory_error);
+    if (!take_error(why)) return Outcome::raised;
+    if (exhausted) return without_memory(v);
+    return declined ? Outcome::declined : Outcome::failed;
   }
   if (answer == Py_None) {
     Py_DECREF(answer);
@@ -616,11 +646,12 @@ Outcome serve(Variant* v, PyObject* const* roots, size_t count, PyObject* last,
       v->lifted ? lift(v, leaves, inputs, outputs, serving.why) : Outcome::served;
   if (outcome == Outcome::served) {
     SignalHold hold;  // an error is answered by running the body: one of a handler must not be
-    outcome = v->native ? run_plan(v, inputs, outputs, serving.why)
+    outcome = v->native ? run_plan(v, inputs, outputs, serving)
                         : run_callable(v, inputs, outputs, serving.why);
   }
   if (outcome == Outcome::served) {
     v->hits++;
+    v->shortages = 0;
     serving.result = make_result(v, check, parts, outputs);
     serving.landing = v->landing;
     if (!again && probe_due(v) && probe) store_probe(v, now_ns() - start);
@@ -637,8 +668,10 @@ int init_variant(PyObject* module) {
   ambient_type =
       reinterpret_cast<PyTypeObject*>(PyObject_GetAttrString(module, "Ambient"));
   torn_error = PyObject_GetAttrString(module, "TornCommitError");
+  declined_error = PyObject_GetAttrString(module, "DeclinedError");
+  no_memory_error = PyObject_GetAttrString(module, "NoMemoryError");
   variant_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&SPEC));
-  if (!ambient_type || !torn_error || !variant_type) return -1;
+  if (!ambient_type || !torn_error || !declined_error || !no_memory_error || !variant_type) return -1;
   if (ambient_type->tp_basicsize != static_cast<Py_ssize_t>(sizeof(AmbientObject))) {
     PyErr_SetString(PyExc_SystemError, "the layout of accel._native.Ambient changed");
     return -1;

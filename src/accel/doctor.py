@@ -37,7 +37,11 @@ class _Broken(Exception):
 
 
 class _Absent(Exception):
-    """Something that is not needed is not there."""
+    """Something that is not needed is not there. `advice`: how to get it."""
+
+    def __init__(self, text: str, advice: str = "") -> None:
+        super().__init__(text)
+        self.advice = advice
 
 
 # ------------------------------------------------------------------------ surroundings
@@ -113,13 +117,16 @@ def _gpu() -> str:
     try:
         facts = runtime.native.cuda_driver()
     except OSError as error:
-        raise _Absent(str(error)) from error
+        reason, _, advice = str(error).partition("; ")
+        raise _Absent(reason, advice) from error
     if not facts["devices"] or not torch.cuda.is_available():
-        raise _Absent("NVIDIA's driver is there, but torch finds no GPU that it can use")
+        text = "NVIDIA's driver is there, but torch finds no GPU that it can use"
+        raise _Absent(text, "see what nvidia-smi lists, and CUDA_VISIBLE_DEVICES")
     names = []
     for number in range(facts["devices"]):
         architecture = "sm_{}{}".format(*torch.cuda.get_device_capability(number))
-        known = "" if architecture in ARCHITECTURES else ", for which no kernels are made"
+        made = ", ".join(ARCHITECTURES)
+        known = "" if architecture in ARCHITECTURES else f"; kernels are made for {made}"
         names.append(f"{torch.cuda.get_device_name(number)} ({architecture}{known})")
     return ", ".join(names)
 
@@ -250,7 +257,7 @@ def _report(name: str, check: Check) -> bool:
     try:
         answer, mark, advice = check(), "ok", ""
     except _Absent as absent:
-        answer, mark, advice = str(absent), "--", ""
+        answer, mark, advice = str(absent), "--", absent.advice
     except _Broken as broken:
         answer, mark, advice = str(broken), "FAIL", broken.advice
     except Exception as error:  # a check must not end the others

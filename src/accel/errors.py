@@ -21,6 +21,10 @@ class CompileError(AccelError):
     """A graph could not be compiled."""
 
 
+class MissingError(CompileError):
+    """Nor any other of its kind, on this machine; names what is missing and the remedy."""
+
+
 class CacheError(AccelError):
     """No directory can be written, so nothing can be compiled."""
 

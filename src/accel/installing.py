@@ -111,9 +111,14 @@ class Installer:
             root.pending -= 1
             try:
                 if segment.error:
-                    raise errors.CompileError(segment.error)
+                    kind = errors.MissingError if segment.is_missing else errors.CompileError
+                    raise kind(segment.error)
                 self._install(root, prepared, segment)
             except (errors.CompileError, OSError, ValueError) as error:
+                if _names_what_is_missing(error, segment):
+                    log.notice_once(f"running eagerly on GPUs: {error}", "GPU")
+                    root.give_up("compile_failed", str(error), root.location)
+                    return
                 if self._retries_static(root, recording, str(error)):
                     return
                 if branching.leave_operation(root, recording, str(error)):
@@ -351,6 +356,13 @@ class Installer:
             f"and gets no more: {root.miss}; other calls run eagerly. {root.miss.fix}",
             f"variants of {root.entry.index}",
         )
+
+
+def _names_what_is_missing(error: Exception, segment: CompiledSegment) -> bool:
+    """No other recording would fare better: also what NVIDIA's driver says when it loads a plan."""
+    if isinstance(error, errors.MissingError):
+        return True
+    return isinstance(error, OSError) and segment.plan is not None and "kernels" in segment.plan
 
 
 def _numbers(recording: Recording) -> tuple[Any, ...] | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,13 +24,23 @@ KINDS = (
 )
 
 
+class Refusal(NamedTuple):
+    """Why nothing is compiled for a GPU; no text where it is. `is_missing`: for want of something to install."""
+
+    text: str = ""
+    is_missing: bool = False
+
+
+_NOTHING = Refusal()
+
+
 @dataclass
 class _Trial:
     segments: dict[str, Any] = field(default_factory=dict)  # by kind
     waiting: list[Callable[[], None]] = field(default_factory=list)
     is_over: bool = False
-    wrong: str = ""  # with kernels
-    wrong_draws: str = ""  # with random numbers
+    wrong: Refusal = _NOTHING  # kernels
+    wrong_draws: Refusal = _NOTHING  # random numbers
 
 
 class GpuTrials:
@@ -45,12 +55,12 @@ class GpuTrials:
         """How many graphs wait for an answer."""
         return sum(len(trial.waiting) for trial in self._trials.values())
 
-    def refusal(self, device: str, is_random: bool) -> str | None:
-        """Why nothing is compiled for the GPU, "" when it is; None while that is not known."""
+    def refusal(self, device: str, is_random: bool) -> Refusal | None:
+        """None while it is not known."""
         trial = self._trials.get(device)
         if trial is None or not trial.is_over:
             return None
-        return trial.wrong or (trial.wrong_draws if is_random else "")
+        return trial.wrong_draws if is_random and not trial.wrong.text else trial.wrong
 
     def hold(self, device: str, go_on: Callable[[], None]) -> None:
         """Calls `go_on` from a later `poll`, when the answer is there."""
@@ -76,19 +86,21 @@ class GpuTrials:
     def _run(self, device: str, trial: _Trial) -> None:
         for kind, segment in trial.segments.items():
             fault = _fault(kind, device, segment)
+            if segment.error and segment.is_missing:  # whoever has asked is told so
+                trial.wrong = Refusal(fault, is_missing=True)
+                return
             if not fault:
                 continue
             text = f"{kind} on {torch.cuda.get_device_name(device)}: {fault}"
             if kind == trial_graphs.RANDOM:
-                trial.wrong_draws = text
-            else:
-                trial.wrong = trial.wrong or text
-        if trial.wrong or trial.wrong_draws:
-            what = "programs" if trial.wrong else "random numbers"
-            advice = "`python -m accel doctor` says more"
-            log.notice_once(
-                f"{what} on {device} stay eager: {trial.wrong or trial.wrong_draws}; {advice}"
-            )
+                trial.wrong_draws = Refusal(text)
+            elif not trial.wrong.text:
+                trial.wrong = Refusal(text)
+        for what, wrong in (("programs", trial.wrong), ("random numbers", trial.wrong_draws)):
+            if wrong.text:
+                advice = "`python -m accel doctor` says more"
+                log.notice_once(f"{what} on {device} stay eager: {wrong.text}; {advice}")
+                break
 
 
 def _fault(kind: str, device: str, segment: Any) -> str:

@@ -20,7 +20,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from accel.compile import backends
 from accel.compile.gpu_trials import GpuTrials
 from accel.compile.worker import Worker
 from accel.config import Config
-from accel.errors import AccelError, CacheError
+from accel.errors import AccelError, CacheError, MissingError
 from accel.trace import SegmentGraph
 
 _POLL_S = 0.05
@@ -43,7 +43,8 @@ _POLL_S = 0.05
 class CompiledSegment:
     """A compiled graph: a plan with its library, or a callable; or an error.
 
-    `seconds` is what compiling took, 0 from the cache; `error` is one readable text.
+    `seconds` is what compiling took, 0 from the cache; `error` is one readable text, and
+    `is_missing` says that it is a `MissingError`'s.
     """
 
     kind: str  # "plan" | "callable"
@@ -54,6 +55,7 @@ class CompiledSegment:
     seconds: float = 0.0
     from_cache: bool = False
     error: str = ""
+    is_missing: bool = False
 
 
 Done = Callable[[CompiledSegment], None]
@@ -105,15 +107,22 @@ def gpus_of(graph: SegmentGraph) -> list[str]:
 
 def gpu_options(graph: SegmentGraph) -> dict[str, Any]:
     """For a graph on a GPU: its architecture, which only this process can ask for, and where random
-    numbers are drawn how many of ATen's blocks are resident on it."""
+    numbers are drawn how many of ATen's blocks are resident on it.
+
+    Errors: MissingError when torch cannot ask the GPU."""
     for device in gpus_of(graph):
-        options: dict[str, Any] = {
-            "gpu": "sm_{}{}".format(*torch.cuda.get_device_capability(device))
-        }
-        if graph.is_random:
-            facts = torch.cuda.get_device_properties(device)
-            each = facts.max_threads_per_multi_processor // _BLOCK_THREADS
-            options["gpu_blocks"] = facts.multi_processor_count * each
+        try:
+            options: dict[str, Any] = {
+                "gpu": "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+            }
+            if graph.is_random:
+                facts = torch.cuda.get_device_properties(device)
+                each = facts.max_threads_per_multi_processor // _BLOCK_THREADS
+                options["gpu_blocks"] = facts.multi_processor_count * each
+        except (AssertionError, RuntimeError) as error:  # no driver, no GPU, or one that is lost
+            why = (str(error) or "no reason").splitlines()[0]
+            text = f"torch cannot use the GPU ({why}); `python -m accel doctor` looks at it"
+            raise MissingError(text) from error
         return options
     return {}
 
@@ -180,8 +189,9 @@ class CompileService:
                 again = functools.partial(self.submit, graph, backend, on_done)
                 self._gpu_trials.hold(device, again)
                 return
-            if refusal:
-                self._ready.append((on_done, CompiledSegment("plan", "", error=refusal)))
+            if refusal.text:
+                segment = CompiledSegment("plan", "", error=refusal.text)
+                self._ready.append((on_done, replace(segment, is_missing=refusal.is_missing)))
                 return
         self._compile(graph, data, on_done)
 
@@ -190,7 +200,12 @@ class CompileService:
         self._compile(graph, graph.to_json(), on_done)
 
     def _compile(self, graph: SegmentGraph, data: dict[str, Any], on_done: Done) -> None:
-        options = {**self._options, **gpu_options(graph)}
+        try:
+            options = {**self._options, **gpu_options(graph)}
+        except MissingError as error:
+            segment = CompiledSegment("plan", "", error=str(error), is_missing=True)
+            self._ready.append((on_done, segment))
+            return
         key = _key(graph, options)
         with self._lock:
             known = self._plans.get(key)
@@ -277,7 +292,8 @@ class CompileService:
             segment = self._segment(key, answer["plan"], seconds)
         else:
             log.artifact("worker", "%s failed: %s", key[:12], answer["error"])
-            segment = CompiledSegment("plan", key, error=answer["error"])
+            missing = answer.get("kind") == "MissingError"
+            segment = CompiledSegment("plan", key, error=answer["error"], is_missing=missing)
         self._answer(key, segment)
 
     def _answer(self, key: str, segment: CompiledSegment) -> None:

@@ -57,6 +57,7 @@ def compile_job(job: dict[str, Any]) -> dict[str, Any]:
     from accel.cache import DiskCache
     from accel.codegen import compile_graph
     from accel.codegen.options import CodegenOptions
+    from accel.errors import CompileError
     from accel.trace import SegmentGraph
 
     started = time.perf_counter()
@@ -77,7 +78,7 @@ def compile_job(job: dict[str, Any]) -> dict[str, Any]:
                 cache.put(job["key"], plan)
     except Exception as error:  # whatever went wrong, the program must hear of it
         name = type(error).__name__
-        text = str(error) if name == "CompileError" else f"{name}: {error}"
+        text = str(error) if isinstance(error, CompileError) else f"{name}: {error}"
         return {"id": job["id"], "error": text[:_MAX_ERROR_CHARACTERS], "kind": name}
     return {"id": job["id"], "plan": plan, "seconds": time.perf_counter() - started}
 

@@ -22,7 +22,8 @@ def lines_of(name: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
     [
         (None, "--    Triton                 Triton is not installed (pip install triton==3.6.*); "
                "only graphs on a GPU need it"),
-        ((2, 1), "--    Triton                 Triton 2.1 is not supported, only 3.5, 3.6, 3.7, 3.8, 3.9; "
+        ((2, 1), "--    Triton                 Triton 2.1 is not supported, only 3.5, 3.6, 3.7, 3.8, 3.9 "
+                 "(pip install triton==3.6.*); "
                  "only graphs on a GPU need it"),
         ((3, 6), "ok    Triton                 3.6, compiles kernels for GPUs"),
     ],
@@ -43,18 +44,21 @@ def driver(answer: Any) -> Any:
     return SimpleNamespace(cuda_driver=cuda_driver)
 
 
+ADVICE = " " * 29 + "-> "
 CASES: dict[str, tuple[str | None, Any, bool, tuple[int, int], str]] = {
     "no CUDA": (None, None, False, (0, 0), "--    GPU                    "
                 "this torch is built without CUDA"),
-    "no driver": ("13.0", OSError("NVIDIA's driver is too old"), False, (0, 0),
-                  "--    GPU                    NVIDIA's driver is too old"),
+    "no driver": ("13.0", OSError("NVIDIA's driver is too old; get one"), False, (0, 0),
+                  f"--    GPU                    NVIDIA's driver is too old\n{ADVICE}get one"),
     "no GPU": ("13.0", {"version": 13000, "devices": 0}, False, (0, 0),
                "--    GPU                    "
-               "NVIDIA's driver is there, but torch finds no GPU that it can use"),
+               "NVIDIA's driver is there, but torch finds no GPU that it can use\n"
+               f"{ADVICE}see what nvidia-smi lists, and CUDA_VISIBLE_DEVICES"),
     "GPU": ("13.0", {"version": 13000, "devices": 1}, True, (9, 0),
             "ok    GPU                    H100 (sm_90)"),
     "old GPU": ("13.0", {"version": 13000, "devices": 1}, True, (7, 5),
-                "ok    GPU                    H100 (sm_75, for which no kernels are made)"),
+                "ok    GPU                    H100 (sm_75; kernels are made for sm_80, "
+                "sm_86, sm_89, sm_90, sm_100, sm_103, sm_120)"),
 }  # fmt: skip
 
 
@@ -68,4 +72,4 @@ def test_gpu(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "H100")
-    assert lines_of("GPU", capsys) == [text]
+    assert lines_of("GPU", capsys) == text.splitlines()

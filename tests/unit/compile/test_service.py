@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 import torch
 
 from accel import config
+from accel.codegen import triton_versions
 from accel.compile.channel import Decoder, encode
 from accel.compile.service import CompiledSegment, CompileService, gpu_options
 from accel.compile.worker import Worker, WorkerLimits
@@ -177,3 +180,67 @@ def test_a_graph_that_draws_on_a_gpu_says_how_large_it_is(monkeypatch: pytest.Mo
     assert gpu_options(graph) == {"gpu": "sm_90"}
     graph.is_random = True
     assert gpu_options(graph) == {"gpu": "sm_90", "gpu_blocks": 132 * 6}
+
+
+def of_a_gpu() -> SegmentGraph:
+    meta = replace(META, device="cuda:0")
+    operation = Operation("t", "call_function", "torch.mul", (Ref("a"), 2.0))
+    return SegmentGraph([("a", meta)], [operation], ["t"], [meta])
+
+
+def test_what_is_missing_for_gpus_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    service = service_in(tmp_path, worker=False)
+    (segment,) = compiled(service, of_a_gpu())
+    assert segment.is_missing and "architecture sm_75, only for sm_80, " in segment.error
+    monkeypatch.setattr(triton_versions, "version", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    (segment,) = compiled(service, of_a_gpu())
+    assert segment.is_missing and segment.error.startswith("Triton is not installed (pip install")
+
+    def raises(device: str) -> None:
+        raise RuntimeError("CUDA driver initialization failed\nand more")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", raises)
+    (segment,) = compiled(service, of_a_gpu())
+    assert segment.is_missing
+    assert segment.error == (
+        "torch cannot use the GPU (CUDA driver initialization failed); "
+        "`python -m accel doctor` looks at it"
+    )
+    (segment,) = compiled(service, graph(target="os.getpid"))
+    assert segment.error and not segment.is_missing
+    service.close()
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_the_user_is_told_once_and_calls_run_eagerly(missing: bool, tmp_path: Path) -> None:
+    script = f"""
+import sys, torch, accel
+from accel import driver
+from accel.compile.service import CompiledSegment, CompileService
+
+def submit(self, graph, backend, on_done):
+    self._ready.append((on_done, CompiledSegment("plan", "", error="no x; get x", is_missing={missing})))
+
+CompileService.submit = submit
+
+def f(x): return x * 2 + 1
+def g(x): return x * 3 + 1
+
+accel.optimize(f), accel.optimize(g)
+x = torch.arange(4.0)
+for _ in range(6):
+    assert torch.equal(f(x), x * 2 + 1) and torch.equal(g(x), x * 3 + 1)
+    accel.wait(10)
+print([root.state for root in driver.current.roots if root.name in ("f", "g")])
+"""
+    file = tmp_path / "program.py"
+    file.write_text(script)
+    environment = {**os.environ, "ACCEL_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, str(file)], capture_output=True, text=True, env=environment, check=True
+    )
+    told = [line for line in done.stderr.splitlines() if "running eagerly" in line]
+    assert told == ["accel: running eagerly on GPUs: no x; get x"] * missing
+    assert done.stdout.count("blacklisted") == 2, done.stdout

@@ -114,15 +114,71 @@ del e
         str([4.0 * i for i in range(1, 8)]),
         "retain 100",
         "load ANY",
+        "finish ANY",
         "load WIDE",
         "attribute 8 60000",
+        "finish WIDE",
         f"launch twice of WIDE grid 3 1 1 {aligned}",
         f"launch twice of WIDE grid 1 1 1 {aligned}",
         f"launch twice of ANY grid 3 1 1 {other}",
         f"launch twice of WIDE grid 1 1 1 {aligned}",
-        "unload WIDE",
-        "unload ANY",
     ]
+
+
+def test_images_are_loaded_once_and_stay(driver_folder: Path, tmp_path: Path) -> None:
+    """A graph that the program has captured may launch them when no executor is left."""
+    lines = run(
+        _PLAN
+        + """
+first, second = executor(), executor()
+del first, second
+executor()
+executor(shared=60_000)  # of other machine code, or for more memory: another one
+""",
+        driver_folder,
+        tmp_path / "log",
+    )
+    once = ["load ANY", "finish ANY", "load WIDE", "finish WIDE"]
+    again = ["load WIDE", "attribute 8 60000", "finish WIDE"]
+    assert [line for line in lines if not line.startswith("retain")] == [*once, *again]
+
+
+@pytest.mark.parametrize("function", ["cuModuleGetFunction", "cuFuncSetAttribute", "cuFuncLoad"])
+def test_what_cannot_be_launched_is_unloaded(
+    function: str, driver_folder: Path, tmp_path: Path
+) -> None:
+    lines = run(
+        _PLAN
+        + f"""
+driver = ctypes.CDLL("libcuda.so.1")
+driver.fake_fail(b"{function}", 200)
+print(failure(lambda: executor(shared=60_000)))
+driver.fake_fail(b"", 0)
+print(failure(lambda: executor(shared=60_000)), driver.fake_contexts())
+""",
+        driver_folder,
+        tmp_path / "log",
+    )
+    assert lines[0].endswith("CUDA_ERROR_INVALID_IMAGE") and lines[1] == "None 0"
+    counts = [sum(line.startswith(word) for line in lines) for word in ("load", "unload")]
+    assert counts[0] - counts[1] == 2 and counts[1] == 1
+
+
+def test_images_are_loaded_while_a_stream_is_captured(driver_folder: Path, tmp_path: Path) -> None:
+    lines = run(
+        _PLAN
+        + """
+driver = ctypes.CDLL("libcuda.so.1")
+driver.fake_capture(1)
+e = executor()
+print(driver.fake_capture_mode())
+(y,) = e.run([torch.arange(8.0)])
+""",
+        driver_folder,
+        tmp_path / "log",
+    )
+    assert lines[0] == "0"
+    assert [line.split()[0] for line in lines[2:]] == [*["load", "finish"] * 2, *["launch"] * 2]
 
 
 def test_errors_say_what_failed(driver_folder: Path, tmp_path: Path) -> None:
@@ -163,11 +219,12 @@ print(failure(native.cuda_stream, 0))
         "ValueError: plan: kernels[0].images: it ends behind the file of images",
         "OSError: cannot load kernels: /nowhere cannot be read",
         "ExecutorError: kernel twice would need too many programs",
-        "ExecutorError: kernel twice cannot be launched: CUDA_ERROR_UNKNOWN",
+        "DeclinedError: kernel twice cannot be launched: CUDA_ERROR_UNKNOWN",
         "OSError: this torch has no CUDA streams",
     ]
-    loads = sum(line.startswith("load") for line in lines)
-    assert loads == sum(line.startswith("unload") for line in lines)
+    # An image whose function is not in it goes; the two that can be launched stay.
+    counts = [sum(line.startswith(word) for line in lines) for word in ("load", "unload")]
+    assert counts == [3, 1]
     assert sum(line.startswith("launch") for line in lines) == 1  # of no programs, none
 
 
@@ -181,9 +238,9 @@ print([hex(native.cuda_stream(n)) for n in (0, 3)])
 
 ABSENT = {
     "old": ({"FAKE_CUDA_VERSION": "11040"},
-            "NVIDIA's driver is too old: it knows CUDA 11.4, kernels need 12.0"),
+            "NVIDIA's driver is too old: it knows CUDA 11.4, kernels need 12.0; install a newer one"),
     "without a GPU": ({"FAKE_CUDA_INIT": "100"},
-                      "NVIDIA's driver does not start: CUDA_ERROR_UNKNOWN"),
+                      "NVIDIA's driver does not start: CUDA_ERROR_UNKNOWN; `nvidia-smi` may say why"),
 }  # fmt: skip
 
 
@@ -200,7 +257,7 @@ def test_no_driver(tmp_path: Path) -> None:
     lines = run(script, None, tmp_path / "log")
     if lines[0] == "None":
         pytest.skip("there is a driver here")
-    assert lines == ["OSError: NVIDIA's driver (libcuda.so.1) is not installed"] * 2
+    assert lines == ["OSError: NVIDIA's driver (libcuda.so.1) is not installed; install it"] * 2
 
 
 def test_importing_accel_loads_neither_triton_nor_the_driver(

@@ -99,7 +99,7 @@ print(torch_cuda.fake_dropouts_begun_anew())
 """
     assert run(script, folder, tmp_path / "log")[:4] == [
         "None 0",
-        "ExecutorError: kernel draw cannot be launched: CUDA_ERROR_UNKNOWN 0",
+        "DeclinedError: kernel draw cannot be launched: CUDA_ERROR_UNKNOWN 0",
         "[] 12",
         "1",  # by the test itself
     ]
@@ -112,9 +112,9 @@ for status in (1, 2, 0):
     driver.fake_capture(status)
     print(failure(e.run, [yes]), stream())
 driver.fake_capture(1)
-print(executor((1, 2, 3), draws=None).run([yes]), stream())
+print(executor((1, 2, 3), draws=None, speculations=[]).run([yes]), stream())
 """
-    refused = "ExecutorError: random numbers while a stream is captured 0"
+    refused = "DeclinedError: random numbers while a stream is captured 0"
     lines = run(script, folder, tmp_path / "log")
     assert lines[:4] == [refused, refused, "None 12", "[] 12"]
 
