@@ -13,7 +13,6 @@ from typing import Any
 
 from accel.codegen.build import vector_bytes
 from accel.codegen.emit_cpp import emit_epilogue, reads_symbols
-from accel.codegen.epilogues import attach_epilogues
 from accel.codegen.forwarding import forward_writes
 from accel.codegen.fusion import Group, Step, fuse, new_group
 from accel.codegen.layouts import choose_layouts
@@ -92,7 +91,7 @@ def fuse_(c: Compilation) -> str:
     for step in c.commit:
         kept |= step.reads() if isinstance(step, Group) else reads(step)
     if c.options.fuse:
-        c.steps = attach_epilogues(c.program, c.steps, kept)
+        c.steps = c.target.join(c.program, c.steps, kept, c.options)
     c.stored = _stored_buffers(c)
     return "\n".join(_show_group(s, c.stored) for s in [*c.steps, *c.commit]) + "\n"
 
