@@ -103,6 +103,22 @@ class _ProductEmitter(Emitter):
         found = {self.ends[v] for v in address.variables() if v in self.ends}
         return f", {' & '.join(sorted(found))}" if found else ""
 
+    def _ends_with_sum(self, side: int, value: ir.Load) -> bool:
+        """Whether a load's own mask makes zeros behind the last term."""
+        inner = {v for v, _ in self.inner[side].variables}
+        return not self._is_ragged_sum or bool(value.address.variables() & inner)
+
+    def _emit_store(self, s: ir.Store) -> None:
+        if all(axis.variables for axis in self.tiles.axes):
+            return super()._emit_store(s)
+        # A single row or column: only the first of the block's lies in memory.
+        shape = self._shape()
+        pointer = f"tl.broadcast_to({self._pointer(s.param, s.address)}, {shape})"
+        value = f"tl.broadcast_to({self.expr(s.expr)}, {shape})"
+        ends = [f"{n}_inside" for n, a in zip("xr", self.tiles.axes, strict=True) if a.is_ragged]
+        self.line(f"tl.store({pointer}, {value}, tl.broadcast_to({' & '.join(ends)}, {shape}))")
+        return None
+
     # ------------------------------------------------------------ the function
 
     def text(self) -> str:
@@ -169,7 +185,7 @@ class _ProductEmitter(Emitter):
         body, value = self.scheduled.sides[side]
         kind = self.product.kind
         result = ("left", "right")[side]
-        if isinstance(value, ir.Load) and not body:
+        if isinstance(value, ir.Load) and not body and self._ends_with_sum(side, value):
             mask = self._mask(value.address)
             other = ", other=0" if mask else ""
             text = f"tl.load({self._pointer(value.buffer, value.address)}{mask}{other})"
