@@ -111,12 +111,12 @@ class _ProductEmitter(Emitter):
     def _emit_store(self, s: ir.Store) -> None:
         if all(axis.variables for axis in self.tiles.axes):
             return super()._emit_store(s)
-        # A single row or column: only the first of the block's lies in memory.
-        shape = self._shape()
-        pointer = f"tl.broadcast_to({self._pointer(s.param, s.address)}, {shape})"
-        value = f"tl.broadcast_to({self.expr(s.expr)}, {shape})"
+        # A single row or column is the first of the block's, at position 0; others are not stored.
+        single = [n for n, axis in zip("xr", self.tiles.axes, strict=True) if not axis.variables]
+        pointer = " + ".join([self._pointer(s.param, s.address), *single])
         ends = [f"{n}_inside" for n, a in zip("xr", self.tiles.axes, strict=True) if a.is_ragged]
-        self.line(f"tl.store({pointer}, {value}, tl.broadcast_to({' & '.join(ends)}, {shape}))")
+        value = f"tl.broadcast_to({self.expr(s.expr)}, {self._shape()})"
+        self.line(f"tl.store({pointer}, {value}, {' & '.join(ends)})")
         return None
 
     # ------------------------------------------------------------ the function

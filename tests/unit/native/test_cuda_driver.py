@@ -125,6 +125,47 @@ del e
     ]
 
 
+_LAYER = """
+from dataclasses import replace
+from pathlib import Path
+import torch.nn.functional as F
+from accel.codegen import CodegenOptions, compile_graph, products_triton
+from accel.codegen.product_blocks import Blocks
+from accel.codegen.targets import TARGETS
+from accel.trace import Operation, Ref, SegmentGraph, TensorMeta
+
+TARGETS["cpu"] = TARGETS["cuda"]
+products_triton.gain = lambda blocks, work, gpu: 1.0
+products_triton.best_blocks = lambda work, gpu: Blocks(64, 128, 64, 4, 3)
+x, w = torch.randn(100, 192, dtype=torch.half), torch.randn(200, 192, dtype=torch.half)
+y = F.linear(x, w).relu()
+operations = [
+    Operation("v0", "call_function", "torch.nn.functional.linear", (Ref("x"), Ref("w"))),
+    Operation("v1", "call_function", "torch.relu", (Ref("v0"),)),
+]
+inputs = [("x", TensorMeta.of(x)), ("w", TensorMeta.of(w))]
+graph = SegmentGraph(inputs, operations, ["v1"], [TensorMeta.of(y)])
+folder = Path(os.environ["IMAGES"]).parent
+plan = compile_graph(graph, out_dir=folder, options=CodegenOptions(gpu="sm_90"))
+e = native.Executor(plan, str(folder / plan["library"]))
+(got,) = e.run([x, w])
+print(plan["kernels"][0]["images"][0]["shared_bytes"], tuple(got.shape), got.dtype)
+"""
+
+
+def test_a_product_with_its_epilogue_is_launched_with_its_shared_memory(
+    driver_folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("triton")
+    first, *lines = run(_LAYER, driver_folder, tmp_path / "log")
+    shared, rest = first.split(" ", 1)
+    assert rest == "(100, 200) torch.float16" and int(shared) > 48 << 10
+    assert f"attribute 8 {shared}" in lines
+    (launch,) = [line for line in lines if line.startswith("launch")]
+    assert launch.split(" of ")[0] == "launch k0"
+    assert f"grid 4 1 1 block 128 1 1 shared {shared} stream (nil)" in launch
+
+
 def test_errors_say_what_failed(driver_folder: Path, tmp_path: Path) -> None:
     lines = run(
         _PLAN
