@@ -91,8 +91,8 @@ def fuse_(c: Compilation) -> str:
     for step in c.commit:
         kept |= step.reads() if isinstance(step, Group) else reads(step)
     if c.options.fuse:
-        c.steps = c.target.join(c.program, c.steps, kept, c.options)
-    c.stored = _stored_buffers(c)
+        c.steps = c.target.join(c.program, c.steps, kept, c.options, c.out_dir)
+    c.stored = stored_buffers(c)
     return "\n".join(_show_group(s, c.stored) for s in [*c.steps, *c.commit]) + "\n"
 
 
@@ -231,7 +231,7 @@ def _alone(step: Any) -> Step:
     return new_group(step)
 
 
-def _stored_buffers(c: Compilation) -> set[int]:
+def stored_buffers(c: Compilation) -> set[int]:
     """Buffers that somebody outside the kernel that writes them reads, and inputs."""
     assert c.program is not None
     stored = set(c.graph.inputs) | {v.buffer for v in c.graph.roots()}

@@ -9,7 +9,7 @@ nobody else, and are computed again wherever an operand is read again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,7 +28,7 @@ from accel.codegen.loop_ir import (
 )
 from accel.codegen.options import CodegenOptions
 from accel.codegen.product_blocks import GPUS, Blocks, Operand, Work, best_blocks, gain
-from accel.codegen.program import ExternNode, LoopNode, Program, reads
+from accel.codegen.program import ExternNode, LoopNode, Program, reads, writes
 from accel.codegen.schedule import (
     KernelBuilder,
     Scheduled,
@@ -104,18 +104,48 @@ class _Call:
         return batch, self.left.sizes[-2], self.right.sizes[-1], self.left.sizes[-1]
 
 
+@dataclass(frozen=True)
+class Site:
+    """A product that may be one kernel with what surrounds it: the steps that would be gone, in
+    order, which of the buffers they write are wanted as memory, and the blocks that are likely best, by
+    which so many seconds are likely gained."""
+
+    program: Program
+    steps: tuple[Step, ...]
+    visible: frozenset[int]
+    gpu: str
+    work: Work
+    blocks: Blocks
+    gain_s: float
+
+
+Choose = Callable[[Site], Blocks | None]
+
+
+def likely(site: Site) -> Blocks | None:
+    """The choice without a measurement."""
+    return site.blocks if site.gain_s > 0 else None
+
+
 def take_products(
-    program: Program, steps: list[Step], kept: set[int], options: CodegenOptions
+    program: Program,
+    steps: list[Step],
+    kept: set[int],
+    options: CodegenOptions,
+    choose: Choose = likely,
 ) -> list[Step]:
-    """`kept` are the buffers that outlive the steps."""
+    """`kept` are the buffers that outlive the steps; `choose` answers None where calls are to stay."""
     if options.gpu not in GPUS or not options.products:
         return steps
-    return _Taking(program, steps, kept, options.gpu).run()
+    return _Taking(program, steps, kept, options.gpu, choose).run()
 
 
 class _Taking:
-    def __init__(self, program: Program, steps: list[Step], kept: set[int], gpu: str) -> None:
+    def __init__(
+        self, program: Program, steps: list[Step], kept: set[int], gpu: str, choose: Choose
+    ) -> None:
         self.program, self.steps, self.kept, self.gpu = program, steps, kept, gpu
+        self.choose = choose
         self.position = {id(step): at for at, step in enumerate(steps)}
         self.readers: dict[int, list[Step]] = {}
         self.writers: dict[int, list[Step]] = {}
@@ -210,19 +240,24 @@ class _Taking:
         before = [
             None if m is None else self._before(call, m, side) for side, m in enumerate(makers)
         ]
-        most, best = 0.0, None
+        found = []
         for uses in _choices(before):
             if behind is None and not any(uses):
                 continue
             chosen = [m if use else None for m, use in zip(makers, uses, strict=True)]
             work = self._work(call, follower if behind else None, chosen)
             blocks = best_blocks(work, self.gpu)
-            gained = 0.0 if blocks is None else gain(blocks, work, self.gpu)
-            if blocks is not None and gained > most:
-                most, best = gained, (work, blocks, uses)
+            if blocks is not None:
+                found.append((gain(blocks, work, self.gpu), work, blocks, uses))
+        if not found:
+            return
+        gained, work, blocks, uses = max(found, key=lambda f: f[0])
+        chosen = [m if use else None for m, use in zip(makers, uses, strict=True)]
+        around = [*chosen, step, follower if behind else None]
+        site = self._site([s for s in around if s is not None], work, blocks, gained)
+        best = self.choose(site)
         if best is None:
             return
-        work, blocks, uses = best
         sides = []
         for side in (0, 1):
             split, maker = before[side], makers[side]
@@ -231,12 +266,25 @@ class _Taking:
                 self.gone.add(id(maker))
             else:
                 sides.append(self._plain(call, side))
-        product = self._product(call, work, blocks, tuple(sides), behind, follower)
+        product = self._product(call, work, best, tuple(sides), behind, follower)
         if behind is None:
             self.made[id(step)] = product
         else:
             self.made[id(follower)] = product
             self.gone.add(id(step))
+
+    def _site(self, steps: list[Step], work: Work, blocks: Blocks, gained: float) -> Site:
+        steps.sort(key=lambda s: self.position[id(s)])
+        written: set[int] = set()
+        for s in steps:
+            written |= s.writes() if isinstance(s, Group) else writes(s)
+        inside = {id(s) for s in steps}
+        visible = {
+            b
+            for b in written
+            if b in self.kept or any(id(s) not in inside for s in self.readers.get(b, []))
+        }
+        return Site(self.program, tuple(steps), frozenset(visible), self.gpu, work, blocks, gained)
 
     def _variables(self, *sizes: Any) -> list[Affine]:
         """One for each of these extents, zero for one that has a single element."""

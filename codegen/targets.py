@@ -43,7 +43,7 @@ class Target:
     draws: bool
     lanes: bool
     splitting: Splitting
-    join: Callable[[Program, list[Step], set[int], CodegenOptions], list[Step]]
+    join: Callable[[Program, list[Step], set[int], CodegenOptions, Path], list[Step]]
     schedule: Callable[[Group, dict[str, int], set[int], str], Scheduled]
     emit: Callable[[Group, Scheduled], tuple[str, Launch | None]]
     build: Callable[[Texts, Path, CodegenOptions], dict[str, Any]]
@@ -63,17 +63,18 @@ def _build_cpp(texts: Texts, out_dir: Path, options: CodegenOptions) -> dict[str
 
 
 def _join_templates(
-    program: Program, steps: list[Step], kept: set[int], options: CodegenOptions
+    program: Program, steps: list[Step], kept: set[int], options: CodegenOptions, out_dir: Path
 ) -> list[Step]:
     return attach_epilogues(program, steps, kept)
 
 
 def _join_products(
-    program: Program, steps: list[Step], kept: set[int], options: CodegenOptions
+    program: Program, steps: list[Step], kept: set[int], options: CodegenOptions, out_dir: Path
 ) -> list[Step]:
+    from accel.codegen.product_trials import chooser
     from accel.codegen.products_triton import take_products
 
-    return take_products(program, steps, kept, options)
+    return take_products(program, steps, kept, options, chooser(options, out_dir))
 
 
 def _schedule_tiled(group: Group, sizes: dict[str, int], stored: set[int], name: str) -> Scheduled:

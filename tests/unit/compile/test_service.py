@@ -170,6 +170,8 @@ def test_a_graph_that_draws_on_a_gpu_says_how_large_it_is(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: facts)
     meta = TensorMeta((3,), (1,), "float32", "cuda:0")
     graph = SegmentGraph([("x", meta)], [], ["x"], [meta])
-    assert gpu_options(graph) == {"gpu": "sm_90"}
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
+    asked = {"gpu": "sm_90", "gpu_name": "NVIDIA H100"}
+    assert gpu_options(graph) == asked
     graph.is_random = True
-    assert gpu_options(graph) == {"gpu": "sm_90", "gpu_blocks": 132 * 6}
+    assert gpu_options(graph) == {**asked, "gpu_blocks": 132 * 6}
