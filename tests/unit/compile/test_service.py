@@ -106,6 +106,7 @@ def test_graphs_on_gpus_are_compiled_for_them(
     pytest.importorskip("triton")
     architectures = {"cuda:0": (8, 0), "cuda:1": (9, 0)}
     monkeypatch.setattr(torch.cuda, "get_device_capability", architectures.__getitem__)
+    monkeypatch.setattr(torch.cuda, "get_device_name", str)
 
     def on(device: str) -> SegmentGraph:
         meta = replace(META, device=device)
