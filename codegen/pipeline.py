@@ -276,5 +276,5 @@ def _show_group(step: Any, stored: set[int]) -> str:
     if not isinstance(step, Group):
         return _show_step(step)
     kept = sorted(step.writes() & stored)
-    head = f"group outer={step.outer} inner={step.inner} stores={kept}"
+    head = f"{step.show()} stores={kept}"
     return "\n".join([head, *("  " + _show_step(n) for n in step.nodes)])

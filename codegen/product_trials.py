@@ -18,6 +18,7 @@ import select
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -38,8 +39,9 @@ from accel.codegen.program import Program, reads, writes
 from accel.codegen.tensor_graph import TensorGraph
 from accel.trace import SegmentGraph
 
-_MOST_BLOCKS = 4  # ways to cut a product that are tried
+_MOST_BLOCKS = 3  # ways to cut a product that are tried
 _CLEAR = 4.0  # an estimate that is so many times better is believed
+_BUDGET_S = 20.0  # for the products of one graph; the others are chosen as is likely
 _ANSWER_S = 60.0  # with the start of the process
 MAIN = Path(__file__).parent.parent / "compile" / "measuring_main.py"
 _BLOCKS = "blocks"
@@ -53,10 +55,12 @@ def chooser(options: CodegenOptions, out_dir: Path) -> Choose:
     """How a compilation chooses: by measurements where they are wanted and possible."""
     if not options.measure or options.gpu_name is None:
         return likely
-    return functools.partial(measured, options=options, out_dir=out_dir)
+    until = time.monotonic() + _BUDGET_S
+    return functools.partial(measured, options=options, out_dir=out_dir, until=until)
 
 
-def measured(site: Site, options: CodegenOptions, out_dir: Path) -> Blocks | None:
+def measured(site: Site, options: CodegenOptions, out_dir: Path, until: float) -> Blocks | None:
+    """The faster way; no measurement begins after `until`, of `time.monotonic`."""
     if not _is_measurable(site):
         return likely(site)
     tried = _tried(site)
@@ -64,13 +68,17 @@ def measured(site: Site, options: CodegenOptions, out_dir: Path) -> Blocks | Non
         ways = [_Way(site, blocks, options) for blocks in (None, *tried)]
         path = trial_files.path_of(out_dir, _key(ways, options))
         record = trial_files.kept(path)
-        if record is None or not _is_whole(record):
+        best = None if record is None else _blocks_of(record, tried)
+        if record is None or best is None:
+            if time.monotonic() > until:
+                return likely(site)
             record = _measure(ways, tried, options)
             trial_files.keep(path, record)
+            best = _blocks_of(record, tried)
     except (CompileError, MeasuringError, OSError) as why:
         log.artifact("worker", "a product is not measured: %s", why)
         return likely(site)
-    return Blocks(**record[_BLOCKS]) if record["ours_s"] <= record["aten_s"] else None
+    return best if record["ours_s"] <= record["aten_s"] else None
 
 
 def _is_measurable(site: Site) -> bool:
@@ -92,12 +100,9 @@ def _tried(site: Site) -> list[Blocks]:
     return list(dict.fromkeys([site.blocks, *found]))[:_MOST_BLOCKS]
 
 
-def _is_whole(record: dict[str, Any]) -> bool:
-    try:
-        Blocks(**record[_BLOCKS])
-    except (KeyError, TypeError):
-        return False
-    return True
+def _blocks_of(record: dict[str, Any], tried: Sequence[Blocks]) -> Blocks | None:
+    """The fastest of those tried; None of a damaged record."""
+    return next((b for b in tried if asdict(b) == record.get(_BLOCKS)), None)
 
 
 def _key(ways: list[_Way], options: CodegenOptions) -> str:

@@ -73,6 +73,10 @@ class Product(Group):
     kind: str = ""  # their dtype, or "tf32"
     blocks: Blocks | None = None
 
+    def show(self) -> str:
+        sides = "; ".join(str(n.expr) for s in self.sides for n in s.group.nodes)
+        return f"product of {self.kind} by {self.blocks}, of {sides}, {super().show()}"
+
     def reads(self) -> set[int]:
         return set().union(super().reads() - {self.sums}, *(s.reads() for s in self.sides))
 
