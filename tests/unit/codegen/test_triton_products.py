@@ -20,6 +20,7 @@ from test_triton_build import call, of_a_gpu
 from triton_interpreter import interpreted, interpreter
 
 from accel import expressions
+from accel.capture import recorder
 from accel.codegen import (
     CodegenOptions,
     CompileError,
@@ -212,6 +213,40 @@ def test_a_gate_is_computed_where_it_is_multiplied(taken: None) -> None:
     assert isinstance(product, Product) and len(c.texts) == 1
 
 
+def test_what_two_products_multiply_is_computed_once(taken: None) -> None:
+    def function(x: torch.Tensor, w: torch.Tensor, v: torch.Tensor) -> Any:
+        y = F.silu(x)
+        return (y @ w.t()).relu(), (y @ v.t()).tanh()
+
+    check(function, X, W, W[:7] + 1, kernels=3)
+
+
+def test_weights_in_bytes_are_widened_where_they_are_multiplied(taken: None) -> None:
+    weight = torch.randint(-128, 128, (40, 24), dtype=torch.int8)
+    scale = torch.rand(40, 1) / 64
+
+    def function(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, weight.to(x.dtype) * scale.to(x.dtype))
+
+    check(function, X, weight, scale)
+    c = check(function, X.half(), weight, scale, rtol=3e-3)
+    assert "*i8" in next(iter(c.texts))
+
+
+def test_sums_of_one_term_and_of_the_same_terms(taken: None) -> None:
+    check(lambda x, w: (x[:, :1] @ w[:, :1].t()).relu(), X, W)
+    x = X[:, :1].clone()
+    x[3] = torch.inf  # times nothing behind the last term, that would be NaN
+    graph, sources, (want,) = graph_of(
+        lambda x, w: (x.expand(20, 23) @ w[:, :23].abs().t()) * 2, [x, W]
+    )
+    c = compile_it(graph, gpu="sm_80")
+    (got,) = run_plan(c.plan, capture_graph.library_of(c), sources) or []
+    assert "extern" not in operations(c) and want[3].isinf().all()
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    check(lambda x, w: (w[:, :1].expand(40, 23) @ x[:, :1].expand(20, 23).t()).relu(), X, W)
+
+
 def test_two_products_of_which_one_takes_what_follows(taken: None) -> None:
     check(lambda x, w, v: F.silu(x @ w.t()) * (x @ v.t()), X, W, W + 1, externs=1)
 
@@ -319,6 +354,21 @@ def test_tf32_is_rounded_to_the_nearest() -> None:
 
 def test_the_sum_of_tf32_is_as_near_as_ten_bits_are(taken: None) -> None:
     check(lambda x, w: (x @ w.t()).relu(), X, W, tf32=True, rtol=2**-10)
+
+
+def test_what_is_allowed_is_asked_when_it_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = (TensorMeta((2,), (1,), "float32", device) for device in ("cpu", "cuda:0"))
+    answers = {True: "tf32", False: "ieee", None: "none"}
+    for allowed, answer in answers.items():
+        getter = {("cuda", "matmul"): answer}
+        monkeypatch.setattr(
+            torch._C, "_get_fp32_precision_getter", lambda *asked: getter[asked], raising=False
+        )
+        assert recorder._tf32([here]) is None
+        assert recorder._tf32([here, there]) is bool(allowed)
+    monkeypatch.setattr(torch._C, "_get_fp32_precision_getter", lambda *asked: "tf32")
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    assert recorder._tf32([there]) is False
 
 
 # ---------------------------------------------------------------- several sizes

@@ -199,6 +199,9 @@ print(compiled("stand-in"), record()[1] != {"ours_s": 0.5, "aten_s": 1.0})
 process = product_trials._process()
 process.running.kill()
 print(compiled("another"))  # a new process is started
+until, product_trials._BUDGET_S = product_trials._BUDGET_S, -1.0
+print(compiled("without time"), compiled("another"))
+product_trials._BUDGET_S = until
 product_trials.MAIN = folder / "broken.py"
 product_trials.MAIN.write_text("print('no')")
 process.close()
@@ -213,13 +216,14 @@ def test_the_faster_way_is_measured_in_a_process_of_its_own(
     pytest.importorskip("triton")
     lines = run(_LAYER + _MEASURED, driver_folder, tmp_path / "log")
     names = ["columns", "group", "inner", "rows", "stages", "warps"]
-    assert lines[:8] == [
+    assert lines[:9] == [
         "(['extern', 'launch'], 0)",
         "(['launch'], 1) (['launch'], 1)",
         f"True {names}",
         "(['extern', 'launch'], 1)",
         "(['launch'], 2) True",
         "(['launch'], 3)",
+        "(['extern', 'launch'], 3) (['launch'], 3)",
         "(['extern', 'launch'], 4) the measuring process fails: Expecting value: "
         "line 1 column 1 (char 0)",
         "(['extern', 'launch'], 5) None",
