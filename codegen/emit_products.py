@@ -94,8 +94,8 @@ class _ProductEmitter(Emitter):
             if isinstance(s, ir.Store):
                 yield s.address
         everything = [e for e in ir.expressions(self.kernel.body)]
-        for body, value in self.scheduled.sides:
-            everything += [*ir.expressions(body), value]
+        for side in self.scheduled.sides:
+            everything += ir.expressions(side.body)
         for e in everything:
             yield from ir.addresses(e)
 
@@ -149,8 +149,8 @@ class _ProductEmitter(Emitter):
 
     def _sums(self) -> None:
         b, size = self.blocks, number(self.product.inner_size)
-        for body, value in self.scheduled.sides:
-            self._load_outside(body, value)
+        for kernel in self.scheduled.sides:
+            self._load_outside(kernel.body)
         self.line(f"{SUMS} = tl.full([{b.rows}, {b.columns}], 0.0, tl.float32)")
         available, loaded = set(self.available), dict(self.loaded)
         self.line(f"for first in range(0, {size}, {b.inner}):")
@@ -170,19 +170,19 @@ class _ProductEmitter(Emitter):
         self.depth -= 1
         self.available, self.loaded = available, loaded
 
-    def _load_outside(self, body: list[Any], value: ir.Expr) -> None:
-        """What is the same for all terms of a sum is read once."""
+    def _load_outside(self, body: list[Any]) -> None:
+        """What is the same for all terms of a sum is read once; an operand that is only loaded is not."""
         inner = {v for axis in self.inner for v, _ in axis.variables}
-        if not body and isinstance(value, ir.Load):
+        if len(body) == 1 and isinstance(body[0].expr, ir.Load):
             return
-        for expr in (*(s.expr for s in body), value):
-            for e in ir.leaves(expr):
-                if isinstance(e, ir.Load) and not e.address.variables() & inner:
-                    self.expr(e)
+        for e in (e for s in body for e in ir.leaves(s.expr)):
+            if isinstance(e, ir.Load) and not e.address.variables() & inner:
+                self.expr(e)
 
     def _operand(self, side: int, name: str, shape: tuple[int, int]) -> str:
         """The block of one side in this round."""
-        body, value = self.scheduled.sides[side]
+        *body, last = self.scheduled.sides[side].body
+        value = last.expr
         kind = self.product.kind
         result = ("left", "right")[side]
         if isinstance(value, ir.Load) and not body and self._ends_with_sum(side, value):

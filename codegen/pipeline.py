@@ -103,7 +103,8 @@ def schedule_(c: Compilation) -> str:
         result = c.target.schedule(group, c.program.sizes, c.stored, f"g{i}")
         result.kernel.streamed = _streamed(c, result)
         if c.options.verify:
-            verify(result.kernel)
+            for kernel in result.kernels():
+                verify(kernel)
         c.scheduled[id(group)] = result
     for step in c.steps:
         if isinstance(step, TemplateNode) and step.epilogue is not None:
@@ -113,7 +114,7 @@ def schedule_(c: Compilation) -> str:
             if c.options.verify:
                 verify(result.kernel)
             c.scheduled[id(step)] = result
-    return "\n".join(repr(s.kernel) for s in c.scheduled.values()) + "\n"
+    return "\n".join(repr(k) for s in c.scheduled.values() for k in s.kernels()) + "\n"
 
 
 def _streamed(c: Compilation, scheduled: Scheduled) -> frozenset[int]:

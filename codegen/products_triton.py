@@ -20,6 +20,8 @@ from accel.codegen.loop_ir import (
     ITEM_BYTES,
     Const,
     Expr,
+    Kernel,
+    Let,
     Load,
     RunNumber,
     leaves,
@@ -83,11 +85,14 @@ class Product(Group):
 
 @dataclass
 class ScheduledProduct(Scheduled):
-    """`kernel` is what follows the sums; `sides` are the bodies that compute the operands, over the same
-    parameters, and their values."""
+    """`kernel` is what follows the sums; `sides`, over the same parameters, compute the operands: their
+    last local is the value."""
 
-    sides: list[tuple[list[Any], Expr]] = field(default_factory=list)
+    sides: list[Kernel] = field(default_factory=list)
     sizes: dict[str, Any] = field(default_factory=dict)  # of all variables
+
+    def kernels(self) -> list[Kernel]:
+        return [self.kernel, *self.sides]
 
 
 @dataclass(frozen=True)
@@ -167,8 +172,7 @@ class _Taking:
             call = self._call(step)
             if call is not None:
                 self._take(step, call)
-        left = [self.made.get(id(s), s) for s in self.steps if id(s) not in self.gone]
-        return left
+        return [self.made.get(id(s), s) for s in self.steps if id(s) not in self.gone]
 
     # ------------------------------------------------------------ what there is
 
@@ -201,7 +205,7 @@ class _Taking:
         alpha, beta = (float(n) for n in numbers.values())
         return _Call(left, right, bias, out, alpha, beta, step.location)
 
-    def _first_reader(self, step: Step, call: _Call) -> Group | None:
+    def _first_reader(self, call: _Call) -> Group | None:
         """The pointwise group that reads the product before all others."""
         users = self.readers.get(call.out.buffer, [])
         if not users or not self._is_free(users[0]):
@@ -211,8 +215,11 @@ class _Taking:
     def _is_free(self, step: Step) -> bool:
         return id(step) not in self.made and id(step) not in self.gone
 
-    def _maker(self, step: Step, view: View) -> Group | None:
+    def _maker(self, call: _Call, side: int) -> Group | None:
         """The pointwise group that computes an operand for nobody else."""
+        view, other = (call.left, call.right)[side], (call.right, call.left)[side]
+        if view.buffer in (other.buffer, call.bias and call.bias.buffer):
+            return None
         (maker,) = self.writers.get(view.buffer, [None])[:1]
         users = self.readers.get(view.buffer, [])
         if not isinstance(maker, Group) or not self._is_free(maker) or not is_pointwise(maker):
@@ -235,12 +242,9 @@ class _Taking:
     # ------------------------------------------------------------ taking
 
     def _take(self, step: Step, call: _Call) -> None:
-        follower = self._first_reader(step, call)
+        follower = self._first_reader(call)
         behind = None if follower is None else self._behind(call, follower)
-        if call.left.buffer == call.right.buffer:
-            makers: list[Group | None] = [None, None]
-        else:
-            makers = [self._maker(step, v) for v in (call.left, call.right)]
+        makers = [self._maker(call, side) for side in (0, 1)]
         before = [
             None if m is None else self._before(call, m, side) for side, m in enumerate(makers)
         ]
@@ -484,11 +488,11 @@ def schedule_product(product: Product, sizes: dict[str, int], stored: set[int]) 
         first = len(made.buffers)
         made.buffers += own.buffers
         made.kernel.params += own.kernel.params
-        for statement in own.kernel.body:
-            assert hasattr(statement, "expr")
-            statement.expr = _moved(statement.expr, first)
-        *body, last = own.kernel.body
-        made.sides.append((body, last.expr))  # type: ignore[attr-defined]
+        own.kernel.params = made.kernel.params
+        for let in own.kernel.body:
+            assert isinstance(let, Let)
+            let.expr = _moved(let.expr, first)
+        made.sides.append(own.kernel)
     return made
 
 

@@ -77,6 +77,10 @@ class Scheduled:
     reads: set[int] = field(default_factory=set)
     writes: set[int] = field(default_factory=set)
 
+    def kernels(self) -> list[Kernel]:
+        """All loop IR that becomes one function."""
+        return [self.kernel]
+
 
 def lanes_for(group: Group, vector_bytes: int) -> int:
     """Lanes of a vector: as many as the widest type of the group allows."""

@@ -276,6 +276,7 @@ def test_what_cannot_be_one_kernel_calls_aten(taken: None) -> None:
     # Somebody else wants what is multiplied; both sides are the same.
     check(lambda x, w: (y := x.exp(), y @ w.t()), X, W, externs=1)
     check(lambda x: (y := x.exp() * 0.5) @ y.t(), X, externs=1)
+    check(lambda x, w: torch.addmm(y := x.exp(), y, w), X[:, :20], W[:20, :20], externs=1)
     # What is multiplied with nothing may be anything.
     nan = torch.full((40,), torch.nan)
     y = lambda x, w, b: torch.addmm(b, x, w.t(), beta=0).relu()  # noqa: E731
