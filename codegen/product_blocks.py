@@ -55,7 +55,7 @@ GPUS = {
         3.3e12,
         5.5e12,
         {"float16": 4.9e14, "bfloat16": 4.9e14, "tf32": 2.4e14},
-        share=0.5,  # the tensor memory unit is not used
+        share=0.5,  # the tensor memory accelerator is not used
         plain=33e12,
     ),
 }

@@ -3,7 +3,7 @@
 In: steps after fusion, where products are ATen's calls and what is around them groups. Out: the same
 steps; a product whose results a pointwise group reads first, or whose operands only it reads,
 has become a `Product` together with these groups, where `product_blocks` says that this pays.
-Invariant: an epilogue visits each element of the product once; a prologue's values are read by
+Invariant: an epilogue visits each element of the product once; a preparation's values are read by
 nobody else, and are computed again wherever an operand is read again.
 """
 

@@ -117,7 +117,7 @@ EPILOGUES: dict[str, Callable[[torch.Tensor, torch.Tensor], Any]] = {
     "transposed": lambda y, r: (y.transpose(-1, -2) * 2).contiguous(),
     "mask": lambda y, r: (y + r).tril(),
 }  # fmt: skip
-PROLOGUES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+PREPARATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "plain": lambda x: x,
     "scale": lambda x: x * 0.37,
     "exp": torch.exp,  # of zeros it makes no zeros
@@ -150,14 +150,14 @@ def random_product(seed: int) -> None:
     right = laid_out(torch.randn(*batch, k, n), pick.choice(LAYOUTS)).to(dtype)
     rest = torch.randn(*batch, m, n).to(dtype)
     bias = torch.randn(*pick.choice([(n,), (m, n), (1, n), (m, 1)])).to(dtype)
-    before = [pick.choice([*PROLOGUES, "plain", "plain"]) for _ in range(2)]
+    before = [pick.choice([*PREPARATIONS, "plain", "plain"]) for _ in range(2)]
     behind = pick.choice(list(EPILOGUES))
     alpha, beta = pick.choice([(1, 1), (0.5, 2), (-1.25, 1), (3, -1)])
 
     def function(
         left: torch.Tensor, right: torch.Tensor, rest: torch.Tensor, bias: torch.Tensor
     ) -> Any:
-        left, right = PROLOGUES[before[0]](left), PROLOGUES[before[1]](right)
+        left, right = PREPARATIONS[before[0]](left), PREPARATIONS[before[1]](right)
         if kind == "linear":
             y = F.linear(
                 left, right.t(), bias[:, 0] if bias.shape == (n, 1) else bias.flatten()[:n]
@@ -313,7 +313,7 @@ def test_nothing_times_nothing(sizes: tuple[int, int, int], taken: None) -> None
 def test_infinities_stay_where_eager_has_them(taken: None) -> None:
     x, w = X.clone(), W.clone()
     x[3, 5], w[7, 2], x[9, 1] = torch.inf, torch.nan, -torch.inf
-    # Behind the last of 24 terms nothing is multiplied with what a prologue makes of zeros.
+    # Behind the last of 24 terms nothing is multiplied with what a preparation makes of zeros.
     function = lambda x, w: ((1 / x) @ w.exp().t()) + 0.5  # noqa: E731
     graph, sources, (want,) = graph_of(function, [x[:, :23], w[:, :23]])
     c = compile_it(graph, gpu="sm_80")
