@@ -17,21 +17,23 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from accel.codegen import triton_versions
 from accel.codegen.build import digest, is_sound, keep
-from accel.codegen.emit_triton import HEAD
+from accel.codegen.emit_triton import HEAD, STAGES
 from accel.codegen.options import CompileError
 from accel.errors import MissingError
 
 PREAMBLE = Path(__file__).with_name("triton_preamble.py")
 ALIGNMENT = 16
 _WARP = 32
-_HEAD = re.compile(re.escape(HEAD).replace(r"\{\}", "(.*?)") + "\n")
+_HEAD, _STAGES = (re.escape(text).replace(r"\{\}", "(.*?)") for text in (HEAD, STAGES))
+_HEADS = re.compile(f"{_HEAD}(?:{_STAGES})?\n")
+_PLAIN_STAGES = 3  # of loops without products, which Triton leaves as they are
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class TritonKernel:
     text: str
     signature: tuple[str, ...]
     warps: int
+    stages: int = _PLAIN_STAGES
 
     def alignments(self) -> tuple[int, ...]:
         return (ALIGNMENT, 1) if any(t.startswith("*") for t in self.signature) else (1,)
@@ -51,10 +54,11 @@ def kernels_of(texts: dict[str, str]) -> list[TritonKernel]:
     """The kernels of texts as `emit_triton` writes them, text -> name."""
     found = []
     for text, symbol in texts.items():
-        head = _HEAD.match(text)
+        head = _HEADS.match(text)
         assert head is not None
         named = text.replace("\ndef @(", f"\n@triton.jit\ndef {symbol}(")
-        found.append(TritonKernel(symbol, named, tuple(head[1].split()), int(head[2])))
+        stages = int(head[3] or _PLAIN_STAGES)
+        found.append(TritonKernel(symbol, named, tuple(head[1].split()), int(head[2]), stages))
     return found
 
 
@@ -127,9 +131,17 @@ def _content(text: str, kernels: list[TritonKernel], gpu: str) -> bytes:
 def _compile(
     module: ModuleType, kernel: TritonKernel, gpu: str, alignment: int
 ) -> tuple[bytes, int]:
-    """One image and the shared memory that it wants."""
-    compiled = compile_kernel(module, kernel, gpu, alignment)
-    metadata = compiled.metadata
+    """One image and the shared memory that it wants, with as many stages as fit.
+
+    Errors: CompileError, also of a kernel that would never fit.
+    """
+    for stages in range(kernel.stages, 0, -1):
+        tried = replace(kernel, stages=stages)
+        metadata = (compiled := compile_kernel(module, tried, gpu, alignment)).metadata
+        if metadata.shared <= triton_versions.SHARED_BYTES[gpu]:
+            break
+    else:
+        raise CompileError(f"kernel {kernel.symbol} wants {metadata.shared} bytes of shared memory")
     if metadata.global_scratch_size or metadata.profile_scratch_size:
         raise CompileError(f"kernel {kernel.symbol} wants scratch memory")
     return compiled.asm["cubin"], int(metadata.shared)
@@ -154,7 +166,8 @@ def compile_kernel(
         source = ASTSource(function, signature, {}, attributes)
         target = GPUTarget("cuda", int(gpu.removeprefix("sm_")), _WARP)
         # Products and sums are contracted, as in ATen's kernels.
-        options = {"num_warps": kernel.warps, "enable_fp_fusion": True}
+        options: dict[str, Any] = {"num_warps": kernel.warps, "num_stages": kernel.stages}
+        options["enable_fp_fusion"] = True
         # Assertions, of what is asserted by ourselves: indices in range.
         options |= {"debug": True, "sanitize_overflow": False}
         return triton.compile(source, target=target, options=options)

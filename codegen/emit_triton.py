@@ -19,7 +19,7 @@ from accel.codegen.affine import Affine
 from accel.codegen.emitted_lines import Lines
 from accel.codegen.scalar_ops import SCALAR_OPS
 from accel.codegen.symbols import is_same, is_symbolic
-from accel.codegen.tiles import Tiles, accesses
+from accel.codegen.tiles import Axis, Tiles, accesses
 
 COMPUTE_TYPE = {
     "f32": "tl.float32",
@@ -68,13 +68,15 @@ _BOUNDS = {
 }
 # The line above a function: its parameters' types, and by how many warps a program runs.
 HEAD = "# {} by {} warps"
+STAGES = " in {} stages"  # ... how many rounds of a loop over products are under way at once
 _INDEX = ("x", "r")
+SUMS = "sums"  # a product's, in a kernel that has one
 _NARROW = 1 << 31
 
 
 def emit_triton(kernel: ir.Kernel, tiles: Tiles) -> str:
     """The Triton function `@`."""
-    return _Emitter(kernel, tiles).text()
+    return Emitter(kernel, tiles).text()
 
 
 def identity(kind: str, type_: str) -> Any:
@@ -83,7 +85,7 @@ def identity(kind: str, type_: str) -> Any:
     return {"sum": 0, "prod": 1, "any": False, "all": True}[kind]
 
 
-class _Emitter(Lines):
+class Emitter(Lines):
     INDENT = "    "
 
     def __init__(self, kernel: ir.Kernel, tiles: Tiles) -> None:
@@ -111,23 +113,30 @@ class _Emitter(Lines):
         spans = [axis.numel + axis.block for axis in self.tiles.axes]
         for a in found:
             spans.append(abs(a.const) + sum(abs(c) * 2 * sizes[v] for v, c in a.terms))
-        return bool(max(spans) >= _NARROW)
+        return is_wide(spans)
 
     # ------------------------------------------------------------ function
 
     def text(self) -> str:
         self._programs()
+        self.body()
+        return self.function(self.tiles.warps)
+
+    def body(self) -> None:
         for statement in self.kernel.body:
             if isinstance(statement, ir.Loop):
                 self._row_loop(statement)
             else:
                 self.statement(statement)
+
+    def function(self, warps: int, stages: int = 0) -> str:
+        """The lines so far as the body of `@`; `stages` of a loop over products."""
         body = "\n".join(self.lines)
         symbols = symbols_of(body)
         numbers = [f"s{n}" for n in symbols] + [f"d{i}" for i in range(len(self.drawn))]
         params = [f"p{i}" for i in range(len(self.kernel.params))] + numbers
         types = [POINTER_TYPE[p.dtype] for p in self.kernel.params] + ["i64"] * len(numbers)
-        head = HEAD.format(" ".join(types), self.tiles.warps)
+        head = HEAD.format(" ".join(types), warps) + (STAGES.format(stages) if stages else "")
         return f"{head}\ndef @({', '.join(params)}):\n{body}\n"
 
     def _programs(self) -> None:
@@ -149,16 +158,22 @@ class _Emitter(Lines):
 
     def _positions(self, i: int, start: str) -> None:
         """The positions of a block on an axis, and the variables they stand for."""
-        axis, name = self.tiles.axes[i], _INDEX[i]
         shape = "" if self.rank == 1 else "[:, None]" if i == 0 else "[None, :]"
+        self.positions(self.tiles.axes[i], _INDEX[i], shape, start)
+
+    def positions(self, axis: Axis, name: str, shape: str, start: str) -> None:
         offset = "" if start == "0" else f"{start} + "
         wide = ".to(tl.int64)" if self.wide else ""
         self.line(f"{name} = {offset}tl.arange(0, {axis.block}){shape}{wide}")
         if axis.is_ragged:
             self.line(f"{name}_inside = {name} < {number(axis.numel)}")
+        self.variables(axis.variables, name)
+
+    def variables(self, variables: tuple[tuple[str, Any], ...], name: str) -> None:
+        """Loop variables of the positions of that name."""
         rest = name
-        for k in range(len(axis.variables) - 1, -1, -1):
-            v, size = axis.variables[k]
+        for k in range(len(variables) - 1, -1, -1):
+            v, size = variables[k]
             if k == 0:
                 self.line(f"{self.var(v)} = {rest}")
                 continue
@@ -316,6 +331,8 @@ class _Emitter(Lines):
         return self.local(e.name)
 
     def _expr_load(self, e: ir.Load) -> str:
+        if e.buffer == ir.RESULTS:
+            return SUMS
         return self._loaded_from(self._pointer(e.buffer, e.address), e)
 
     def _expr_gather(self, e: ir.Gather) -> str:
@@ -352,6 +369,11 @@ class _Emitter(Lines):
 
     def _expr_op(self, e: ir.Op) -> str:
         return SCALAR_OPS[e.name].triton.format(*(self.expr(a) for a in e.args))
+
+
+def is_wide(positions: list[Any]) -> bool:
+    """Whether some of these need 64 bits."""
+    return bool(max(positions) >= _NARROW)
 
 
 def symbols_of(text: str) -> list[int]:

@@ -42,6 +42,9 @@ class Group:
         found = [n for n in self.nodes if n.buffer == buffer]
         return found[0] if len(found) == 1 and not found[0].region else None
 
+    def show(self) -> str:
+        return f"group outer={self.outer} inner={self.inner}"
+
     def scanned(self) -> list[str]:
         """The inner variables in the order in which scans walk them; none without scans."""
         return next((list(n.scanned) for n in self.nodes if n.scan is not None), [])

@@ -19,7 +19,8 @@ class CodegenOptions:
 
     `threads` is the thread count to schedule for (None: torch's), `gpu` is the
     architecture of the GPU to compile for ("sm_90"), `gpu_blocks` how many blocks of 256 threads are
-    resident on it at once, which decides what its random numbers are, `march` goes to the compiler's `-march`,
+    resident on it at once, which decides what its random numbers are, `gpu_name` what it is called: without it nothing is measured
+    on it; `march` goes to the compiler's `-march`,
     `verify` runs the IR verifier after every pass, `measure` lets choices between kernels and
     ATen's functions be measured, `fast_dropout` draws masks as random_masks.py does,
     `tiled_convolutions` lets winograd.py compute what it can, and
@@ -29,6 +30,7 @@ class CodegenOptions:
     threads: int | None = None
     gpu: str | None = None
     gpu_blocks: int | None = None
+    gpu_name: str | None = None
     march: str = "native"
     verify: bool = bool(os.environ.get("ACCEL_VERIFY"))
     dump_dir: Path | None = None

@@ -13,7 +13,6 @@ from typing import Any
 
 from accel.codegen.build import vector_bytes
 from accel.codegen.emit_cpp import emit_epilogue, reads_symbols
-from accel.codegen.epilogues import attach_epilogues
 from accel.codegen.forwarding import forward_writes
 from accel.codegen.fusion import Group, Step, fuse, new_group
 from accel.codegen.layouts import choose_layouts
@@ -92,8 +91,8 @@ def fuse_(c: Compilation) -> str:
     for step in c.commit:
         kept |= step.reads() if isinstance(step, Group) else reads(step)
     if c.options.fuse:
-        c.steps = attach_epilogues(c.program, c.steps, kept)
-    c.stored = _stored_buffers(c)
+        c.steps = c.target.join(c.program, c.steps, kept, c.options, c.out_dir)
+    c.stored = stored_buffers(c)
     return "\n".join(_show_group(s, c.stored) for s in [*c.steps, *c.commit]) + "\n"
 
 
@@ -104,7 +103,8 @@ def schedule_(c: Compilation) -> str:
         result = c.target.schedule(group, c.program.sizes, c.stored, f"g{i}")
         result.kernel.streamed = _streamed(c, result)
         if c.options.verify:
-            verify(result.kernel)
+            for kernel in result.kernels():
+                verify(kernel)
         c.scheduled[id(group)] = result
     for step in c.steps:
         if isinstance(step, TemplateNode) and step.epilogue is not None:
@@ -114,7 +114,7 @@ def schedule_(c: Compilation) -> str:
             if c.options.verify:
                 verify(result.kernel)
             c.scheduled[id(step)] = result
-    return "\n".join(repr(s.kernel) for s in c.scheduled.values()) + "\n"
+    return "\n".join(repr(k) for s in c.scheduled.values() for k in s.kernels()) + "\n"
 
 
 def _streamed(c: Compilation, scheduled: Scheduled) -> frozenset[int]:
@@ -232,7 +232,7 @@ def _alone(step: Any) -> Step:
     return new_group(step)
 
 
-def _stored_buffers(c: Compilation) -> set[int]:
+def stored_buffers(c: Compilation) -> set[int]:
     """Buffers that somebody outside the kernel that writes them reads, and inputs."""
     assert c.program is not None
     stored = set(c.graph.inputs) | {v.buffer for v in c.graph.roots()}
@@ -277,5 +277,5 @@ def _show_group(step: Any, stored: set[int]) -> str:
     if not isinstance(step, Group):
         return _show_step(step)
     kept = sorted(step.writes() & stored)
-    head = f"group outer={step.outer} inner={step.inner} stores={kept}"
+    head = f"{step.show()} stores={kept}"
     return "\n".join([head, *("  " + _show_step(n) for n in step.nodes)])

@@ -77,6 +77,10 @@ class Scheduled:
     reads: set[int] = field(default_factory=set)
     writes: set[int] = field(default_factory=set)
 
+    def kernels(self) -> list[Kernel]:
+        """All loop IR that becomes one function."""
+        return [self.kernel]
+
 
 def lanes_for(group: Group, vector_bytes: int) -> int:
     """Lanes of a vector: as many as the widest type of the group allows."""
@@ -424,7 +428,7 @@ class KernelBuilder:
             count = 1
             for v in node.space:
                 count *= hint(self.sizes[v])
-            cost = _cost(node.expr) + (_SCAN_COST if node.scan is not None else 1)
+            cost = expression_cost(node.expr) + (_SCAN_COST if node.scan is not None else 1)
             total += count * cost * _NS_PER_VECTOR_OP / self.lanes
             for a, dtype in _accesses(node, self.writer, self.stored):
                 if self.vector and hint(a.coefficient(self.vector)) > 1:
@@ -558,8 +562,9 @@ class KernelBuilder:
                 return e
             dep = self.writer.get(e.buffer)
             if e.buffer == self.results:
-                assert self.vector is not None
-                return Load(RESULTS, Affine.var(self.vector), e.dtype)
+                # By lanes, those of the vector; in a block, all of it.
+                where = e.address if self.vector is None else Affine.var(self.vector)
+                return Load(RESULTS, where, e.dtype)
             if dep is None or dep.dtype != e.dtype:
                 return Load(self._param(e.buffer, e.dtype, False), e.address, e.dtype)
             return self._value_of(dep, phase, body)
@@ -588,15 +593,15 @@ def _is_kept(node: LoopNode) -> bool:
 
 def _node_cost(node: LoopNode) -> float:
     """What computing a value again would cost; a scan's is never computed from its operands."""
-    return math.inf if node.scan is not None else _cost(node.expr)
+    return math.inf if node.scan is not None else expression_cost(node.expr)
 
 
-def _cost(expr: Expr) -> float:
+def expression_cost(expr: Expr) -> float:
     if isinstance(expr, Op):
         own = 0.0 if expr.name in ROUNDING.values() else SCALAR_OPS[expr.name].cost
-        return own + sum(_cost(a) for a in expr.args)
+        return own + sum(expression_cost(a) for a in expr.args)
     if isinstance(expr, Gather):
-        return 8.0 + _cost(expr.place)
+        return 8.0 + expression_cost(expr.place)
     return 8.0 if isinstance(expr, Table) else 0.0
 
 

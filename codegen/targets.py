@@ -14,9 +14,11 @@ from typing import Any
 from accel.codegen.build import build, vector_bytes
 from accel.codegen.builder import Splitting
 from accel.codegen.emit_cpp import emit
-from accel.codegen.fusion import Group
+from accel.codegen.epilogues import attach_epilogues
+from accel.codegen.fusion import Group, Step
 from accel.codegen.options import CodegenOptions, CompileError
 from accel.codegen.plan import Launch
+from accel.codegen.program import Program
 from accel.codegen.schedule import LONGEST_ROW, Scheduled, lanes_for, schedule
 from accel.codegen.tiles import LONGEST_TILE
 
@@ -31,7 +33,7 @@ class Target:
     says whether the kernels of products.cpp run there, `asserts` whether a kernel may end a run, `draws`
     whether launches hand kernels a part of the generator's stream, `lanes` whether kernels walk with
     vectors of lanes rather than blocks. `emit` gives a kernel's text and, for
-    a device beside the processor, how it is launched; `build` what the plan says of the
+    a device beside the processor, how it is launched; `join` puts groups into the kernels of products; `build` what the plan says of the
     library.
     """
 
@@ -41,6 +43,7 @@ class Target:
     draws: bool
     lanes: bool
     splitting: Splitting
+    join: Callable[[Program, list[Step], set[int], CodegenOptions, Path], list[Step]]
     schedule: Callable[[Group, dict[str, int], set[int], str], Scheduled]
     emit: Callable[[Group, Scheduled], tuple[str, Launch | None]]
     build: Callable[[Texts, Path, CodegenOptions], dict[str, Any]]
@@ -59,16 +62,39 @@ def _build_cpp(texts: Texts, out_dir: Path, options: CodegenOptions) -> dict[str
     return {"library": build(named, out_dir, options)}
 
 
+def _join_templates(
+    program: Program, steps: list[Step], kept: set[int], options: CodegenOptions, out_dir: Path
+) -> list[Step]:
+    return attach_epilogues(program, steps, kept)
+
+
+def _join_products(
+    program: Program, steps: list[Step], kept: set[int], options: CodegenOptions, out_dir: Path
+) -> list[Step]:
+    from accel.codegen.product_trials import chooser
+    from accel.codegen.products_triton import take_products
+
+    return take_products(program, steps, kept, options, chooser(options, out_dir))
+
+
 def _schedule_tiled(group: Group, sizes: dict[str, int], stored: set[int], name: str) -> Scheduled:
+    from accel.codegen.products_triton import Product, schedule_product
     from accel.codegen.schedule_tiled import schedule_tiled
 
+    if isinstance(group, Product):
+        return schedule_product(group, sizes, stored)
     return schedule_tiled(group, sizes, stored, name)
 
 
 def _emit_triton(group: Group, scheduled: Scheduled) -> tuple[str, Launch | None]:
+    from accel.codegen.emit_products import emit_product
     from accel.codegen.emit_triton import emit_triton, run_numbers, symbols_of
+    from accel.codegen.products_triton import Product
     from accel.codegen.tiles import choose_tiles
 
+    if isinstance(group, Product):
+        text, grid = emit_product(group, scheduled)
+        return text, Launch(grid, symbols_of(text), run_numbers(scheduled.kernel))
     tiles = choose_tiles(scheduled.kernel)
     text = emit_triton(scheduled.kernel, tiles)
     return text, Launch(tiles.grid(), symbols_of(text), run_numbers(scheduled.kernel))
@@ -91,6 +117,7 @@ TARGETS: dict[str, Target] = {
         draws=False,
         lanes=True,
         splitting=Splitting(),
+        join=_join_templates,
         schedule=_schedule_cpu,
         emit=_emit_cpp,
         build=_build_cpp,
@@ -103,6 +130,7 @@ TARGETS: dict[str, Target] = {
         lanes=False,
         # Enough programs for all multiprocessors, several each.
         splitting=Splitting(results=512, elements=1 << 17, programs=1024, columns=False),
+        join=_join_products,
         schedule=_schedule_tiled,
         emit=_emit_triton,
         build=_build_cubins,

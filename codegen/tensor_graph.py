@@ -128,6 +128,7 @@ class TensorGraph:
     # Of a graph for several sizes: what is assumed of them, and numbers that it returns.
     symbols: SymbolSpace | None = None
     device: str = "cpu"
+    tf32: bool | None = None  # whether a GPU may multiply float32 with ten bits; None: not known
     number_outputs: list[Any] = field(default_factory=list)
     may_speculate: bool = True  # who runs it can do without it
     # About tensors of indices: what another graph has made sure of before this one runs.

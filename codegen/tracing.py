@@ -108,6 +108,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
             self.decompositions = self.decompositions | draws.table()
         self.operations = {o.name: o for o in graph.operations}
         self.graph = TensorGraph()
+        self.graph.tf32 = graph.tf32
         self.storages: dict[int, _Storage] = {}
         self.alive: list[Any] = []  # storages are known by address: none may be freed
         self.location = self.origin = ""  # of the recorded operation that runs

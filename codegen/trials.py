@@ -9,13 +9,9 @@ digest; where nothing can be measured, the answer is the kernels.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import itertools
-import json
-import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from accel.codegen import trial_files
 from accel.codegen.build import PREBUILT, build, built_name, digest, is_sound, multiplies
 from accel.codegen.options import CodegenOptions, CompileError
 
@@ -59,32 +56,16 @@ def pays(shape: Shape, epilogue: bool, out_dir: Path, options: CodegenOptions) -
 
 def _seconds_of(shape: Shape, out_dir: Path, options: CodegenOptions) -> tuple[float, float]:
     """Ours and ATen's; zeros where nothing can be measured."""
-    path = out_dir / f"{_digest(shape, options)}.trial"
-    known = _kept(path)
+    path = trial_files.path_of(out_dir, _digest(shape, options))
+    known = trial_files.kept(path)
     if known is not None:
-        return known
+        return known["ours_s"], known["aten_s"]
     try:
         ours, others = _measure(shape, out_dir, options)
     except (CompileError, OSError, RuntimeError):  # no compiler; no memory
         return 0.0, 0.0
-    part = out_dir / f".put_{path.name}.{os.getpid()}"
-    try:
-        part.write_text(json.dumps({"ours_s": ours, "aten_s": others, "shape": str(shape)}))
-        os.replace(part, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            part.unlink()
+    trial_files.keep(path, {"ours_s": ours, "aten_s": others, "shape": str(shape)})
     return ours, others
-
-
-def _kept(path: Path) -> tuple[float, float] | None:
-    """What an earlier trial has left; None where that is damaged."""
-    try:
-        known = json.loads(path.read_text())
-        times = float(known["ours_s"]), float(known["aten_s"])
-    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, RecursionError):
-        return None
-    return times if all(0 < t < math.inf for t in times) else None
 
 
 def _digest(shape: Shape, options: CodegenOptions) -> str:

@@ -146,3 +146,21 @@ def philox_uniform_wide(seed, counter, thread, lane):
     low = tl.where(lane == 0, a, c).to(tl.uint64)
     bits = low ^ (tl.where(lane == 0, b, d).to(tl.uint64) << 21)
     return bits.to(tl.float64) * 1.1102230246251565e-16 + 5.551115123125783e-17
+
+
+@triton.jit
+def grouped(tile, rows, columns, height: tl.constexpr):
+    """The block of rows and that of columns of a product's tile: `height` blocks of rows are walked
+    together, so that what they read of either side is met in the cache."""
+    first = tile // (height * columns) * height
+    inside = tile % (height * columns)
+    group = tl.minimum(rows - first, height)
+    return first + inside % group, inside // group
+
+
+@triton.jit
+def round_tf32(a):
+    """To the nearest of ten bits, ties away from zero: the tensor cores would cut the others off."""
+    bits = a.to(tl.int32, bitcast=True)
+    rounded = ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    return tl.where(is_nan(a), float("nan"), rounded)

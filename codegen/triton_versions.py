@@ -17,6 +17,17 @@ from accel.errors import MissingError
 SCRATCH_POINTERS = {(3, 5): 2, (3, 6): 2, (3, 7): 2, (3, 8): 2, (3, 9): 2}
 # Of GPUs that these versions compile for; LLVM ends the process at one it does not know.
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120")
+# What one program may have of a multiprocessor's shared memory (CUDA programming guide, table
+# "Technical specifications per compute capability").
+SHARED_BYTES = {
+    "sm_80": 163 << 10,
+    "sm_86": 99 << 10,
+    "sm_89": 99 << 10,
+    "sm_90": 227 << 10,
+    "sm_100": 227 << 10,
+    "sm_103": 227 << 10,
+    "sm_120": 99 << 10,
+}
 
 
 def version() -> tuple[int, int] | None:

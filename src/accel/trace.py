@@ -180,7 +180,8 @@ class SegmentGraph:
     `sizes` is None for a graph whose every size is the recorded one. `allowed` names the
     operators that are functions of the user's, with their results (`accel.allowed`).
     `default_dtype` is torch's when recorded. `casts` are the regions of `torch.autocast` inside:
-    before the operation that is named one begins, or (None) the innermost one ends.
+    before the operation that is named one begins, or (None) the innermost one ends. `tf32` says
+    whether a GPU was allowed to multiply float32 with ten bits of precision; None where no tensor is on one.
     """
 
     inputs: list[tuple[str, TensorMeta]]
@@ -195,6 +196,7 @@ class SegmentGraph:
     allowed: list[tuple[str, list[TensorMeta]]] = field(default_factory=list)
     default_dtype: str = "float32"
     casts: list[tuple[str, Autocast | None]] = field(default_factory=list)
+    tf32: bool | None = None
 
     def key(self) -> str:
         """Content hash: equal graphs, equal keys (source locations do not count)."""
@@ -228,6 +230,7 @@ class SegmentGraph:
             "allowed": [[name, [_meta_to_json(m) for m in metas]] for name, metas in self.allowed],
             "default_dtype": self.default_dtype,
             "casts": [[name, cast and list(cast)] for name, cast in self.casts],
+            "tf32": self.tf32,
         }
 
     @staticmethod
@@ -255,6 +258,7 @@ class SegmentGraph:
             [(name, [_meta_from_json(m) for m in metas]) for name, metas in data["allowed"]],
             data["default_dtype"],
             [(name, cast and Autocast.from_json(cast)) for name, cast in data["casts"]],
+            data["tf32"],
         )
 
     @contextlib.contextmanager

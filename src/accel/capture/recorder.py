@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import builtins
 import itertools
+import os
 import sys
 import time
 import traceback
@@ -337,6 +338,7 @@ class Recorder(LiftedEvents):
             ],
             str(torch.get_default_dtype()).removeprefix("torch."),
             self.casts,
+            _tf32(metas + [meta for _, _, meta in self.inputs]),
         )
 
     def _gradients(self, template: Template) -> Gradients | None:
@@ -465,6 +467,18 @@ def _random_streams() -> tuple[Any, ...]:
 def _autocast() -> Autocast | None:
     present = Autocast.present()
     return present if any(present.enabled) else None
+
+
+def _tf32(metas: list[TensorMeta]) -> bool | None:
+    """Whether products of float32 may have ten bits on a GPU, now; ambient guards keep it so."""
+    if not any(meta.device.startswith("cuda") for meta in metas):
+        return None
+    if os.environ.get("NVIDIA_TF32_OVERRIDE") == "0":  # read by cuBLAS
+        return False
+    getter = getattr(torch._C, "_get_fp32_precision_getter", None)
+    if getter is None:  # before torch 2.9
+        return bool(torch.backends.cuda.matmul.allow_tf32)
+    return bool(getter("cuda", "matmul") == "tf32")
 
 
 def _node_name(node: Any) -> str:

@@ -106,14 +106,15 @@ def gpus_of(graph: SegmentGraph) -> list[str]:
 
 
 def gpu_options(graph: SegmentGraph) -> dict[str, Any]:
-    """For a graph on a GPU: its architecture, which only this process can ask for, and where random
+    """For a graph on a GPU: its architecture and name, which only this process can ask for, and where random
     numbers are drawn how many of ATen's blocks are resident on it.
 
     Errors: MissingError when torch cannot ask the GPU."""
     for device in gpus_of(graph):
         try:
             options: dict[str, Any] = {
-                "gpu": "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+                "gpu": "sm_{}{}".format(*torch.cuda.get_device_capability(device)),
+                "gpu_name": torch.cuda.get_device_name(device),
             }
             if graph.is_random:
                 facts = torch.cuda.get_device_properties(device)

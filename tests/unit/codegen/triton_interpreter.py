@@ -191,6 +191,13 @@ def _mend_interpreter() -> None:
         return atomic(self, op, *dense)
 
     ti.InterpreterBuilder.create_atomic_rmw = atomic_rmw
+
+    def create_dot(self: Any, a: Any, b: Any, sums: Any, precision: Any, most: Any) -> Any:
+        """In float32, also of bfloat16, whose bits the interpreter multiplies."""
+        wide = (cast_impl(self, x, tl.float32).data for x in (a, b))
+        return ti.TensorHandle(np.matmul(*wide, dtype=np.float32) + sums.data, sums.dtype.scalar)
+
+    ti.InterpreterBuilder.create_dot = create_dot
     patch = ti._patch_lang_tensor
 
     def patch_tensor(tensor: Any, scope: Any) -> None:

@@ -109,6 +109,7 @@ def test_graphs_on_gpus_are_compiled_for_them(
     pytest.importorskip("triton")
     architectures = {"cuda:0": (8, 0), "cuda:1": (9, 0)}
     monkeypatch.setattr(torch.cuda, "get_device_capability", architectures.__getitem__)
+    monkeypatch.setattr(torch.cuda, "get_device_name", str)
 
     def on(device: str) -> SegmentGraph:
         meta = replace(META, device=device)
@@ -177,9 +178,11 @@ def test_a_graph_that_draws_on_a_gpu_says_how_large_it_is(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: facts)
     meta = TensorMeta((3,), (1,), "float32", "cuda:0")
     graph = SegmentGraph([("x", meta)], [], ["x"], [meta])
-    assert gpu_options(graph) == {"gpu": "sm_90"}
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
+    asked = {"gpu": "sm_90", "gpu_name": "NVIDIA H100"}
+    assert gpu_options(graph) == asked
     graph.is_random = True
-    assert gpu_options(graph) == {"gpu": "sm_90", "gpu_blocks": 132 * 6}
+    assert gpu_options(graph) == {**asked, "gpu_blocks": 132 * 6}
 
 
 def of_a_gpu() -> SegmentGraph:
@@ -190,6 +193,7 @@ def of_a_gpu() -> SegmentGraph:
 
 def test_what_is_missing_for_gpus_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", str)
     service = service_in(tmp_path, worker=False)
     (segment,) = compiled(service, of_a_gpu())
     assert segment.is_missing and "architecture sm_75, only for sm_80, " in segment.error

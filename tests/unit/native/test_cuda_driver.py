@@ -181,6 +181,114 @@ print(driver.fake_capture_mode())
     assert [line.split()[0] for line in lines[2:]] == [*["load", "finish"] * 2, *["launch"] * 2]
 
 
+_LAYER = """
+from dataclasses import replace
+from pathlib import Path
+import torch.nn.functional as F
+from accel.codegen import CodegenOptions, compile_graph, products_triton
+from accel.codegen.product_blocks import Blocks
+from accel.codegen.targets import TARGETS
+from accel.trace import Operation, Ref, SegmentGraph, TensorMeta
+
+TARGETS["cpu"] = TARGETS["cuda"]
+x, w = torch.randn(100, 192, dtype=torch.half), torch.randn(200, 192, dtype=torch.half)
+y = F.linear(x, w).relu()
+operations = [
+    Operation("v0", "call_function", "torch.nn.functional.linear", (Ref("x"), Ref("w"))),
+    Operation("v1", "call_function", "torch.relu", (Ref("v0"),)),
+]
+inputs = [("x", TensorMeta.of(x)), ("w", TensorMeta.of(w))]
+graph = SegmentGraph(inputs, operations, ["v1"], [TensorMeta.of(y)])
+folder = Path(os.environ["IMAGES"]).parent
+"""
+
+_FUSED = """
+products_triton.gain = lambda blocks, work, gpu: 1.0
+products_triton.best_blocks = lambda work, gpu: Blocks(64, 128, 64, 4, 3)
+plan = compile_graph(graph, out_dir=folder, options=CodegenOptions(gpu="sm_90"))
+e = native.Executor(plan, str(folder / plan["library"]))
+(got,) = e.run([x, w])
+print(plan["kernels"][0]["images"][0]["shared_bytes"], tuple(got.shape), got.dtype)
+"""
+
+
+def test_a_product_with_its_epilogue_is_launched_with_its_shared_memory(
+    driver_folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("triton")
+    first, *lines = run(_LAYER + _FUSED, driver_folder, tmp_path / "log")
+    shared, rest = first.split(" ", 1)
+    assert rest == "(100, 200) torch.float16" and int(shared) > 48 << 10
+    assert f"attribute 8 {shared}" in lines
+    (launch,) = [line for line in lines if line.startswith("launch")]
+    assert launch.split(" of ")[0] == "launch k0"
+    assert f"grid 4 1 1 block 128 1 1 shared {shared} stream (nil)" in launch
+
+
+_MEASURED = """
+from accel.codegen import product_trials
+
+asked = []
+measure = product_trials._measure
+product_trials._measure = lambda *args: asked.append(1) or measure(*args)
+product_trials._CLEAR, product_trials._MOST_BLOCKS = 1e9, 1
+
+def compiled(name):
+    options = CodegenOptions(gpu="sm_90", gpu_name=name)
+    plan = compile_graph(graph, out_dir=folder, options=options)
+    return [step["op"] for step in plan["steps"]], len(asked)
+
+def record():
+    (path,) = folder.glob("*.trial")
+    return path, json.loads(path.read_text())
+
+products_triton.gain = lambda blocks, work, gpu: -1.0  # it is not likely
+print(compiled(None))
+print(compiled("stand-in"), compiled("stand-in"))
+path, known = record()
+# Kernels do nothing here, ATen's call multiplies.
+print(0 < known["ours_s"] < known["aten_s"], sorted(known["blocks"]))
+path.write_text(json.dumps({**known, "ours_s": 1.0, "aten_s": 0.5}))
+print(compiled("stand-in"))
+path.write_text(json.dumps({"ours_s": 0.5, "aten_s": 1.0}))
+print(compiled("stand-in"), record()[1] != {"ours_s": 0.5, "aten_s": 1.0})
+process = product_trials._process()
+process.running.kill()
+print(compiled("another"))  # a new process is started
+until, product_trials._BUDGET_S = product_trials._BUDGET_S, -1.0
+print(compiled("without time"), compiled("another"))
+product_trials._BUDGET_S = until
+product_trials.MAIN = folder / "broken.py"
+product_trials.MAIN.write_text("print('no')")
+process.close()
+print(compiled("a third one"), process.failed)
+print(compiled("a fourth one"), process.running)
+"""
+
+
+def test_the_faster_way_is_measured_in_a_process_of_its_own(
+    driver_folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("triton")
+    lines = run(_LAYER + _MEASURED, driver_folder, tmp_path / "log")
+    names = ["columns", "group", "inner", "rows", "stages", "warps"]
+    assert lines[:9] == [
+        "(['extern', 'launch'], 0)",
+        "(['launch'], 1) (['launch'], 1)",
+        f"True {names}",
+        "(['extern', 'launch'], 1)",
+        "(['launch'], 2) True",
+        "(['launch'], 3)",
+        "(['extern', 'launch'], 3) (['launch'], 3)",
+        "(['extern', 'launch'], 4) the measuring process fails: Expecting value: "
+        "line 1 column 1 (char 0)",
+        "(['extern', 'launch'], 5) None",
+    ]
+    # Only there, many times each, are kernels launched.
+    launches = [line for line in lines if line.startswith("launch")]
+    assert len(launches) >= 3 * 2 * 18
+
+
 def test_errors_say_what_failed(driver_folder: Path, tmp_path: Path) -> None:
     lines = run(
         _PLAN
