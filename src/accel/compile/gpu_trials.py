@@ -120,6 +120,5 @@ def _is_quiet(device: str) -> bool:
         not torch._C._len_torch_function_stack()
         and not torch._C._len_torch_dispatch_stack()
         and not torch.is_autocast_enabled("cuda")
-        and not torch.cuda.is_current_stream_capturing()
-        and torch.cuda.is_available()
+        and not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
     )

@@ -194,27 +194,32 @@ def of_a_gpu() -> SegmentGraph:
 def test_what_is_missing_for_gpus_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", str)
-    service = service_in(tmp_path, worker=False)
-    (segment,) = compiled(service, of_a_gpu())
+
+    def answer(asked: SegmentGraph) -> CompiledSegment:
+        service = service_in(tmp_path, worker=False)  # each asks anew
+        (segment,) = compiled(service, asked)
+        service.close()
+        return segment
+
+    segment = answer(of_a_gpu())
     assert segment.is_missing and "architecture sm_75, only for sm_80, " in segment.error
     monkeypatch.setattr(triton_versions, "version", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    (segment,) = compiled(service, of_a_gpu())
+    segment = answer(of_a_gpu())
     assert segment.is_missing and segment.error.startswith("Triton is not installed (pip install")
 
     def raises(device: str) -> None:
         raise RuntimeError("CUDA driver initialization failed\nand more")
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", raises)
-    (segment,) = compiled(service, of_a_gpu())
+    segment = answer(of_a_gpu())
     assert segment.is_missing
     assert segment.error == (
         "torch cannot use the GPU (CUDA driver initialization failed); "
         "`python -m accel doctor` looks at it"
     )
-    (segment,) = compiled(service, graph(target="os.getpid"))
+    segment = answer(graph(target="os.getpid"))
     assert segment.error and not segment.is_missing
-    service.close()
 
 
 @pytest.mark.parametrize("missing", [True, False])
