@@ -193,7 +193,7 @@ class DiskCache:
         names = [path.name for path, _, _ in files]
         return Usage(
             sum(name.endswith(".json") for name in names),
-            sum(name.endswith(".so") for name in names),
+            sum(name.endswith((".so", ".cubins")) for name in names),
             sum(size for _, size, _ in files),
         )
 
@@ -225,7 +225,7 @@ class DiskCache:
                     total -= sizes[library]
             named = set(libraries.values())
             for path, _, modified in files:
-                if path.suffix in (".so", ".o") and path.name not in named:
+                if path.suffix in (".so", ".o", ".cubins") and path.name not in named:
                     _drop_if_old(path, modified, now)
         for path, _, modified in files:
             if path.name.startswith(".put_"):
@@ -238,7 +238,17 @@ class DiskCache:
 
 # What accel writes below its cache directory, and nothing else is ever removed.
 _OWN_FILES = {
-    "plans": ("*.json", "k_*.so", "k_*.o", "*.trial", ".put_*", ".lock_*", ".build_*", _USED),
+    "plans": (
+        "*.json",
+        "k_*.so",
+        "k_*.o",
+        "k_*.cubins",
+        "*.trial",
+        ".put_*",
+        ".lock_*",
+        ".build_*",
+        _USED,
+    ),
     "code": ("*.twin", "*.tmp"),
 }
 

@@ -96,6 +96,11 @@ class Config:
         "multiplications; rounding errors are then relative to all that a window meets, also where taps are small",
         True,
     )
+    gpus: bool = _setting(
+        "programs on NVIDIA's GPUs are compiled too; each GPU is tried first, and stays with eager where a "
+        "kernel's result is another",
+        True,
+    )
     checkpoints: bool = _setting(
         "functions given to torch.utils.checkpoint(use_reentrant=False) run compiled, both times; what "
         "they read must not change before their backward",

@@ -185,6 +185,10 @@ class CompileService:
             self._ready.append((on_done, self._in_process(graph, backend)))
             return
         for device in gpus_of(graph):
+            if not self.config.gpus:
+                error = "programs on GPUs are left to eager (gpus = false)"
+                self._ready.append((on_done, CompiledSegment("plan", "", error=error)))
+                return
             refusal = self._gpu_trials.refusal(device, graph.is_random)
             if refusal is None:
                 again = functools.partial(self.submit, graph, backend, on_done)

@@ -117,20 +117,18 @@ def main(handle: int) -> None:
     prefork.disarm()
     jobs = _jobs_from(connection)
     load_packages({"torch": greeting["packages"]["torch"]})
-    _serve(connection, jobs)
+    _load()  # while the program still records
+    _serve(connection, jobs, jobs.get())
 
 
 def serve_forked(connection: socket.socket, preload: bool) -> None:
     """A copy of the program's process, which has imported torch and accel already."""
     _settle()
     jobs = _jobs_from(connection)
-    if preload:
+    if preload:  # most programs find all that they need in the cache
         _load()
         _warm_up()
-    else:  # most programs find all that they need in the cache
-        first = jobs.get()
-        jobs.put(first)  # the only one yet, or the order of jobs does not matter
-    _serve(connection, jobs)
+    _serve(connection, jobs, jobs.get())
 
 
 def _warm_up() -> None:
@@ -186,16 +184,18 @@ def _hide_gpus() -> None:
         fake_tensor.init_gpu_context = lambda device: None  # autograd asks for none any more
 
 
-def _serve(connection: socket.socket, jobs: queue.SimpleQueue[Any]) -> None:
+def _serve(connection: socket.socket, jobs: queue.SimpleQueue[Any], job: Any) -> None:
+    """Answers jobs in their order; `job` is the first one, and has been taken."""
     _load()
     from accel.compile.channel import encode
 
-    while (job := jobs.get()) is not None:
+    while job is not None:
         answer = encode(compile_job(job))
         try:
             connection.sendall(answer)
         except OSError:
             break
+        job = jobs.get()
     os._exit(0)  # torch's teardown has nothing to save
 
 
