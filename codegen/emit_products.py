@@ -196,7 +196,8 @@ class _ProductEmitter(Emitter):
             if self._is_ragged_sum:
                 # Of zeros behind the end it may have made anything.
                 text = f"tl.where({name}_inside, {text}, 0.0)"
-            text = f"({text}).to({_DOT_TYPE.get(kind, 'tl.float32')})"
+        # What is only loaded may have another type in memory: the preparation is a cast.
+        text = f"({text}).to({_DOT_TYPE.get(kind, 'tl.float32')})"
         self.line(f"{result} = tl.broadcast_to({text}, {list(shape)})")
         if kind == "tf32":
             self.line(f"{result} = round_tf32({result})")

@@ -186,8 +186,8 @@ class CompileService:
             return
         for device in gpus_of(graph):
             if not self.config.gpus:
-                error = "programs on GPUs are left to eager (gpus = false)"
-                self._ready.append((on_done, CompiledSegment("plan", "", error=error)))
+                text = "programs on GPUs are left to eager (gpus = false)"
+                self._ready.append((on_done, CompiledSegment("plan", "", error=text)))
                 return
             refusal = self._gpu_trials.refusal(device, graph.is_random)
             if refusal is None:

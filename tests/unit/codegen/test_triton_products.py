@@ -233,6 +233,14 @@ def test_weights_in_bytes_are_widened_where_they_are_multiplied(taken: None) -> 
     assert "*i8" in next(iter(c.texts))
 
 
+def test_an_operand_that_is_only_cast(taken: None) -> None:
+    """Sums of 32 terms, so whole rounds, where a plain load needs no mask either."""
+    x, w = torch.randn(20, 32), torch.randn(40, 32)
+    for dtype in (torch.float16, torch.bfloat16):
+        check(lambda x, w: F.linear(x.float(), w).relu(), x.to(dtype), w)
+        check(lambda x, w: F.linear(x.to(w.dtype), w).relu(), x, w.to(dtype), rtol=1e-2)
+
+
 def test_sums_of_one_term_and_of_the_same_terms(taken: None) -> None:
     check(lambda x, w: (x[:, :1] @ w[:, :1].t()).relu(), X, W)
     x = X[:, :1].clone()
