@@ -237,7 +237,7 @@ def test_an_operand_that_is_only_cast(taken: None) -> None:
     """Sums of 32 terms, so whole rounds, where a plain load needs no mask either."""
     x, w = torch.randn(20, 32), torch.randn(40, 32)
     for dtype in (torch.float16, torch.bfloat16):
-        check(lambda x, w: F.linear(x.float(), w).relu(), x.to(dtype), w)
+        check(lambda x, w: F.linear(x.to(w.dtype), w).relu(), x.to(dtype), w)
         check(lambda x, w: F.linear(x.to(w.dtype), w).relu(), x, w.to(dtype), rtol=1e-2)
 
 
