@@ -18,6 +18,7 @@ from programs import PROGRAM_ROWS
 
 _UNITS = ((1.0, "s"), (1e3, "ms"), (1e6, "us"))
 COMMAND = "python benchmarks/bench.py"
+GPUS = Path(__file__).parent / "gpus.md"  # rows that nobody could measure yet
 MISSED = Path(__file__).parent / "missed.md"  # written by hand: where time goes, what was tried
 
 
@@ -71,8 +72,9 @@ def write_results(folder: Path, page: Path) -> None:
         plots = write_plots([r for r in kernels if "us" in r], folder)
         lines += [f"![{p.stem}]({p.relative_to(page.parent)})" for p in plots]
         lines += ["", table(folder)]
-    if MISSED.exists():
-        lines += ["", MISSED.read_text()]
+    for text in (MISSED, GPUS):
+        if text.exists():
+            lines += ["", text.read_text().rstrip()]
     page.write_text("\n".join(lines).rstrip() + "\n")
 
 

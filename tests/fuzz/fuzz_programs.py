@@ -36,15 +36,20 @@ TOLERANCE = Tolerance(1e-4, 2e-5)
 WAIT_S = 120.0
 # Known and harmless: what made a view of an input that requires grad has another name.
 KNOWN = re.compile(r"grad_fn: expected '\w+', got 'AsStridedBackward0'$")
+DEVICE = "cpu"  # where arguments lie
 LIMIT_S = 10.0  # of processor time, for all calls of one program
 EAGER_LIMIT_S = 2.0  # of the same, without accel
 Optimize = Callable[..., Any]
 
 
+def code_of(case: Case) -> types.CodeType:
+    return compile(case.source(), f"<fuzz {case.seed}>", "exec")
+
+
 def arguments(call: Call, index: int, grad: bool) -> tuple[Any, ...]:
     g = torch.Generator().manual_seed(index)
-    x = torch.rand(call.shape, generator=g) * call.sign
-    y = torch.rand(call.shape, generator=g) * call.sign
+    x = torch.rand(call.shape, generator=g).to(DEVICE) * call.sign
+    y = torch.rand(call.shape, generator=g).to(DEVICE) * call.sign
     if grad:
         x.requires_grad_()
     if call.alias == "same":
@@ -53,7 +58,7 @@ def arguments(call: Call, index: int, grad: bool) -> tuple[Any, ...]:
         y = x.view(-1).view(call.shape)
     elif call.alias == "turned":
         y = y.t().contiguous().t()
-    extra = [torch.ones(4)] if call.extra else None
+    extra = [torch.ones(4, device=DEVICE)] if call.extra else None
     return x, y, call.flag, call.k, extra
 
 
@@ -117,7 +122,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 def run(case: Case, optimize: Optimize | None) -> list[Any]:
     module = sys.modules["fuzzed"] = types.ModuleType("fuzzed")  # dataclasses look it up
     space = vars(module)
-    exec(compile(case.source(), f"<fuzz {case.seed}>", "exec"), space)
+    exec(code_of(case), space)
     state, f = space["State"](), space["f"]
     if optimize is None:
         was = runtime.native.set_enabled(False)

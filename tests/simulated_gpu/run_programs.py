@@ -16,6 +16,7 @@ import importlib.machinery
 import sys
 import time
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 HERE = Path(__file__).parent
@@ -62,10 +63,16 @@ def _is_cpu(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and node.value == "cpu"
 
 
+def moved(source: Any, path: str) -> CodeType:
+    """The code of a program whose tensors are on the GPU."""
+    tree = ast.fix_missing_locations(_Moved().visit(ast.parse(source)))
+    code: CodeType = compile(tree, path, "exec", dont_inherit=True)
+    return code
+
+
 class _Loader(importlib.machinery.SourceFileLoader):
     def source_to_code(self, data: Any, path: Any, **_: Any) -> Any:
-        tree = ast.fix_missing_locations(_Moved().visit(ast.parse(data)))
-        return compile(tree, path, "exec", dont_inherit=True)
+        return moved(data, path)
 
     def get_code(self, fullname: str) -> Any:
         return self.source_to_code(self.get_data(self.path), self.path)
