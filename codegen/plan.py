@@ -18,7 +18,7 @@ from accel.codegen.memory import Life, place
 from accel.codegen.options import CompileError
 from accel.codegen.program import ExternNode, Program, TemplateNode, reads, writes
 from accel.codegen.symbols import Dim, is_same, is_symbolic, node
-from accel.codegen.tensor_graph import Severed, View, nested_views
+from accel.codegen.tensor_graph import Severed, View, is_certain, nested_views
 
 # Their kernels copy the whole storage of what they are given, offset and all.
 _COPIES_STORAGE = frozenset(
@@ -283,13 +283,14 @@ class Planner:
         kwargs = {k: self._argument(v) for k, v in step.kwargs.items()}
         if step.out is not None:
             kwargs["out"] = {"b": self.id_of(step.out)}
-        return {
+        plain = {
             "op": "extern",
             "target": step.target,
             "args": [self._argument(a) for a in step.args],
             "kwargs": kwargs,
             "results": [self.id_of(r) if r in self.needed else None for r in step.results],
         }
+        return {**plain, "certain": True} if is_certain(step.target, step.args) else plain
 
     def _argument(self, value: Any) -> dict[str, Any]:
         if isinstance(value, View):

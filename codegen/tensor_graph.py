@@ -7,7 +7,7 @@ changes; every tensor is a `View`, a strided look at one buffer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -194,10 +194,22 @@ def map_views(value: Any, function: Callable[[View], Any]) -> Any:
     return value
 
 
+# Operations that draw only with a probability, and where it stands among their arguments.
+_PROBABILITIES = {"aten::scaled_dot_product_attention": 4}
+
+
+def is_certain(name: str, args: Sequence[Any]) -> bool:
+    """Whether a call of an operation that may draw draws nothing."""
+    place = _PROBABILITIES.get(name)
+    return place is not None and not args[place]
+
+
 def is_random(node: Node) -> bool:
     """True when the node draws from a generator: it runs once, in program order."""
     target = node.target
-    return not isinstance(target, str) and torch.Tag.nondeterministic_seeded in target.tags
+    if isinstance(target, str) or torch.Tag.nondeterministic_seeded not in target.tags:
+        return False
+    return not is_certain(target._schema.name, node.args)
 
 
 def span(sizes: tuple[int, ...], strides: tuple[int, ...]) -> int:

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from accel import allowed
 from accel.casts import Casts
-from accel.codegen import indexing
+from accel.codegen import gpu_attention, indexing
 from accel.codegen.decompositions import DECOMPOSITIONS
 from accel.codegen.decompositions_losses import REDUCED_IN_PLACE, elements_behind
 from accel.codegen.gpu_random import Draws, state_operator
@@ -267,6 +267,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
             torch._assert_async(_CHECKED[o.target](*args, **kwargs))
         if o.target in _INDEXING and indexing.applies(args[1]):
             return _INDEXING[o.target](*args)
+        if o.target == gpu_attention.TARGET and self.device != "cpu":
+            with _disable_current_modes():
+                out, call = gpu_attention.result_and_call(*args, **kwargs)
+            self._record(*call, out)
+            return out
         if o.kind == "call_method":
             return getattr(args[0], o.target)(*args[1:], **kwargs)
         return resolve(o.target)(*args, **kwargs)

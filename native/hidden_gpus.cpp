@@ -9,11 +9,11 @@
 namespace accel {
 namespace {
 
-constexpr c10::DeviceIndex MOST_GPUS = 16;
-
 // Nothing is ever launched: events have happened, streams are the default ones.
 class Hidden final : public c10::impl::DeviceGuardImplInterface {
  public:
+  explicit Hidden(c10::DeviceIndex count) : count_(count) {}
+
   c10::DeviceType type() const override { return c10::kCUDA; }
   c10::Device exchangeDevice(c10::Device device) const override {
     c10::Device before = getDevice();
@@ -27,7 +27,7 @@ class Hidden final : public c10::impl::DeviceGuardImplInterface {
   c10::Stream getDefaultStream(c10::Device device) const override { return stream(device); }
   c10::Stream getNewStream(c10::Device device, int) const override { return stream(device); }
   c10::Stream exchangeStream(c10::Stream other) const noexcept override { return stream(other.device()); }
-  c10::DeviceIndex deviceCount() const noexcept override { return MOST_GPUS; }
+  c10::DeviceIndex deviceCount() const noexcept override { return count_; }
   void record(void**, const c10::Stream&, c10::DeviceIndex, c10::EventFlag) const override {}
   void block(void*, const c10::Stream&) const override {}
   bool queryEvent(void*) const override { return true; }
@@ -43,18 +43,22 @@ class Hidden final : public c10::impl::DeviceGuardImplInterface {
     return c10::Stream(c10::Stream::DEFAULT, c10::Device(c10::kCUDA, index));
   }
   static thread_local c10::DeviceIndex current;
+  const c10::DeviceIndex count_;
 };
 
 thread_local c10::DeviceIndex Hidden::current = 0;
 
-PyObject* py_hide_gpus(PyObject*, PyObject*) {
-  c10::impl::DeviceGuardImplRegistrar(c10::kCUDA, new Hidden());  // the registry keeps it for good
+PyObject* py_hide_gpus(PyObject*, PyObject* number) {
+  long count = PyLong_AsLong(number);
+  if (count == -1 && PyErr_Occurred()) return nullptr;
+  auto* guard = new Hidden(static_cast<c10::DeviceIndex>(count));  // the registry keeps it for good
+  c10::impl::DeviceGuardImplRegistrar(c10::kCUDA, guard);
   Py_RETURN_NONE;
 }
 
 PyMethodDef METHODS[] = {
-    {"hide_gpus", py_hide_gpus, METH_NOARGS,
-     "From here on nothing in this process reaches a GPU; before autograd's first backward."},
+    {"hide_gpus", py_hide_gpus, METH_O,
+     "From here on nothing in this process reaches one of so many GPUs; before autograd's first backward."},
     {nullptr, nullptr, 0, nullptr},
 };
 

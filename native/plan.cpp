@@ -379,7 +379,7 @@ class PlanParser {
     auto handle = c10::Dispatcher::singleton().findSchema({name, overload});
     if (!handle) fail(where, "there is no operation '" + target + "'");
     ExternStep step(*handle);
-    plan_.random |= handle->hasTag(at::Tag::nondeterministic_seeded);
+    plan_.random |= handle->hasTag(at::Tag::nondeterministic_seeded) && !dict.contains("certain");
     parse_arguments(dict, where, step);
     std::vector<uint32_t> writes = extern_writes(step, where, commit);
     count_versions(dict, where, writes);

@@ -19,7 +19,7 @@ from accel import log
 from accel.compile import trial_graphs
 
 KINDS = (
-    *(k for k in trial_graphs.KERNELS if k not in ("attention", "convolution", "ATen")),
+    *(k for k in trial_graphs.KERNELS if k not in ("convolution", "ATen")),
     *trial_graphs.GPU_KERNELS,
 )
 

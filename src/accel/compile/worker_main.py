@@ -180,7 +180,8 @@ def _hide_gpus() -> None:
     from accel import runtime
 
     if torch.version.cuda is not None and runtime.available:
-        runtime.native.hide_gpus()
+        # autograd asks torch about each, which knows those that there are.
+        runtime.native.hide_gpus(max(torch.cuda.device_count(), 1))
         fake_tensor.init_gpu_context = lambda device: None  # autograd asks for none any more
 
 
