@@ -1,6 +1,7 @@
 """Timing competitors fairly: interleaved, in one process, with intervals.
 
-In: named competitors. Out: seconds per call and round for each. Invariant: every round times
+In: named competitors, and what times a block of calls (the wall clock, or a GPU's events). Out:
+seconds per call and round for each. Invariant: every round times
 every competitor once, in an order that changes from round to round, with the garbage collector
 off, and outside a competitor's turn nothing of it stays switched on.
 """
@@ -68,24 +69,34 @@ def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Interval:
     return bootstrap([n / d for n, d in zip(numerator, denominator, strict=True)])
 
 
-def calls_per_block(competitor: Competitor) -> int:
+Timer = Callable[[Callable[[], Any], int], float]  # (call, how often) -> seconds of all of them
+
+
+def wall_clock(call: Callable[[], Any], count: int) -> float:
+    """Seconds from before the first of `count` calls to behind the last."""
+    start = time.perf_counter()
+    for _ in range(count):
+        call()
+    return time.perf_counter() - start
+
+
+def calls_per_block(competitor: Competitor, timer: Timer = wall_clock) -> int:
     """How many calls fill a block."""
     with competitor.turn():
         count = 1
         while True:
-            start = time.perf_counter()
-            for _ in range(count):
-                competitor.call()
-            elapsed = time.perf_counter() - start
+            elapsed = timer(competitor.call, count)
             if elapsed >= BLOCK_S:
                 return count
             count = max(2 * count, int(count * BLOCK_S / max(elapsed, 1e-9)))
 
 
-def race(competitors: Sequence[Competitor], rounds: int, seed: int = 0) -> None:
+def race(
+    competitors: Sequence[Competitor], rounds: int, seed: int = 0, timer: Timer = wall_clock
+) -> None:
     """Fill in the `seconds` of each competitor: one entry (seconds per call) a round."""
     generator = random.Random(seed)
-    counts = {c.name: calls_per_block(c) for c in competitors}
+    counts = {c.name: calls_per_block(c, timer) for c in competitors}
     order = list(competitors)
     gc.collect()
     gc.disable()
@@ -93,17 +104,12 @@ def race(competitors: Sequence[Competitor], rounds: int, seed: int = 0) -> None:
         for _ in range(rounds):
             generator.shuffle(order)
             for competitor in order:
-                _time_block(competitor, counts[competitor.name])
+                _time_block(competitor, counts[competitor.name], timer)
     finally:
         gc.enable()
 
 
-def _time_block(competitor: Competitor, count: int) -> None:
-    call = competitor.call
+def _time_block(competitor: Competitor, count: int, timer: Timer) -> None:
     with competitor.turn():
-        for _ in range(max(1, count // 20)):  # caches and inline caches of this competitor
-            call()
-        start = time.perf_counter()
-        for _ in range(count):
-            call()
-        competitor.seconds.append((time.perf_counter() - start) / count)
+        timer(competitor.call, max(1, count // 20))  # caches and inline caches of this competitor
+        competitor.seconds.append(timer(competitor.call, count) / count)

@@ -12,13 +12,14 @@ from typing import Any
 
 from bench_kernels import records_of, table
 from calls import CALL_ROWS, CallRow
+from gpu_rows import gpu_table
 from measure import interval_text
 from plots import write_plots
 from programs import PROGRAM_ROWS
 
 _UNITS = ((1.0, "s"), (1e3, "ms"), (1e6, "us"))
 COMMAND = "python benchmarks/bench.py"
-GPUS = Path(__file__).parent / "gpus.md"  # rows that nobody could measure yet
+GPUS = Path(__file__).parent / "gpus.md"  # what to say above their table
 MISSED = Path(__file__).parent / "missed.md"  # written by hand: where time goes, what was tried
 
 
@@ -29,7 +30,7 @@ def write_results(folder: Path, page: Path) -> None:
         for record in (
             json.loads(path.read_text())
             for path in sorted(folder.glob("*.json"))
-            if not path.name.startswith("kernel-")
+            if not path.name.startswith(("kernel-", "gpu-"))
         )
         if "row" in record
     }
@@ -72,9 +73,8 @@ def write_results(folder: Path, page: Path) -> None:
         plots = write_plots([r for r in kernels if "us" in r], folder)
         lines += [f"![{p.stem}]({p.relative_to(page.parent)})" for p in plots]
         lines += ["", table(folder)]
-    for text in (MISSED, GPUS):
-        if text.exists():
-            lines += ["", text.read_text().rstrip()]
+    lines += ["", MISSED.read_text().rstrip()]
+    lines += ["", GPUS.read_text().rstrip(), "", gpu_table(folder)]
     page.write_text("\n".join(lines).rstrip() + "\n")
 
 

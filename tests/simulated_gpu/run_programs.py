@@ -1,6 +1,6 @@
-"""The differential programs on a simulated GPU.
+"""The differential programs on a simulated GPU, or with `--real` on one.
 
-    python tests/simulated_gpu/run_programs.py [TEXT] [--every N]
+    python tests/simulated_gpu/run_programs.py [TEXT] [--every N] [--real]
 
 In: part of the names of programs (all), or each so manieth. Out: what differs from eager there, and how many ran compiled.
 Tensors and modules that programs make are made on the GPU, by rewriting their source; where one is
@@ -24,7 +24,9 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "differential"), str(HERE.parent / 
 
 import simulated_gpu  # noqa: E402
 
-simulated_gpu.install()
+REAL = "--real" in sys.argv
+if not REAL:
+    simulated_gpu.install()
 
 import harness  # noqa: E402
 import torch  # noqa: E402
@@ -120,21 +122,32 @@ _UNSERVED = (
 )
 
 
-def main() -> int:
-    import test_programs
+def launches() -> int:
+    """How many kernels have run; on a real GPU: how many calls were compiled code's."""
+    if not REAL:
+        return len(simulated_gpu.launches)
+    counts = accel.counters()
+    return int(counts["calls_compiled"] + counts["segments_served"])
 
+
+def main() -> int:
     harness.Session = OnGpu  # type: ignore[misc]
-    parser = argparse.ArgumentParser(description="differential programs on a simulated GPU")
+    parser = argparse.ArgumentParser(description="differential programs on a GPU")
     parser.add_argument("text", nargs="?", default="")
     parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--real", action="store_true", help="on an NVIDIA GPU, not a simulated one")
     wanted = parser.parse_args()
+    if REAL and not torch.cuda.is_available():
+        parser.error("--real needs an NVIDIA GPU: torch.cuda.is_available() is False")
+    import test_programs  # makes tensors on the GPU
+
     found = served = count = 0
     for parameters in test_programs.PROGRAMS[:: wanted.every]:
         if wanted.text not in parameters.id or any(name in parameters.id for name in _ELSEWHERE):
             continue
         (program,) = parameters.values
         count += 1
-        launched, started = len(simulated_gpu.launches), time.perf_counter()
+        launched, started = launches(), time.perf_counter()
         try:
             harness.check(program)
         except AssertionError as error:
@@ -147,7 +160,7 @@ def main() -> int:
                 print(f"DIFFERS {parameters.id}", *lines[:4], sep="\n", flush=True)
         except Exception as error:
             print(f"RAISES {parameters.id}: {type(error).__name__}: {str(error)[:300]}", flush=True)
-        served += len(simulated_gpu.launches) > launched
+        served += launches() > launched
         seconds = time.perf_counter() - started
         if seconds > 20:
             print(f"{seconds:.0f} s {parameters.id}", flush=True)
