@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
 from accel import allowed
 from accel.casts import Casts
@@ -134,6 +135,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
 
     def run(self) -> TensorGraph:
         values: dict[str, Any] = {} if self.shapes is None else dict(self.shapes.numbers)
+        metas = [*(meta for _, meta in self.source.inputs), *self.source.output_metas]
+        for device in dict.fromkeys(meta.device for meta in metas if meta.device != "cpu"):
+            self._place(device)
         with self.fake_mode:
             for index, (name, meta) in enumerate(self.source.inputs):
                 values[name] = fake = self._input(index, meta)
@@ -453,6 +457,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         fresh = [isinstance(t, torch.Tensor) and storage_key(t) not in self.storages for t in outs]
         if outs and not any(fresh):
             return
+        kwargs = self._located(func, args, kwargs, outs)
         node = Node(
             func,
             self._arguments(args),
@@ -469,9 +474,26 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
             node.results.append(self._fresh(t).id if isinstance(t, torch.Tensor) else None)
         self.graph.nodes.append(node)
 
+    def _located(self, func: Any, args: Any, kwargs: Any, outs: list[Any]) -> Any:
+        """`kwargs` of a call where the graph is. On a GPU that is also where what the program makes of nothing but
+        numbers on the processor is computed; what goes from there to the processor is no kernel's."""
+        for t in outs:
+            if not isinstance(t, torch.Tensor):
+                continue
+            if self.device in (None, "cpu") or t.device.type != "cpu":
+                self._place(str(t.device))
+            elif any(_is_on_gpu(other) for other in tree_leaves((args, kwargs))):
+                raise CompileError(f"{func} goes from {self.device} to the processor")
+        if self.device in (None, "cpu") or not any(
+            a.name == "device" for a in func._schema.arguments
+        ):
+            return kwargs
+        if kwargs.get("pin_memory"):
+            raise CompileError("memory that is pinned")
+        return {**kwargs, "device": torch.device(str(self.device))}
+
     def _fresh(self, tensor: torch.Tensor) -> Any:
         """The new buffer of a tensor that an operation made."""
-        self._place(str(tensor.device))
         if tensor.layout != torch.strided:
             raise CompileError(f"a tensor with layout {tensor.layout}")
         sizes, strides = self._numbers(tensor.shape), self._numbers(tensor.stride())
@@ -496,8 +518,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
     def _adopt(self, source: torch.Tensor) -> Any:
         if source.numel() > _CONSTANT_MAX_NUMEL:
             raise CompileError(f"a constant tensor of {source.numel()} elements in the graph")
-        # A number is written into its readers' expressions, wherever they run.
-        if source.dim() or source.device.type != "cpu" or self.device is None:
+        # What came from the processor is written into kernels' texts, wherever they run.
+        if source.device.type != "cpu" or self.device is None:
             self._place(str(source.device))
         with _disable_current_modes():
             copy = source.detach().clone().contiguous().resolve_conj()
@@ -651,6 +673,10 @@ def _symbolic_output(name: str, view: View, meta: TensorMeta) -> View:
             raise CompileError(f"output {name} has other strides in eager")
         strides.append(traced if hint(traced) == eager else eager)
     return View(view.buffer, view.sizes, tuple(strides), view.offset, view.dtype)
+
+
+def _is_on_gpu(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.device.type != "cpu"
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

@@ -21,12 +21,14 @@
 #include <ATen/autocast_mode.h>
 #include <c10/core/AutogradState.h>
 #include <c10/core/DefaultDtype.h>
+#include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/anomaly_mode.h>
 #include <torch/version.h>
 
 #include <array>
+#include <atomic>
 
 namespace accel {
 namespace {
@@ -118,6 +120,20 @@ CONTEXT_FLAG(allowBF16ReductionCuBLAS, allow_bf16_reduction_cublas)
 CONTEXT_FLAG(allowFP16ReductionCPU, allow_fp16_reduction_cpu)
 #undef CONTEXT_FLAG
 
+std::atomic<bool> gpus_used{false};
+
+// "cuda" without a number is this one. Asked of torch only where tensors on a GPU have been seen.
+uint64_t current_gpu() {
+  if (!gpus_used.load(std::memory_order_relaxed)) return 0;
+  const auto* gpus = c10::impl::device_guard_impl_registry[static_cast<size_t>(at::kCUDA)].load();
+  if (!gpus) return 0;
+  try {
+    return static_cast<uint64_t>(gpus->getDevice().index());
+  } catch (const c10::Error&) {
+    return ~uint64_t{0};  // nobody can say: no recording holds
+  }
+}
+
 struct Row {
   const char* name;
   uint64_t (*read)();
@@ -160,6 +176,7 @@ constexpr Row ROWS[] = {
     {"mkldnn matmul precision", precision<Float32Backend::MKLDNN, Float32Op::MATMUL>},
     {"mkldnn conv precision", precision<Float32Backend::MKLDNN, Float32Op::CONV>},
     {"mkldnn rnn precision", precision<Float32Backend::MKLDNN, Float32Op::RNN>},
+    {"current GPU", current_gpu},
     {"cuda precision", precision<Float32Backend::CUDA, Float32Op::ALL>},
     {"cuda matmul precision", precision<Float32Backend::CUDA, Float32Op::MATMUL>},
     {"cuda conv precision", precision<Float32Backend::CUDA, Float32Op::CONV>},
@@ -269,6 +286,8 @@ PyMethodDef MODULE_METHODS[] = {
 };
 
 }  // namespace
+
+void note_gpus_used() { gpus_used.store(true, std::memory_order_relaxed); }
 
 AmbientState capture_ambient() {
   AmbientState state;

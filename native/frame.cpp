@@ -225,6 +225,8 @@ void Frame::run_extern(const ExternStep& step) {
 void Frame::bind_dynamic(uint32_t id) {
   at::Tensor& tensor = tensors_[id];
   if (tensor.is_conj() || tensor.is_neg()) tensor = tensor.resolve_conj().resolve_neg();
+  TORCH_CHECK(tensor.device() == plan_.device, "an operation returned a tensor on ",
+              tensor.device(), ", the plan is one for ", plan_.device);
   const Buffer& buffer = plan_.buffers[id];
   if (buffer.has_layout) {
     const Layout& expected = buffer.layout;

@@ -3,6 +3,7 @@
 
 #include "externs.h"
 #include "plan_reader.h"
+#include "tensors.h"
 
 #include <ATen/core/enum_tag.h>
 #include <dlfcn.h>
@@ -83,6 +84,7 @@ class PlanParser {
     if (!plan_.device.is_cpu() && !plan_.device.is_cuda()) {
       fail("device", "not one that plans run on");
     }
+    note_gpus_used();
   }
 
   void parse_draws() {

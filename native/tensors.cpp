@@ -108,6 +108,7 @@ std::optional<TensorMetaGuard> TensorMetaGuard::capture(PyObject* object, Option
   guard.type_ = Py_TYPE(object);
   guard.keys_ = own_keys(impl);
   guard.device_ = pack_device(impl->device());
+  if (impl->device().is_cuda()) note_gpus_used();
   guard.dtype_ = static_cast<uint16_t>(impl->dtype().toScalarType());
   guard.ndim_ = static_cast<uint8_t>(impl->dim());
   guard.flags_ = read_flags(variable, impl);

@@ -107,6 +107,8 @@ struct AmbientState {
   std::vector<std::weak_ptr<void>> modes;
 };
 
+// Tensors on a GPU have been seen: which GPU is the current one is a fact from now on.
+void note_gpus_used();
 AmbientState capture_ambient();
 bool ambient_equal(const AmbientState& state);
 // Names the first difference with the thread's present state; empty when equal.

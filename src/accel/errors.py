@@ -83,7 +83,10 @@ REASONS: dict[str, tuple[str, str]] = {
         "nothing: Python defines it, between compiled parts",
     ),
     "derivatives": ("backward asked for what was not compiled: {}", "nothing: it runs eagerly"),
-    "devices": ("tensors on two devices in one graph: {}", "move them before the call"),
+    "devices": (
+        "tensors on two devices in one graph: {}",
+        "nothing: Python runs it, between compiled parts; or move them before the call",
+    ),
     "disabled": ("{} is left to Python", "nothing: it was asked for"),
     "delete": ("something from outside is deleted: {}", "do it outside"),
     "escaped_operation": ("a torch operation ran unseen: {}", "call it from Python code"),

@@ -113,3 +113,90 @@ print(served(plain, 5, 7), served(noisy, 5, 7))
     )
     assert printed[0] == "3 0" and len(printed) == 2
     assert "random numbers on cuda:0 stay eager: random numbers on simulated" in printed[1]
+
+
+_TWO_DEVICES = """
+def numbers(x):
+    return torch.where(x > 0, x, torch.tensor(-1.0)) * torch.tensor(0.5, dtype=torch.float64)
+
+def table(x):
+    steps = torch.arange(7, dtype=torch.float32) ** 2
+    steps[0] = 3
+    return x + steps.to(x.device) + torch.tensor([1.0] * 7).cuda()
+
+def kept(x):
+    scale = torch.tensor(2.0)
+    return (x * 2).relu() * scale, scale * 3
+
+def moved(x):
+    y = x.cuda()
+    return y.softmax(-1) * 2 + 1
+
+def fetched(x):
+    y = (x.relu() * 2).sum(-1).cpu()
+    return y * 3 + 1
+
+def host_scalar(x, s=torch.tensor(0.5)):
+    return (x.relu() * s + 1).sum(-1)
+
+def drawn(x):
+    return x.relu() * 2 + torch.rand(7).to(x.device)
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(7, 7)
+
+    def forward(self, x):
+        return self.layer(x.to(self.layer.weight.device)).relu() * 2
+
+def count():
+    counts = accel.counters()
+    return counts["calls_compiled"], counts["segments_served"]
+
+def tried(f, device):
+    root = accel.optimize(f)
+    for turn in range(10):
+        x = torch.randn(5, 7, device=device)
+        before = count()
+        torch.manual_seed(turn)
+        got = root(x)
+        served = [b - a for a, b in zip(before, count())]
+        accel.wait()
+        with accel.disable():
+            torch.manual_seed(turn)
+            wanted = f(x)
+        torch.testing.assert_close(got, wanted, check_device=True)
+    return served
+"""
+
+
+def test_programs_on_a_gpu_and_on_the_processor() -> None:
+    """What is made of numbers alone is computed with the rest; else there is a graph break."""
+    printed = script(
+        _TWO_DEVICES
+        + """
+with torch.no_grad():
+    print(tried(numbers, "cuda"), tried(table, "cuda"))
+    print(tried(kept, "cuda")[1] > 0, tried(drawn, "cuda")[1] > 0)
+    print(tried(moved, "cpu")[1], tried(fetched, "cuda")[1], tried(host_scalar, "cuda")[1])
+    print(tried(Model().cuda(), "cpu")[1] > 0)
+"""
+    )
+    assert printed == ["[1, 0] [1, 0]", "True True", "1 2 2", "True"]
+
+
+def test_a_gpu_without_a_number_is_the_current_one() -> None:
+    """The compiler cannot ask which it is; a recording says it, and guards it."""
+    printed = script(
+        """
+from accel import _native
+from accel.capture.operations import with_gpu_number
+
+assert "current GPU" in _native.ambient()
+torch.cuda.current_device = lambda: 3
+print(with_gpu_number("cuda"), repr(with_gpu_number(torch.device("cuda"))))
+print(with_gpu_number("cuda:1"), with_gpu_number("cpu"), with_gpu_number(torch.device("cuda:0")))
+"""
+    )
+    assert printed == ["cuda:3 device(type='cuda', index=3)", "cuda:1 cpu cuda:0"]

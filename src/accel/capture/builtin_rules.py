@@ -316,6 +316,8 @@ class BuiltinRules(ClassQuestions, AutogradFunctions, AllowedCalls):
 
     def _call_torch_tensor(self, f: Any, args: Any, kwargs: Any) -> Answer:
         """torch.tensor of scalars and lists of them: recorded as fulls, stacked."""
+        for target in ("torch.full", "torch.stack", "torch.reshape"):
+            self.leave_if_untraceable(target)
         is_leaf = kwargs.get("requires_grad", False) is not False
         if len(args) != 1 or is_leaf or not set(kwargs) <= {"dtype", "device", "requires_grad"}:
             raise Void("opaque_call", "torch.tensor() with options")

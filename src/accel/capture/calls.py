@@ -377,9 +377,18 @@ class CallEvents(BuiltinMethods):
             return (self.speculate(args[0]),)
         if name in DATA_METHODS:
             raise Void("value_from_tensor", f"tensor.{name}()")
+        if name == "cuda":
+            return self._to_gpu(*args, **kwargs)
         if name in REFUSED_METHODS or not is_graph_method(name):
             raise Void("tensor_method", name)
         return self.operation("call_method", name, f, args, kwargs)
+
+    def _to_gpu(self, tensor: Any, device: Any = None, *rest: Any, **kwargs: Any) -> Answer:
+        """Tensor.cuda is `to` with the current GPU where none is named."""
+        named = torch.device("cuda" if device is None else device)
+        if rest or not set(kwargs) <= {"non_blocking", "memory_format"} or named.type != "cuda":
+            raise Void("tensor_method", "cuda() with options")
+        return self.operation("call_method", "to", torch.Tensor.to, (tensor, named), kwargs)
 
     def _call_new(self, f: Any, cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Answer:
         made = args[0] if args else cls

@@ -25,7 +25,7 @@ from accel.capture.values import (
     PLAIN_TENSORS,
     class_lookup,
 )
-from accel.trace import Operation, Ref, TensorMeta
+from accel.trace import Operation, Ref, TensorMeta, map_values
 
 _DEVICES = ("cpu", "cuda")  # whose tensors are recorded; codegen/targets.py has their kernels
 
@@ -74,6 +74,8 @@ class OperationEvents(CastRules):
         if kind in CONSTANT_TYPES:
             if kind in NUMPY_SCALARS:
                 return self._python_number(value)
+            if kind is torch.device or kind is str:
+                return with_gpu_number(value)
             return tuple(value) if kind is torch.Size else value
         if kind is tuple or kind is list:
             if id(value) in self.known:
@@ -113,13 +115,18 @@ class OperationEvents(CastRules):
         self, kind: str, target: str, f: Callable[..., Any], args: Any, kwargs: Any
     ) -> Answer:
         """A step that runs a torch operation and records it."""
-        if branches.untraceable and (target, user_location()) in branches.untraceable:
-            raise Void("opaque_operation", target.removeprefix("_operator."))
+        self.leave_if_untraceable(target)
         token = (kind, target, self.refs(args), self.refs(kwargs) if kwargs else {})
         if kwargs and kwargs.get("out") is not None:
             outs = [(t, t.size(), t.stride()) for t in _tensors_of(kwargs["out"])]
             return (OPERATION, f, args, kwargs, self._after_out, (token, outs))
         return (OPERATION, f, args, kwargs or None, self.after_operation, token)
+
+    @staticmethod
+    def leave_if_untraceable(target: str) -> None:
+        """Errors: Void for an operation that the compiler could not follow here."""
+        if branches.untraceable and (target, user_location()) in branches.untraceable:
+            raise Void("opaque_operation", target.removeprefix("_operator."))
 
     def _after_out(self, result: Any, token: Any) -> Answer:
         """Post of an operation with `out=`.
@@ -143,8 +150,15 @@ class OperationEvents(CastRules):
         if self.casts_unsettled:
             self.settle_casts()
         name = f"v{len(self.operations)}"
-        self.operations.append(Operation(name, kind, target, args, kwargs, user_location()))
+        self._append(Operation(name, kind, target, args, kwargs, user_location()))
         return name
+
+    def _append(self, operation: Operation) -> None:
+        self.operations.append(operation)
+        used: list[str] = []
+        map_values((operation.args, operation.kwargs), lambda ref: used.append(ref.name))
+        if self.inputless.issuperset(used):
+            self.inputless.add(operation.name)
 
     def after_operation(self, result: Any, token: Any) -> Answer:
         kind, target, args, kwargs = token
@@ -159,7 +173,8 @@ class OperationEvents(CastRules):
         if kind in PLAIN_TENSORS:
             if result.requires_grad and torch.is_grad_enabled():
                 self.differentiable = True
-            self.place(result)
+            if name not in self.inputless or result.requires_grad or result.device.type != "cpu":
+                self.place(result)  # the others are computed wherever the graph is
             if self.table.get(result) is None and id(result) not in self.known:
                 self.name_tensor(result, name)
             elif self.table.get(result) is None:
@@ -172,9 +187,7 @@ class OperationEvents(CastRules):
                 if part is None:
                     continue
                 item = f"v{len(self.operations)}"
-                self.operations.append(
-                    Operation(item, "call_function", "_operator.getitem", (Ref(name), i))
-                )
+                self._append(Operation(item, "call_function", "_operator.getitem", (Ref(name), i)))
                 self.bind(part, item)
             return
         raise Void("value_from_tensor", f"{self.operations[-1].target} gave a {kind.__name__}")
@@ -192,6 +205,15 @@ class OperationEvents(CastRules):
             self.speculations.append((ref.name, truth))
             self.assumed.append((place, truth))
         return truth
+
+
+def with_gpu_number(device: Any) -> Any:
+    """ "cuda" as the GPU that it means now, which the compiler cannot ask; ambient guards keep it so."""
+    if device == "cuda":
+        return f"cuda:{torch.cuda.current_device()}"
+    if type(device) is torch.device and device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 def _says_its_value(kind: type) -> bool:

@@ -26,7 +26,7 @@ from accel.sources import Source
 
 # What cannot be recorded but can be done by Python, between two stretches.
 EXITS = frozenset(
-    """branch changes class_or_module_store closure_store container container_write delete disabled finaliser global_store
+    """branch changes class_or_module_store closure_store container container_write delete devices disabled finaliser global_store
     import late_text no_twin opaque_attribute opaque_call opaque_operation operand operation_raised read_after_write
     unknown_function tensor_attribute tensor_attribute_store tensor_method tensor_subclass
     text_of_object unbound_slot unknown_tensor unknown_value value_from_tensor""".split()

@@ -137,7 +137,8 @@ class RecorderState:
         self.table = runtime.native.TensorTable()
         self.names: list[str] = []
         self.inputs: list[tuple[str, Source, TensorMeta]] = []
-        self.device: torch.device | None = None  # of all its tensors
+        self.device: torch.device | None = None  # of its inputs and what is made of them
+        self.inputless: set[str] = set()  # operations that no input goes into
         self.operations: list[Operation] = []
         self.output_tensors: list[torch.Tensor] = []
         self.speculations: list[tuple[str, bool]] = []
