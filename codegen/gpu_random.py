@@ -19,10 +19,9 @@ Where each fact is from ("header": as in the wheel of torch 2.13, below torch/in
 - What becomes of them: headers native/cuda/DistributionTemplates.h (`uniform_kernel`: reversed
   bounds; `bernoulli_kernel`), core/TransformationHelper.h. Whether nvcc contracts
   `rand * range + from` does not matter for the ranges that are taken here.
-- Dropout: native/cuda/Dropout.cu, not in the wheel, from memory: with an odd number of elements as
-  above, with four (mod 8) four neighbours are one thread's. Multiples of 8 are refused: headers
-  (`can_vectorize_up_to`) say eight of float32 to a thread, Inductor's `rand_eager` four. Two (mod 4)
-  too: whether halves of a block are kept for the next round is not known.
+- Dropout: native/cuda/Dropout.cu, not in the wheel, as in torch's repository. A thread takes as many neighbours at once as
+  16 bytes hold (with CUDA before 12.8 four), as the tensor's first address allows and as divide the number of
+  elements; for each four a block, for two the first half of one. For one element at a time as above.
 - Normal numbers are refused: cuRAND's Box-Muller uses approximate sines.
 """
 
@@ -63,6 +62,11 @@ _ORIGINS = frozenset({
     "dropout_", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "feature_dropout_", "alpha_dropout",
     "alpha_dropout_", "feature_alpha_dropout", "feature_alpha_dropout_",
 })  # fmt: skip
+
+
+def draws_in_order(target: str) -> bool:
+    """Whether a recorded operation may draw on a GPU by kernels of accel, in the order of a tensor's memory."""
+    return target.rsplit(".", 1)[-1] in _ORIGINS
 
 
 @functools.cache
@@ -130,15 +134,18 @@ def _share(
     place: Any, threads: int, neighbours: int, lanes: int, divide: Callable[[Any, int], Any]
 ) -> tuple[Any, Any, Any]:
     """Which thread of ATen's kernel computes an element, of which block of its own, and which lane:
-    threads take `neighbours` elements side by side, 1 or as many as a block has lanes."""
+    threads take `neighbours` elements side by side, with a block for each `lanes` of them or fewer."""
     if neighbours == 1:
         step = divide(place, threads)
         block = divide(step, lanes)
         return place - step * threads, block, step - block * lanes
-    assert neighbours == lanes
-    group = divide(place, lanes)
-    block = divide(group, threads)
-    return group - block * threads, block, place - group * lanes
+    group = divide(place, neighbours)
+    turn = divide(group, threads)
+    thread, lane = group - turn * threads, place - group * neighbours
+    if neighbours <= lanes:
+        return thread, turn, lane
+    block = divide(lane, lanes)
+    return thread, turn * (neighbours // lanes) + block, lane - block * lanes
 
 
 # ---------------------------------------------------------------- what draws
@@ -172,7 +179,7 @@ class Draws:
 
     def _numbers(self, out: Any, dtype: torch.dtype, neighbours: int = 1) -> Any:
         """A number for each element of `out`, whose strides they have; None where that is not sure."""
-        known = out.device.type == _DEVICE and self.origin().rsplit(".", 1)[-1] in _ORIGINS
+        known = out.device.type == _DEVICE and draws_in_order(self.origin())
         sizes, strides = tuple(out.shape), tuple(out.stride())
         if not known or not all(type(n) is int for n in (*sizes, *strides)) or not _is_dense(out):
             return None
@@ -242,13 +249,21 @@ class Draws:
 
     def _neighbours(self, x: Any) -> int | None:
         """How many elements a thread of ATen's dropout takes side by side; None: not known."""
-        numel = math.prod(x.shape)
-        if not x.is_contiguous() or numel == 0:
+        numel = x.numel()
+        if type(numel) is not int or numel == 0 or not _is_dense(x):
             return None
-        if numel % 2 == 1:
-            return 1
-        aligned = self.is_fresh(x) and x.storage_offset() % 4 == 0
-        return 4 if numel % 8 == 4 and aligned else None
+        most = math.gcd(numel, _widest(x.element_size()))
+        if most > 1 and not self.is_fresh(x):
+            return None  # where it begins is not guarded
+        neighbours = math.gcd(most, x.storage_offset()) if most > 1 else 1
+        # One at a time they count in the order of rows.
+        return neighbours if neighbours > 1 or x.is_contiguous() else None
+
+
+def _widest(itemsize: int) -> int:
+    """The most neighbours that a thread of ATen's dropout takes."""
+    cuda = tuple(map(int, (torch.version.cuda or "13.0").split(".")[:2]))
+    return 16 // itemsize if cuda >= (12, 8) else 4
 
 
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)

@@ -24,7 +24,7 @@ from accel.casts import Casts
 from accel.codegen import gpu_attention, indexing
 from accel.codegen.decompositions import DECOMPOSITIONS
 from accel.codegen.decompositions_losses import REDUCED_IN_PLACE, elements_behind
-from accel.codegen.gpu_random import Draws, state_operator
+from accel.codegen.gpu_random import Draws, draws_in_order, state_operator
 from accel.codegen.loop_ir import VALUE_TYPE
 from accel.codegen.options import CodegenOptions, CompileError
 from accel.codegen.random_masks import FAST_DROPOUT
@@ -247,7 +247,24 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
     def _run_operation(self, o: Operation, values: dict[str, Any]) -> Any:
         self.location, self.origin = o.location, o.target
         with self._blaming(o):
-            return self._answer(o, values)
+            answer = self._answer(o, values)
+            if self.device != "cpu" and self.shapes is None and draws_in_order(o.target):
+                self._check_layout(o.name, answer)
+            return answer
+
+    def _check_layout(self, name: str, result: Any) -> None:
+        """Random numbers follow a tensor's memory: it must lie as it did in eager."""
+        recorded = self.source.layouts.get(name)
+        if not isinstance(result, torch.Tensor) or any(
+            traced != eager and n > 1
+            for n, traced, eager in zip(
+                result.shape,
+                result.stride(),
+                recorded or contiguous_strides(tuple(result.shape)),
+                strict=True,
+            )
+        ):
+            raise CompileError("it draws for a tensor that lies otherwise than in eager")
 
     def _answer(self, o: Operation, values: dict[str, Any]) -> Any:
         args, kwargs = (map_values(v, lambda ref: values[ref.name]) for v in (o.args, o.kwargs))

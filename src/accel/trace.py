@@ -182,6 +182,7 @@ class SegmentGraph:
     `default_dtype` is torch's when recorded. `casts` are the regions of `torch.autocast` inside:
     before the operation that is named one begins, or (None) the innermost one ends. `tf32` says
     whether a GPU was allowed to multiply float32 with ten bits of precision; None where no tensor is on one.
+    `layouts`: where random numbers were drawn on a GPU, the strides of those results that did not lie by rows.
     """
 
     inputs: list[tuple[str, TensorMeta]]
@@ -197,6 +198,7 @@ class SegmentGraph:
     default_dtype: str = "float32"
     casts: list[tuple[str, Autocast | None]] = field(default_factory=list)
     tf32: bool | None = None
+    layouts: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def key(self) -> str:
         """Content hash: equal graphs, equal keys (source locations do not count)."""
@@ -231,6 +233,7 @@ class SegmentGraph:
             "default_dtype": self.default_dtype,
             "casts": [[name, cast and list(cast)] for name, cast in self.casts],
             "tf32": self.tf32,
+            "layouts": {name: list(strides) for name, strides in self.layouts.items()},
         }
 
     @staticmethod
@@ -259,6 +262,7 @@ class SegmentGraph:
             data["default_dtype"],
             [(name, cast and Autocast.from_json(cast)) for name, cast in data["casts"]],
             data["tf32"],
+            {name: tuple(strides) for name, strides in data["layouts"].items()},
         )
 
     @contextlib.contextmanager

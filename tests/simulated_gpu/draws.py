@@ -46,10 +46,17 @@ def register() -> Any:
     def native_dropout(x: Any, p: float, train: bool | None) -> Any:
         if train is False or x.numel() == 0:
             return x.clone(), torch.ones_like(x, dtype=torch.bool)
-        vector = 4 if x.numel() % 4 == 0 and x.is_contiguous() else 1
-        keep = (numbers(None, cuda_draws.dropout, x.numel(), vector) < 1 - p).reshape(x.shape)
-        keep = keep.to(x.device)
-        scaled = (x.float() * keep * (1 / (1 - p) if p < 1 else 0.0)).to(x.dtype)
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        kept = torch.tensor(1 - p, dtype=wide)
+        first = x.storage_offset() * x.element_size()
+        vector = cuda_draws.vector_size(x.element_size(), x.numel(), first)
+        drawn = numbers(None, cuda_draws.dropout, x.numel(), vector) < kept.item()
+        keep = torch.empty_like(
+            x, dtype=torch.bool
+        )  # in the order of memory, as both kernels' for dense tensors
+        keep.as_strided((x.numel(),), (1,)).copy_(drawn)
+        scale = 1 / kept.double() if p < 1 else torch.tensor(0.0)
+        scaled = (x.to(wide) * keep * scale.to(wide).item()).to(x.dtype)
         return scaled, keep
 
     made = torch.library.Library("aten", "IMPL")

@@ -175,6 +175,8 @@ class OperationEvents(CastRules):
                 self.differentiable = True
             if name not in self.inputless or result.requires_grad or result.device.type != "cpu":
                 self.place(result)  # the others are computed wherever the graph is
+            if result.device.type != "cpu" and not result.is_contiguous():
+                self.layouts[name] = result.stride()
             if self.table.get(result) is None and id(result) not in self.known:
                 self.name_tensor(result, name)
             elif self.table.get(result) is None:

@@ -321,6 +321,7 @@ class Recorder(LiftedEvents):
         if sizes is not None and gradients is not None:
             raise Void("dynamic", GRADIENTS)
         self.number_program.sizes = list(self.size_numbers)
+        is_random = self.rng != _random_streams()
         return SegmentGraph(
             [(name, meta) for name, _, meta in self.inputs] + self.scalar_inputs(),
             self.operations,
@@ -328,7 +329,7 @@ class Recorder(LiftedEvents):
             metas,
             self.speculations,
             gradients,
-            self.rng != _random_streams(),
+            is_random,
             _autocast(),
             sizes,
             [
@@ -339,6 +340,7 @@ class Recorder(LiftedEvents):
             str(torch.get_default_dtype()).removeprefix("torch."),
             self.casts,
             _tf32(metas + [meta for _, _, meta in self.inputs]),
+            self.layouts if is_random else {},
         )
 
     def _gradients(self, template: Template) -> Gradients | None:

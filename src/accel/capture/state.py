@@ -139,6 +139,8 @@ class RecorderState:
         self.inputs: list[tuple[str, Source, TensorMeta]] = []
         self.device: torch.device | None = None  # of its inputs and what is made of them
         self.inputless: set[str] = set()  # operations that no input goes into
+        # Of results on a GPU that do not lie by rows, the strides: random numbers follow memory.
+        self.layouts: dict[str, tuple[int, ...]] = {}
         self.operations: list[Operation] = []
         self.output_tensors: list[torch.Tensor] = []
         self.speculations: list[tuple[str, bool]] = []

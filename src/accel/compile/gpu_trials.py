@@ -92,7 +92,7 @@ class GpuTrials:
             if not fault:
                 continue
             text = f"{kind} on {torch.cuda.get_device_name(device)}: {fault}"
-            if kind == trial_graphs.RANDOM:
+            if kind in trial_graphs.RANDOM:
                 trial.wrong_draws = Refusal(text)
             elif not trial.wrong.text:
                 trial.wrong = Refusal(text)

@@ -23,6 +23,7 @@ _FILTER = TensorMeta((4, 3, 3, 3), (27, 9, 3, 1), "float32")
 _INDEX = TensorMeta((5,), (1,), "int64")
 _LONG = TensorMeta((3, 70_001), (70_001, 1), "float32")
 _WIDE = TensorMeta((600, 257), (257, 1), "float32")
+_PLANE = TensorMeta((64, 64), (64, 1), "float32")
 _HALF = TensorMeta((64, 64), (64, 1), "float16")
 _PLACES = TensorMeta((8, 8), (8, 1), "int64")
 
@@ -43,14 +44,21 @@ KERNELS: dict[str, Row] = {
     "scan": ([_W], [("torch.cumsum", (_A, 0), {})]),
     "ATen": ([_W], [("torch.logcumsumexp", (_A, 0), {})]),
 }
-RANDOM = "random numbers"
+_DROPPED: list[Any] = [("torch.neg", (_A,), {}), (_F + "dropout", (_T, 0.3, True), {})]
+# Kinds that draw: numbers, and by how many neighbours a thread of ATen's takes.
+RANDOM: dict[str, Row] = {
+    "random numbers": ([_LONG], [("torch.rand_like", (_A,), {})]),
+    "dropout": ([_PLANE], _DROPPED),
+    "dropout of 16 bits": ([_HALF], _DROPPED),
+    "dropout of 64 bits": ([replace(_PLANE, dtype="float64")], _DROPPED),
+}
 # On a GPU, besides: several programs to a row, several rows to a program, other types, additions in any order.
 GPU_KERNELS: dict[str, Row] = {
     "long rows": ([_LONG], [("torch.sum", (_A, -1), {}), ("torch.exp", (_T,), {})]),
     "many rows": ([_WIDE], [(_F + "softmax", (_A,), {"dim": -1})]),
     "16 bits": ([_HALF, _HALF], [("torch.matmul", (_A, _B), {}), (_F + "gelu", (_T,), {})]),
     "scatter": ([_W, _PLACES], [("torch.scatter_add", (_A, 0, _B, _A), {})]),
-    RANDOM: ([_LONG], [("torch.rand_like", (_A,), {})]),
+    **RANDOM,
 }
 
 
@@ -62,7 +70,7 @@ def graph_of(kind: str, device: str = "cpu") -> SegmentGraph:
         Operation(f"t{i}", "call_function", target, args, kwargs)
         for i, (target, args, kwargs) in enumerate(calls)
     ]
-    graph = SegmentGraph(inputs, operations, [operations[-1].name], [], is_random=kind == RANDOM)
+    graph = SegmentGraph(inputs, operations, [operations[-1].name], [], is_random=kind in RANDOM)
     with FakeTensorMode():
         metas = [meta for _, meta in inputs]
         fakes = [torch.empty_strided(m.sizes, m.strides, dtype=m.torch_dtype) for m in metas]
@@ -88,26 +96,25 @@ def agrees(graph: SegmentGraph, plan: dict[str, Any], library: str | None) -> bo
     inputs = inputs_of(graph)
     with torch.no_grad():
         if graph.is_random:
-            return _draws_as_eager(executor, *inputs)
+            return _draws_as_eager(executor, graph, *inputs)
         (got,), (wanted,) = executor.run(inputs), graph.to_fx()(*inputs)
     error = 1e-5 if got.dtype == torch.float32 else 1e-2
     return bool(torch.allclose(got, wanted, rtol=error, atol=error))
 
 
-def _draws_as_eager(executor: Any, x: torch.Tensor) -> bool:
+def _draws_as_eager(executor: Any, graph: SegmentGraph, x: torch.Tensor) -> bool:
     """Whether it draws ATen's numbers, all of them, and moves the stream as far; which stays where it was."""
-    stream, index = torch.cuda.default_generators[x.device.index], x.device.index
-    own = stream.clone_state()
-    ((_, before),) = runtime.native.gpu_offsets(index + 1)[index:]
+    index = x.device.index
+
+    def stream() -> int:
+        ((_, offset),) = runtime.native.gpu_offsets(index + 1)[index:]
+        return int(offset)
+
+    before = stream()
     try:
-        (got,) = executor.run([x])
-        ((_, after),) = runtime.native.gpu_offsets(index + 1)[index:]
+        (got,), after = executor.run([x]), stream()
+        runtime.native.move_gpu_offset(index, before)
+        (wanted,) = graph.to_fx()(x)
+        return bool(torch.equal(got, wanted)) and after == stream() != before
     finally:
         runtime.native.move_gpu_offset(index, before)
-    wanted = torch.rand(x.shape, generator=own, device=x.device)
-    again = torch.rand(1, generator=own, device=x.device)
-    runtime.native.move_gpu_offset(index, after)
-    behind = stream.clone_state()
-    runtime.native.move_gpu_offset(index, before)
-    next_one = torch.rand(1, generator=behind, device=x.device)
-    return bool(torch.equal(got, wanted) and torch.equal(again, next_one))

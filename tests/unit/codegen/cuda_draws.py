@@ -81,7 +81,7 @@ def nullary(
 def dropout(
     seed: int, offset: int, numel: int, resident: int, vector: int
 ) -> tuple[np.ndarray, int]:
-    """The numbers of `fused_dropout_kernel` (vector 1) or `fused_dropout_kernel_vec` (4)."""
+    """The numbers of `fused_dropout_kernel` (vector 1) or `fused_dropout_kernel_vec` (2, 4, 8)."""
     if vector == 1:
         return nullary(seed, offset, numel, resident)
     out = np.full(numel, np.nan, np.float64)
@@ -89,5 +89,16 @@ def dropout(
     for index in range(grid * BLOCK):
         state = State(seed, index, offset)
         for linear in range(index * vector, numel, grid * BLOCK * vector):
-            out[linear : linear + vector] = state.uniform4()
+            drawn = [state.uniform4() for _ in range((vector + 3) // 4)]
+            out[linear : linear + vector] = [n for four in drawn for n in four][:vector]
     return out, advance
+
+
+def vector_size(itemsize: int, numel: int, first: int = 0) -> int:
+    """`get_vector_size` of Dropout.cu, built with CUDA 12.8 or later, for memory that begins `first` bytes
+    behind a multiple of 512."""
+    vector = next(v for v in (8, 4, 2, 1) if first % (v * itemsize) == 0)  # can_vectorize_up_to
+    vector = min(vector, 16 // itemsize)
+    while vector > 1 and numel % vector:
+        vector //= 2
+    return vector

@@ -49,9 +49,14 @@ def method(name: str, target: str, *args: Any) -> Operation:
 
 
 def drawing(meta: TensorMeta, *operations: Operation, outputs: Any = None) -> SegmentGraph:
-    """A graph of one input x, on a GPU, whose outputs are like it."""
+    """A graph of one input x, on a GPU, whose results are like it."""
     names = outputs or [operations[-1].name]
-    return SegmentGraph([("x", meta)], list(operations), names, [meta] * len(names), is_random=True)
+    by_rows = meta.strides == torch.empty(meta.sizes, device="meta").stride()
+    layouts = {} if by_rows else {o.name: meta.strides for o in operations}
+    metas = [meta] * len(names)
+    return SegmentGraph(
+        [("x", meta)], list(operations), names, metas, is_random=True, layouts=layouts
+    )
 
 
 class Drawing(_Runner):
@@ -158,10 +163,11 @@ def test_bernoulli_is_aten_s(dtype: torch.dtype, tmp_path: Path, monkeypatch: An
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize(("numel", "vector"), [(1, 1), (4097, 1), (20001, 1), (12, 4), (20004, 4)])
+@pytest.mark.parametrize("numel", [1, 4097, 20001, 2, 20002, 12, 20004, 16, 20008, 65544])
 def test_dropout_is_aten_s(
-    numel: int, vector: int, dtype: torch.dtype, tmp_path: Path, monkeypatch: Any
+    numel: int, dtype: torch.dtype, tmp_path: Path, monkeypatch: Any
 ) -> None:
+    vector = cuda_draws.vector_size(dtype.itemsize, numel)
     # With 0.04 it matters that the scale is of the rounded probability.
     dropped = call("v1", "torch.nn.functional.dropout", Ref("v0"), 0.04, True)
     graph = drawing(meta_of(numel, dtype=dtype), call("v0", "torch.neg", Ref("x")), dropped)
@@ -178,6 +184,40 @@ def test_dropout_is_aten_s(
     )
     assert plan["draws"] == advance
     assert [step["op"] for step in plan["steps"]] == ["launch"]  # all of it fused
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("turned", [False, True])
+def test_dropout_of_parts_and_by_channels(
+    turned: bool, dtype: torch.dtype, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Neighbours are neighbours in memory, as many as the first address allows."""
+    seen = call("v1", "torch.transpose", Ref("v0"), 0, 1)
+    if not turned:
+        seen = call("v1", "torch.narrow", Ref("v0"), 0, 1, 7)
+    sizes, strides, first = ((66, 8), (1, 66), 0) if turned else ((7, 66), (66, 1), 66)
+    meta = meta_of(8, 66, dtype=dtype)
+    graph = drawing(
+        meta,
+        call("v0", "torch.neg", Ref("x")),
+        seen,
+        call("v2", "torch.nn.functional.dropout", Ref("v1"), 0.5, True),
+    )
+    out = meta_of(*sizes, dtype=dtype, strides=strides)
+    graph = replace(graph, output_metas=[out])
+    if turned:
+        options = CodegenOptions(gpu="sm_90", gpu_blocks=RESIDENT)
+        with pytest.raises(CompileError, match="lies otherwise than in eager"):
+            compile_graph(graph, out_dir=tmp_path, options=options)
+        graph = replace(graph, layouts={"v1": strides, "v2": strides})
+    (got,), _ = run(graph, -torch.ones(8, 66, dtype=dtype), tmp_path, monkeypatch)
+    numel = sizes[0] * sizes[1]
+    vector = cuda_draws.vector_size(dtype.itemsize, numel, first * dtype.itemsize)
+    assert vector > 1
+    numbers, _ = cuda_draws.dropout(SEED, OFFSET, numel, RESIDENT, vector)
+    kept = torch.from_numpy(numbers < 0.5).to(dtype) * 2
+    assert got.stride() == strides
+    same(got.as_strided((numel,), (1,)), kept)
 
 
 def test_draws_follow_each_other(tmp_path: Path, monkeypatch: Any) -> None:
@@ -303,7 +343,8 @@ REFUSED: dict[str, tuple[TensorMeta, list[Operation]]] = {
 def test_what_is_not_certain_is_refused(name: str, tmp_path: Path) -> None:
     meta, operations = REFUSED[name]
     options = CodegenOptions(gpu="sm_90", gpu_blocks=RESIDENT)
-    with pytest.raises(CompileError, match="kernels do not draw as it does on a GPU"):
+    why = "kernels do not draw as it does on a GPU|draws for a tensor that lies otherwise"
+    with pytest.raises(CompileError, match=why):
         compile_graph(drawing(meta, *operations), out_dir=tmp_path, options=options)
 
 
