@@ -41,6 +41,9 @@ POINTER_TYPE = {
     "uint8": "*u8",
     "bool": "*i1",
 }
+_MEMORY_TYPE = {
+    **{name: f"tl.{name}" for name in POINTER_TYPE if name != "bool"},
+}
 COMBINE = {
     "sum": "{0} + {1}",
     "prod": "{0} * {1}",
@@ -134,8 +137,10 @@ class Emitter(Lines):
         body = "\n".join(self.lines)
         symbols = symbols_of(body)
         numbers = [f"s{n}" for n in symbols] + [f"d{i}" for i in range(len(self.drawn))]
-        params = [f"p{i}" for i in range(len(self.kernel.params))] + numbers
-        types = [POINTER_TYPE[p.dtype] for p in self.kernel.params] + ["i64"] * len(numbers)
+        rows = list(enumerate(self.kernel.params))
+        numbers += [f"h{i}" for i, p in rows if p.host]
+        params = [f"p{i}" for i, p in rows if not p.host] + numbers
+        types = [POINTER_TYPE[p.dtype] for _, p in rows if not p.host] + ["i64"] * len(numbers)
         head = HEAD.format(" ".join(types), warps) + (STAGES.format(stages) if stages else "")
         return f"{head}\ndef @({', '.join(params)}):\n{body}\n"
 
@@ -333,7 +338,17 @@ class Emitter(Lines):
     def _expr_load(self, e: ir.Load) -> str:
         if e.buffer == ir.RESULTS:
             return SUMS
+        if self.kernel.params[e.buffer].host:
+            return self._host_number(e)
         return self._loaded_from(self._pointer(e.buffer, e.address), e)
+
+    def _host_number(self, e: ir.Load) -> str:
+        """The value behind a number's bits, of which those of its dtype count."""
+        bits = f"tl.full({[1] * self.rank}, h{e.buffer}, tl.int64)"
+        if e.dtype == "bool":
+            return f"(({bits} & 255) != 0)"
+        narrow = f"{bits}.to(tl.int{8 * ir.ITEM_BYTES[e.dtype]}).to({_MEMORY_TYPE[e.dtype]}, bitcast=True)"
+        return f"{narrow}.to({COMPUTE_TYPE[e.type]})"
 
     def _expr_gather(self, e: ir.Gather) -> str:
         # Behind the end places are those of zeros, inside of the table.

@@ -225,6 +225,7 @@ def rounded(value: Expr, dtype: str) -> Expr:
 class Param:
     dtype: str
     written: bool
+    host: bool = False  # one element in the processor's memory: a GPU's kernel is given its value
 
 
 @dataclass

@@ -7,7 +7,7 @@ Invariant: every pass's result is dumped under the pass's name, and verified whe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,9 @@ def schedule_(c: Compilation) -> str:
     groups = [s for s in [*c.steps, *c.commit] if isinstance(s, Group)]
     for i, group in enumerate(groups):
         result = c.target.schedule(group, c.program.sizes, c.stored, f"g{i}")
+        for k, buffer in enumerate(result.buffers):
+            if c.graph.buffers[buffer].host:
+                result.kernel.params[k] = replace(result.kernel.params[k], host=True)
         result.kernel.streamed = _streamed(c, result)
         if c.options.verify:
             for kernel in result.kernels():

@@ -8,7 +8,7 @@ input or output that eager would share it with.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from accel.codegen.memory import Life, place
 from accel.codegen.options import CompileError
 from accel.codegen.program import ExternNode, Program, TemplateNode, reads, writes
 from accel.codegen.symbols import Dim, is_same, is_symbolic, node
-from accel.codegen.tensor_graph import Severed, View, is_certain, nested_views
+from accel.codegen.tensor_graph import Buffer, Severed, View, is_certain, nested_views
 
 # Their kernels copy the whole storage of what they are given, offset and all.
 _COPIES_STORAGE = frozenset(
@@ -28,12 +28,13 @@ _COPIES_STORAGE = frozenset(
 
 @dataclass(frozen=True)
 class Launch:
-    """How a kernel of a GPU is started: how many programs, which symbols it takes, and which
-    numbers of the generator's stream (`loop_ir.RunNumber`)."""
+    """How a kernel of a GPU is started: how many programs, which symbols it takes, which
+    numbers of the generator's stream (`loop_ir.RunNumber`), and which of its buffers by their value."""
 
     grid: Any
     symbols: list[int]
     drawn: list[int | None]
+    hosts: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Planner:
         plan: dict[str, Any] = {
             "version": 1,
             "library": None,
-            "inputs": [self._layout(self.graph.buffers[b].view) for b in self.graph.inputs],
+            "inputs": [self._input(self.graph.buffers[b]) for b in self.graph.inputs],
             "arena_bytes": arena_bytes,
             "speculations": [
                 {"buffer": self.view_id(v), "expected": expected}
@@ -106,6 +107,9 @@ class Planner:
         return plan
 
     # ------------------------------------------------------------ buffers
+
+    def _input(self, buffer: Buffer) -> dict[str, Any]:
+        return self._layout(buffer.view) | ({"host": True} if buffer.host else {})
 
     def _needed(self) -> set[int]:
         """Buffers that something reads; an operation may leave its other results undefined."""
@@ -269,13 +273,15 @@ class Planner:
         if use.takes_symbols:
             ids.append(self.symbol_values)
         if use.launch is not None:
+            hosts = [self.id_of(b) for b in use.launch.hosts]
             return {
                 "op": "launch",
                 "symbol": use.symbol,
-                "buffers": ids,
+                "buffers": [b for b in ids if b not in hosts],
                 "grid": _plain(use.launch.grid),
                 "numbers": [{"e": ["s", k]} for k in use.launch.symbols]
-                + ["seed" if k is None else {"drawn": k} for k in use.launch.drawn],
+                + ["seed" if k is None else {"drawn": k} for k in use.launch.drawn]
+                + [{"host": b} for b in hosts],
             }
         return {"op": "kernel", "symbol": use.symbol, "buffers": ids, "parallel": use.parallel}
 

@@ -89,7 +89,8 @@ def _is_measurable(site: Site) -> bool:
         return False
     groups = [s for s in site.steps if isinstance(s, Group)]
     found = [e for g in groups for n in g.nodes for e in leaves(n.expr)]
-    return not any(isinstance(e, RunNumber) for e in found)
+    hosts = any(site.program.graph.buffers[b].host for g in groups for b in g.reads())
+    return not hosts and not any(isinstance(e, RunNumber) for e in found)
 
 
 def _tried(site: Site) -> list[Blocks]:

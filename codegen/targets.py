@@ -94,10 +94,12 @@ def _emit_triton(group: Group, scheduled: Scheduled) -> tuple[str, Launch | None
 
     if isinstance(group, Product):
         text, grid = emit_product(group, scheduled)
-        return text, Launch(grid, symbols_of(text), run_numbers(scheduled.kernel))
-    tiles = choose_tiles(scheduled.kernel)
-    text = emit_triton(scheduled.kernel, tiles)
-    return text, Launch(tiles.grid(), symbols_of(text), run_numbers(scheduled.kernel))
+    else:
+        tiles = choose_tiles(scheduled.kernel)
+        text, grid = emit_triton(scheduled.kernel, tiles), tiles.grid()
+    params = zip(scheduled.buffers, scheduled.kernel.params, strict=True)
+    hosts = [buffer for buffer, param in params if param.host]
+    return text, Launch(grid, symbols_of(text), run_numbers(scheduled.kernel), hosts)
 
 
 def _build_cubins(texts: Texts, out_dir: Path, options: CodegenOptions) -> dict[str, Any]:

@@ -57,6 +57,9 @@ class Buffer:
     input: int | None = None
     constant: tuple[Any, ...] | None = None
     memory: int = 0  # of an output: elements that its memory has in eager, where they are more
+    host: bool = (
+        False  # a number on the processor, in a graph on a GPU: launches are given its value
+    )
 
     @property
     def view(self) -> View:

@@ -308,7 +308,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
             raise CompileError(f"tensors on {self.device} and on {device} in one graph")
 
     def _input(self, index: int, meta: TensorMeta) -> FakeTensor:
-        self._place(meta.device)
+        host = meta.is_number and self.device not in (None, "cpu")
+        if not host:
+            self._place(meta.device)
         sizes: tuple[Any, ...] = meta.sizes
         strides: tuple[Any, ...] = meta.strides
         if self.shapes is not None:
@@ -318,7 +320,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         fake = storage.as_strided(sizes, strides, meta.storage_offset)
         sizes, strides = self._numbers(sizes), self._numbers(strides)
         buffer = self.graph.new_buffer(
-            span(sizes, strides), meta.dtype, sizes, strides, input=index
+            span(sizes, strides), meta.dtype, sizes, strides, input=index, host=host
         )
         self.graph.inputs.append(buffer.id)
         self.storages[storage_key(fake)] = _Storage(
@@ -401,6 +403,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
     def _commit(self, state: _Storage) -> Commit:
         original = self.graph.buffers[state.original]
         assert state.input is not None
+        if original.host:
+            raise CompileError("a number on the processor is written")
         fake, version = self.fakes[state.input]
         counted = fake._version - version - self.unseen.get(state.input, 0)  # not by way of `.data`
         versions = counted if state.versioned else 0

@@ -192,8 +192,9 @@ void verify_inputs(const Plan& plan, c10::TensorImpl* const* inputs) {
   for (size_t i = 0; i < plan.inputs.size(); ++i) {
     const Layout& expected = plan.inputs[i];
     const c10::TensorImpl* impl = inputs[i];
-    TORCH_CHECK(impl->device() == plan.device && impl->layout() == at::kStrided, "input ", i,
-                " is not a dense tensor on ", plan.device);
+    c10::Device device = expected.host ? c10::Device(c10::kCPU) : plan.device;
+    TORCH_CHECK(impl->device() == device && impl->layout() == at::kStrided, "input ", i,
+                " is not a dense tensor on ", device);
     TORCH_CHECK(impl->sizes() == c10::IntArrayRef(expected.sizes) &&
                     impl->strides() == c10::IntArrayRef(expected.strides) &&
                     impl->dtype().toScalarType() == expected.dtype,

@@ -9,6 +9,8 @@
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/InferenceMode.h>
 
+#include <cstring>
+
 namespace accel {
 namespace {
 
@@ -210,6 +212,12 @@ uint64_t Frame::value_of(const LaunchNumber& number) const {
     case LaunchNumber::plain: break;
     case LaunchNumber::seed: return seed_;
     case LaunchNumber::drawn: return block_ + static_cast<uint64_t>(number.value);
+    case LaunchNumber::host: {
+      uint64_t bits = 0;
+      auto id = static_cast<size_t>(number.value);
+      std::memcpy(&bits, pointers_[id], c10::elementSize(plan_.buffers[id].layout.dtype));
+      return bits;
+    }
   }
   return static_cast<uint64_t>(number.value);
 }

@@ -132,7 +132,13 @@ class PlanParser {
     py::list list = as_list(member(source_, "inputs", "plan"), "inputs");
     for (size_t i = 0; i < list.size(); ++i) {
       std::string where = "inputs[" + std::to_string(i) + "]";
-      plan_.inputs.push_back(parse_layout(as_dict(list[i], where), where));
+      py::dict row = as_dict(list[i], where);
+      Layout layout = parse_layout(row, where);
+      layout.host = row.contains("host");
+      if (layout.host && (layout.numel != 1 || c10::elementSize(layout.dtype) > sizeof(uint64_t))) {
+        fail(where, "not one number");
+      }
+      plan_.inputs.push_back(std::move(layout));
     }
   }
 
@@ -308,6 +314,11 @@ class PlanParser {
     if (!PyDict_Check(item.ptr()) && !PyUnicode_Check(item.ptr())) {
       return {LaunchNumber::plain, take<int64_t>(item, where, "an integer")};
     }
+    if (PyDict_Check(item.ptr()) && as_dict(item, where).contains("host")) {
+      uint32_t id = buffer_id(as_dict(item, where)["host"], where + ".host");
+      if (!plan_.buffers[id].layout.host) fail(where, "not a number on the processor");
+      return {LaunchNumber::host, id};
+    }
     if (plan_.draws == 0) fail(where, "a number of a stream that the plan does not draw from");
     if (PyUnicode_Check(item.ptr())) {
       if (item.cast<std::string>() != "seed") fail(where, "expected 'seed'");
@@ -325,6 +336,7 @@ class PlanParser {
     for (const auto& item : as_list(member(dict, "buffers", where), where + ".buffers")) {
       uint32_t id = buffer_id(item, where + ".buffers");
       require_produced(id, where);
+      if (plan_.buffers[id].layout.host) fail(where, "a kernel cannot read the processor's memory");
       buffers.push_back(id);
       if (commit && !dict.contains("writes")) note_write(id, writes);
     }

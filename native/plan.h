@@ -33,6 +33,7 @@ struct Layout {
   int64_t numel = 0;
   size_t storage_bytes = 0;  // of the smallest storage that holds it at offset 0
   bool contiguous = false;
+  bool host = false;  // of an input on a GPU's plan: a number in the processor's memory
 };
 
 // A buffer id is an index into Plan::buffers. `root` is the buffer whose memory it
@@ -64,7 +65,8 @@ struct KernelStep {
 // What a launch is given behind addresses: a value, or one of the generator's stream as the run
 // begins: the seed, or the block of four numbers that is `value` blocks further on.
 struct LaunchNumber {
-  enum Kind : uint8_t { plain, seed, drawn } kind;
+  // Of a `host` the value is the input's buffer, whose bits the kernel gets.
+  enum Kind : uint8_t { plain, seed, drawn, host } kind;
   int64_t value;
 };
 

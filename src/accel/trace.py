@@ -65,6 +65,11 @@ class TensorMeta:
         )
 
     @property
+    def is_number(self) -> bool:
+        """Without dimensions, on the processor: what operations on a GPU take as numbers."""
+        return self.device == "cpu" and not self.sizes
+
+    @property
     def torch_dtype(self) -> torch.dtype:
         return getattr(torch, self.dtype)  # type: ignore[no-any-return]
 

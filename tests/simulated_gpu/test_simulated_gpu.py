@@ -179,11 +179,76 @@ def test_programs_on_a_gpu_and_on_the_processor() -> None:
 with torch.no_grad():
     print(tried(numbers, "cuda"), tried(table, "cuda"))
     print(tried(kept, "cuda")[1] > 0, tried(drawn, "cuda")[1] > 0)
-    print(tried(moved, "cpu")[1], tried(fetched, "cuda")[1], tried(host_scalar, "cuda")[1])
+    print(tried(moved, "cpu")[1], tried(fetched, "cuda")[1], tried(host_scalar, "cuda"))
     print(tried(Model().cuda(), "cpu")[1] > 0)
 """
     )
-    assert printed == ["[1, 0] [1, 0]", "True True", "1 2 2", "True"]
+    assert printed == ["[1, 0] [1, 0]", "True True", "1 2 [1, 0]", "True"]
+
+
+def test_numbers_that_change_are_given_to_launches() -> None:
+    """Python's, and tensors without dimensions on the processor, of every dtype; one variant for all values."""
+    printed = script(
+        """
+class Schedule:
+    def __init__(self):
+        self.temperature = 1.0
+
+schedule = Schedule()
+
+def cooled(x):
+    return (x / schedule.temperature).softmax(-1) * schedule.temperature
+
+def with_number(x, n):
+    return x * n, torch.where(x > 0, x, n), (x + n).sum(-1)
+
+def trained(x, w, n):
+    return ((x @ w).tanh() * n).sum()
+
+def same(got, wanted):
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+root = accel.optimize(cooled)
+for turn in range(12):
+    schedule.temperature = 0.5 + turn / 3
+    x, before = torch.randn(3, 5, device="cuda"), accel.counters()["calls_compiled"]
+    got = root(x)
+    accel.wait()
+    with accel.disable():
+        same(got, cooled(x))
+served = accel.counters()["calls_compiled"] - before
+(variants,) = (len(r.variants) for r in accel.driver.current.roots if r.name == "cooled")
+print(served, variants <= 2)
+
+for dtype in "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool".split():
+    def one(x, n):
+        return with_number(x, n)
+
+    root = accel.optimize(one)
+    for value in (3, 1, 0, 2, 7):
+        n = torch.tensor(value).to(getattr(torch, dtype))
+        x, before = torch.randn(3, 5, device="cuda"), accel.counters()["calls_compiled"]
+        got = root(x, n)
+        accel.wait()
+        with accel.disable():
+            same(got, with_number(x, n))
+    assert accel.counters()["calls_compiled"] - before == 1, dtype
+
+root = accel.optimize(trained)
+for turn in range(4):
+    x, n = torch.randn(3, 4, device="cuda"), torch.tensor(turn + 0.5)
+    w = torch.randn(4, 2, device="cuda", requires_grad=True)
+    before = accel.counters()["backwards_compiled"]
+    root(x, w, n).backward()
+    accel.wait()
+    (got, w.grad) = (w.grad, None)
+    with accel.disable():
+        trained(x, w, n).backward()
+    same(got, w.grad)
+print(accel.counters()["backwards_compiled"] - before)
+"""
+    )
+    assert printed == ["1 True", "1"]
 
 
 def test_a_gpu_without_a_number_is_the_current_one() -> None:

@@ -534,8 +534,6 @@ class LiftedEvents(NumberEvents):
         tensor, number = (first, second) if type(first) in PLAIN_TENSORS else (second, first)
         if type(tensor) not in PLAIN_TENSORS or id(number) not in self.lifted:
             return ""
-        if tensor.device.type != "cpu":  # kernels there could not read it
-            return ""
         dtype = _EXACT_DTYPES.get(tensor.dtype, "")
         if dtype == "int64" and (type(number) is float or name in _REAL_ONLY):
             return ""
@@ -548,7 +546,7 @@ class LiftedEvents(NumberEvents):
         option, operations = _FACTORS[name]
         if id(kwargs.get(option)) not in self.lifted or len(args) != len(operations) + 1:
             return False
-        plain = all(type(a) in PLAIN_TENSORS and a.device.type == "cpu" for a in args)
+        plain = all(type(a) in PLAIN_TENSORS for a in args)
         dtypes = {a.dtype if plain else None for a in args}
         return dtypes in ({torch.float32}, {torch.float64})
 

@@ -43,7 +43,8 @@ class OperationEvents(CastRules):
         source = self.source_of(tensor)
         if source is None:
             raise Void("unknown_tensor", str(tuple(tensor.shape)))
-        self.place(tensor)
+        if not (tensor.dim() == 0 and tensor.device.type == "cpu" and not tensor.requires_grad):
+            self.place(tensor)  # numbers go with any device
         name = f"a{len(self.inputs)}"
         self.inputs.append((name, source, TensorMeta.of(tensor)))
         self.versions[name] = version(tensor)

@@ -243,6 +243,28 @@ def test_numbers_of_the_processor_may_meet_a_gpu(tmp_path: Path) -> None:
         compile_graph(given_back, out_dir=tmp_path, options=CodegenOptions(gpu="sm_80"))
 
 
+@pytest.mark.parametrize("gpu", ["sm_80", "sm_90"])
+def test_numbers_of_every_dtype_are_given_to_launches(gpu: str, tmp_path: Path) -> None:
+    dtypes = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool".split()
+    graph = of_a_gpu(
+        *(
+            call(f"v{k}", "torch.mul", Ref(f"v{k - 1}" if k else "x"), Ref(f"n{k}"))
+            for k in range(10)
+        ),
+        call("v", "torch.softmax", Ref("v9"), -1),
+    )
+    numbers = [(f"n{k}", TensorMeta((), (), dtype)) for k, dtype in enumerate(dtypes)]
+    graph = replace(graph, inputs=[*graph.inputs, *numbers])
+    options = CodegenOptions(verify=True, gpu=gpu)
+    plan = compile_graph(graph, out_dir=tmp_path, options=options)
+    (step,) = plan["steps"]
+    assert step["op"] == "launch" and len(step["buffers"]) == 2
+    assert [
+        plan["inputs"][plan["buffers"][n["host"]]["index"]]["dtype"] for n in step["numbers"]
+    ] == dtypes
+    assert is_sound(tmp_path / plan["library"])
+
+
 def test_what_cannot_be_compiled_for_a_gpu_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -146,3 +146,65 @@ for more in ({"draws": 6}, {"draws": 0}, {"device": "cpu"}, {"draws": None},
         f"{where}: out of range",
         f"{where}: expected an integer",
     ]
+
+
+_NUMBERS = """
+def with_number(number, dtype, sizes=(), host=True, buffers=(0,), **more):
+    row = {"sizes": list(sizes), "strides": [1] * len(sizes), "dtype": dtype}
+    inputs = [{"sizes": [], "strides": [], "dtype": "bool"}, {**row, "host": True} if host else row]
+    both = [{"kind": "input", "index": 0}, {"kind": "input", "index": 1}]
+    made = plan(({"host": number}, 1, 2), draws=None, inputs=inputs, **{"buffers": both, "speculations": [], **more})
+    made["steps"][0]["buffers"] = list(buffers)
+    return native.Executor(made, os.environ["IMAGES"])
+"""
+
+
+def test_numbers_of_the_processor_are_read_at_each_launch(folder: Path, tmp_path: Path) -> None:
+    """Of every width, as bits; the tensor may have changed in between."""
+    script = (
+        _NUMBERS
+        + """
+for dtype, value in (("float64", 0.5), ("float32", -2.0), ("int64", -3), ("uint8", 200), ("bfloat16", 1.0)):
+    e, n = with_number(1, dtype), torch.tensor(value, dtype=getattr(torch, dtype))
+    e.run([yes, n])
+    e.run([yes, n.add_(n)])
+"""
+    )
+    lines = run(script, folder, tmp_path / "log")
+
+    def bits(value: float, dtype: torch.dtype) -> int:
+        raw = torch.tensor([value], dtype=dtype).view(torch.uint8).tolist()
+        return int.from_bytes(bytes(raw), "little")
+
+    wanted = [
+        bits(value, dtype)
+        for dtype, first, second in (
+            (torch.float64, 0.5, 1.0),
+            (torch.float32, -2.0, -4.0),
+            (torch.int64, -3, -6),
+            (torch.uint8, 200, 144),
+            (torch.bfloat16, 1.0, 2.0),
+        )
+        for value in (first, second)
+    ]
+    numbers = [line for line in lines if line.startswith("number")]
+    assert numbers == [f"number {n}" for bits_ in wanted for n in (bits_, 1, 2)]
+
+
+def test_faulty_plans_with_numbers_of_the_processor(folder: Path, tmp_path: Path) -> None:
+    script = (
+        _NUMBERS
+        + """
+for args, more in (((0, "float32"), {}), ((1, "float32"), {"host": False}), ((1, "float32"), {"sizes": (2,)}),
+                   ((1, "complex128"), {}), ((1, "float32"), {"buffers": (0, 1)}), ((7, "float32"), {})):
+    print(failure(lambda: with_number(*args, **more)))
+"""
+    )
+    assert run(script, folder, tmp_path / "log")[:6] == [
+        "ValueError: plan: steps[0].numbers: not a number on the processor",
+        "ValueError: plan: steps[0].numbers: not a number on the processor",
+        "ValueError: plan: inputs[1]: not one number",
+        "ValueError: plan: inputs[1]: not one number",
+        "ValueError: plan: steps[0]: a kernel cannot read the processor's memory",
+        "ValueError: plan: steps[0].numbers.host: there is no buffer 7",
+    ]
