@@ -134,7 +134,7 @@ def lower_graph(
     _materialise_constants(builder)
     for commit in graph.commits:
         _lower_commit(builder, commit.region, commit.value)
-    _drop_dead(program)
+    _drop_dead(program, builder.read if target.asserts else None)
     return program
 
 
@@ -191,6 +191,10 @@ def _extern(node: Node) -> ExternNode:
     return ExternNode(name, node.args, node.kwargs, list(node.results), None, node.location)
 
 
+def _asserts(step: LoopNode | ExternNode | TemplateNode, read: set[int]) -> bool:
+    return isinstance(step, LoopNode) and bool(step.gathers()) and step.buffer not in read
+
+
 def _materialise_constants(b: Builder) -> None:
     """Constants that calls or outputs want as memory get a node that writes them."""
     steps = b.program.steps
@@ -220,14 +224,17 @@ def _lower_commit(b: Builder, region: View, value: View) -> None:
         b.program.steps = steps
 
 
-def _drop_dead(program: Program) -> None:
+def _drop_dead(program: Program, read: set[int] | None) -> None:
+    """`read` are the buffers that some operation reads, where kernels assert what they gather by: what
+    nobody reads is gathered all the same then. Readers assert what they have taken in."""
     needed = {view.buffer for view in program.graph.roots()}
     for write in program.commit_steps:
         needed |= reads(write)
     kept: list[LoopNode | ExternNode | TemplateNode] = []
     for step in reversed(program.steps):
         # A call may raise: it stays even when nobody reads its result.
-        if isinstance(step, ExternNode) or needed & writes(step):
+        raises = isinstance(step, ExternNode) or (read is not None and _asserts(step, read))
+        if raises or needed & writes(step):
             needed |= reads(step)
             kept.append(step)
     program.steps = kept[::-1]

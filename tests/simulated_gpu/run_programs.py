@@ -111,7 +111,6 @@ _ELSEWHERE = {
     "torch.compile": "Inductor would look for the GPU",
     "language: special values in pointwise": "oneDNN's gelu of infinity is no number, a GPU's is",
     "autocast inside with float master weights": "eager rounds to bfloat16 once more than a kernel",
-    "whose result nobody reads": "a gather that nobody reads is left out, with its assertion",
 }
 _UNSERVED = (
     "not served compiled",
