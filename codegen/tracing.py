@@ -69,6 +69,14 @@ _OF_METADATA = {
 _CHECKED: dict[str, Callable[..., torch.Tensor]] = {
     "torch.nn.functional.one_hot": lambda x, num_classes=-1: ((x >= 0) & (x < num_classes)).all()
 }
+# Besides pointwise operations, what gives the same numbers in the same order on all devices.
+_EVERYWHERE = {
+    overload
+    for name in """arange cat clone constant_pad_nd copy empty empty_like empty_strided eye flip full full_like gather
+        index index_select new_empty new_full new_ones new_zeros ones ones_like repeat roll scalar_tensor stack
+        _to_copy tril triu zeros zeros_like""".split()
+    for overload in (getattr(getattr(aten, name), o) for o in getattr(aten, name).overloads())
+}
 _CONSTANT_MAX_NUMEL = 1024
 
 
@@ -505,6 +513,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
                 self._place(str(t.device))
             elif any(_is_on_gpu(other) for other in tree_leaves((args, kwargs))):
                 raise CompileError(f"{func} goes from {self.device} to the processor")
+            elif torch.Tag.pointwise not in func.tags and func not in _EVERYWHERE:
+                raise CompileError(f"{func} may answer otherwise on {self.device}")
         if self.device in (None, "cpu") or not any(
             a.name == "device" for a in func._schema.arguments
         ):

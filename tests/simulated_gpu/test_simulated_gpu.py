@@ -139,6 +139,9 @@ def fetched(x):
 def host_scalar(x, s=torch.tensor(0.5)):
     return (x.relu() * s + 1).sum(-1)
 
+def sorted_there(x):
+    return x.relu() * 2 + torch.tensor([1, 1, 0, 2, 0, 2, 1]).argsort().to(x.device)
+
 def drawn(x):
     return x.relu() * 2 + torch.rand(7).to(x.device)
 
@@ -178,12 +181,12 @@ def test_programs_on_a_gpu_and_on_the_processor() -> None:
         + """
 with torch.no_grad():
     print(tried(numbers, "cuda"), tried(table, "cuda"))
-    print(tried(kept, "cuda")[1] > 0, tried(drawn, "cuda")[1] > 0)
+    print(tried(kept, "cuda")[1] > 0, tried(drawn, "cuda")[1] > 0, tried(sorted_there, "cuda")[1] > 0)
     print(tried(moved, "cpu")[1], tried(fetched, "cuda")[1], tried(host_scalar, "cuda"))
     print(tried(Model().cuda(), "cpu")[1] > 0)
 """
     )
-    assert printed == ["[1, 0] [1, 0]", "True True", "1 2 [1, 0]", "True"]
+    assert printed == ["[1, 0] [1, 0]", "True True True", "1 2 [1, 0]", "True"]
 
 
 def test_numbers_that_change_are_given_to_launches() -> None:
