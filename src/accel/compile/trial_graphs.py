@@ -106,7 +106,8 @@ def replay_fault(graph: SegmentGraph, plan: dict[str, Any], library: str | None)
     """
     executor = runtime.native.Executor(plan, library)
     launched = runtime.native.cuda_graphs()["launched"]
-    eager = graph.to_fx()
+    # Not by the module's own call: called often, that would be compiled.
+    eager = torch.fx.Interpreter(graph.to_fx()).run
     held: list[tuple[torch.Tensor, torch.Tensor]] = []
     with torch.no_grad():
         for turn in range(_REPLAYS):

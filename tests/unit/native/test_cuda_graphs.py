@@ -226,7 +226,8 @@ print(facts())
     assert printed == ["[1, 1, 3, 0]"]
     middle = log.index("graphs True")
     plain, graphed = (
-        [line for line in part if line.startswith("number")] for part in (log[:middle], log[middle:])
+        [line for line in part if line.startswith("number")]
+        for part in (log[:middle], log[middle:])
     )
     assert plain == graphed and len(set(plain)) > 6
 
@@ -305,9 +306,7 @@ driver.fake_fail(b"cuGraphLaunch", 719)
 print(failure(e.run, [numbers(0)]), facts())
 """
     printed, _ = run(script, stand_ins, tmp_path / "log")
-    assert printed == [
-        "DeclinedError: a graph cannot be launched: CUDA_ERROR_UNKNOWN [1, 1, 1, 0]"
-    ]
+    assert printed == ["DeclinedError: a graph cannot be launched: CUDA_ERROR_UNKNOWN [1, 1, 1, 0]"]
 
 
 def test_how_many_graphs_there_are_is_bounded(stand_ins: Path, tmp_path: Path) -> None:  # noqa: F811
