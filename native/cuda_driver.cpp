@@ -38,6 +38,16 @@ constexpr Result FINAL[] = {
     721,  // CUDA_ERROR_CONTAINED
 };
 
+// CUDA_KERNEL_NODE_PARAMS_v2
+struct KernelNode {
+  void* function;
+  unsigned grid[3], block[3], shared_bytes;
+  void** arguments;
+  void** extra;
+  void* kernel;  // read if there is no function
+  void* context;
+};
+
 struct Driver {
   Result (*init)(unsigned flags);
   Result (*version)(int* version);
@@ -57,10 +67,19 @@ struct Driver {
   Result (*capturing)(void* stream, int* status);
   Result (*exchange_mode)(int* mode);
   Result (*finish_loading)(void* function);  // null before CUDA 12.4
+  Result (*make_graph)(void** graph, unsigned flags);
+  Result (*add_kernel)(void** node, void* graph, void* const* behind, size_t count,
+                       const KernelNode* kernel);
+  Result (*make_ready)(void** ready, void* graph, unsigned long long flags);
+  Result (*set_kernel)(void* ready, void* node, const KernelNode* kernel);
+  Result (*launch_graph)(void* ready, void* stream);
+  Result (*destroy_ready)(void* ready);
+  Result (*destroy_graph)(void* graph);
   Result (*error_name)(Result error, const char** text);
 
   int known_version = 0;
-  std::string missing;  // why there is no driver
+  std::string missing;         // why there is no driver
+  std::string graphs_missing;  // why it makes no graphs
 };
 
 template <typename Function>
@@ -105,6 +124,14 @@ Driver load_driver() {
              find(library, "cuGetErrorName", d.error_name, d.missing);
   if (!all) return d;
   d.finish_loading = reinterpret_cast<Result (*)(void*)>(dlsym(library, "cuFuncLoad"));
+  // What CUDA 12's cuda.h means by the names without `_v2` and `WithFlags`.
+  find(library, "cuGraphCreate", d.make_graph, d.graphs_missing) &&
+      find(library, "cuGraphAddKernelNode_v2", d.add_kernel, d.graphs_missing) &&
+      find(library, "cuGraphInstantiateWithFlags", d.make_ready, d.graphs_missing) &&
+      find(library, "cuGraphExecKernelNodeSetParams_v2", d.set_kernel, d.graphs_missing) &&
+      find(library, "cuGraphLaunch", d.launch_graph, d.graphs_missing) &&
+      find(library, "cuGraphExecDestroy", d.destroy_ready, d.graphs_missing) &&
+      find(library, "cuGraphDestroy", d.destroy_graph, d.graphs_missing);
   if (Result error = d.version(&d.known_version)) {
     d.missing = "NVIDIA's driver does not say its version: " + error_text(d, error);
   } else if (d.known_version < MIN_VERSION) {
@@ -288,20 +315,118 @@ const CudaKernel::Loaded& CudaKernel::image_for(const std::vector<uint64_t>& val
   throw DriverError("kernel " + symbol_ + " has no image for these addresses");
 }
 
-void CudaKernel::launch(void* stream, uint64_t grid, std::vector<uint64_t>& values,
-                        size_t pointers, std::vector<void*>& arguments) const {
+void CudaKernel::prepare(KernelLaunch& launch, uint64_t grid, size_t pointers) const {
+  launch.kernel = this;
+  launch.function = nullptr;
   if (grid == 0) return;
   if (grid > MAX_GRID) throw DriverError("kernel " + symbol_ + " would need too many programs");
-  const Loaded& image = image_for(values, pointers);
-  values.resize(values.size() + scratch_pointers_, 0);
+  const Loaded& image = image_for(launch.values, pointers);
+  launch.values.resize(launch.values.size() + scratch_pointers_, 0);
+  launch.function = image.function;
+  launch.grid = static_cast<unsigned>(grid);
+  launch.shared_bytes = image.shared_bytes;
+}
+
+namespace {
+
+void** addresses_of(KernelLaunch& launch, std::vector<void*>& arguments) {
   arguments.clear();
-  for (uint64_t& value : values) arguments.push_back(&value);
+  for (uint64_t& value : launch.values) arguments.push_back(&value);
+  return arguments.data();
+}
+
+}  // namespace
+
+void CudaKernel::launch(void* stream, KernelLaunch& launch, std::vector<void*>& arguments) const {
+  if (!launch.function) return;
   const Driver& d = driver();
   Current current(d, context_);
   check(d,
-        d.launch(image.function, static_cast<unsigned>(grid), 1, 1, threads_, 1, 1,
-                 image.shared_bytes, stream, arguments.data(), nullptr),
+        d.launch(launch.function, launch.grid, 1, 1, threads_, 1, 1, launch.shared_bytes, stream,
+                 addresses_of(launch, arguments), nullptr),
         "kernel " + symbol_ + " cannot be launched");
+}
+
+// ---- graphs ---------------------------------------------------------------------
+
+namespace {
+
+KernelNode node_of(KernelLaunch& launch, unsigned threads, std::vector<void*>& arguments) {
+  return {launch.function, {launch.grid, 1, 1}, {threads, 1, 1}, launch.shared_bytes,
+          addresses_of(launch, arguments), nullptr, nullptr, nullptr};
+}
+
+}  // namespace
+
+CudaGraph::CudaGraph(const std::vector<KernelLaunch>& launches) : launches_(launches) {
+  const Driver& d = driver();
+  if (!d.graphs_missing.empty()) throw DriverError(d.graphs_missing);
+  context_ = launches_.front().kernel->context_;
+  Current current(d, context_);
+  OutsideOfCaptures outside(d);
+  check(d, d.make_graph(&graph_, 0), "no graph can be made");
+  try {
+    add_nodes();
+    check(d, d.make_ready(&ready_, graph_, 0), "a graph cannot be made ready");
+  } catch (...) {
+    d.destroy_graph(graph_);
+    throw;
+  }
+}
+
+CudaGraph::~CudaGraph() {
+  try {
+    const Driver& d = driver();
+    Current current(d, context_);
+    OutsideOfCaptures outside(d);
+    d.destroy_ready(ready_);
+    d.destroy_graph(graph_);
+  } catch (const DriverError&) {  // the driver has gone, and all that it had with it
+  }
+}
+
+void CudaGraph::add_nodes() {
+  const Driver& d = driver();
+  std::vector<void*> arguments;
+  void* last = nullptr;
+  for (KernelLaunch& launch : launches_) {
+    void* node = nullptr;
+    if (launch.function) {
+      KernelNode kernel = node_of(launch, launch.kernel->threads_, arguments);
+      check(d, d.add_kernel(&node, graph_, &last, last ? 1 : 0, &kernel),
+            "kernel " + launch.kernel->symbol_ + " cannot be part of a graph");
+      last = node;
+    }
+    nodes_.push_back(node);
+  }
+}
+
+bool CudaGraph::fits(const std::vector<KernelLaunch>& launches) const {
+  return std::equal(launches.begin(), launches.end(), launches_.begin(), launches_.end(),
+                    [](const KernelLaunch& a, const KernelLaunch& b) {
+                      return a.function == b.function && a.grid == b.grid;
+                    });
+}
+
+void CudaGraph::set(const std::vector<KernelLaunch>& launches) {
+  const Driver& d = driver();
+  Current current(d, context_);
+  std::vector<void*> arguments;
+  for (size_t i = 0; i < launches.size(); ++i) {
+    KernelLaunch& launch = launches_[i];
+    if (!nodes_[i] || launch.values == launches[i].values) continue;
+    launch.values = launches[i].values;
+    KernelNode kernel = node_of(launch, launch.kernel->threads_, arguments);
+    check(d, d.set_kernel(ready_, nodes_[i], &kernel),
+          "a graph does not take the parameters of kernel " + launch.kernel->symbol_);
+  }
+}
+
+void CudaGraph::launch(void* stream) const {
+  const Driver& d = driver();
+  Current current(d, context_);
+  OutsideOfCaptures outside(d);  // its first launch may take memory
+  check(d, d.launch_graph(ready_, stream), "a graph cannot be launched");
 }
 
 // ---- Python ---------------------------------------------------------------------

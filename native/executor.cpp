@@ -7,6 +7,7 @@
 #include "cuda_generator.h"
 #include "forced_failures.h"
 #include "frame.h"
+#include "launch_graphs.h"
 #include "output_pool.h"
 #include "run_errors.h"
 #include "tensors.h"
@@ -53,7 +54,8 @@ bool verifying() {
 
 class Executor {
  public:
-  Executor(Library library, Plan plan) : library_(std::move(library)), plan_(std::move(plan)) {
+  Executor(Library library, Plan plan)
+      : library_(std::move(library)), plan_(std::move(plan)), graphs_(plan_) {
     size_t pooled = 0;
     for (uint32_t id : plan_.output_buffers) {
       size_t bytes = plan_.buffers[id].layout.storage_bytes;
@@ -64,6 +66,7 @@ class Executor {
   ~Executor() { delete idle_.load(); }
 
   const Plan& plan() const { return plan_; }
+  LaunchGraphs& graphs() const { return graphs_; }
 
   // The kept frame, or a new one while that is in use (another thread, or a run inside a
   // run). No lock: a fork in the middle leaves nothing locked.
@@ -82,6 +85,7 @@ class Executor {
  private:
   Library library_;  // outlives the plan's kernel pointers
   Plan plan_;
+  mutable LaunchGraphs graphs_;
   mutable std::atomic<Frame*> idle_{nullptr};
 };
 
@@ -159,10 +163,19 @@ int64_t nanoseconds() {
       .count();
 }
 
+// `graphs`: those of these steps, if there may be some. They write nothing that the program can see.
 void run_steps(const Plan& plan, Frame& frame, const std::vector<Step>& steps, long threads,
-               size_t& finished, void* stream) {
+               size_t& finished, void* stream, LaunchGraphs* graphs) {
   std::vector<int64_t>* const times = step_times;
-  for (const Step& step : steps) {
+  for (size_t i = 0; i < steps.size(); ++i) {
+    const Step& step = steps[i];
+    if (graphs && step.kind == StepKind::launch && !times) {
+      if (size_t count = graphs->launch(i, frame, stream)) {
+        finished += count;
+        i += count - 1;
+        continue;
+      }
+    }
     int64_t start = times ? nanoseconds() : 0;
     switch (step.kind) {
       case StepKind::kernel: {
@@ -213,8 +226,9 @@ void check_capture(const Plan& plan) {
                             : "a value is asked for while a stream is captured");
 }
 
-RunStatus run_work(const Plan& plan, Frame& frame, c10::TensorImpl* const* inputs,
+RunStatus run_work(const Executor& executor, Frame& frame, c10::TensorImpl* const* inputs,
                    size_t& committed) {
+  const Plan& plan = executor.plan();
   GilRelease release(plan.releases_gil);
   c10::OptionalDeviceGuard device;
   if (plan.device.is_cuda()) device.reset_device(plan.device);
@@ -224,7 +238,7 @@ RunStatus run_work(const Plan& plan, Frame& frame, c10::TensorImpl* const* input
   frame.begin(inputs);
   long threads = thread_count(plan);
   size_t steps = 0;
-  run_steps(plan, frame, plan.steps, threads, steps, stream);
+  run_steps(plan, frame, plan.steps, threads, steps, stream, &executor.graphs());
   for (const Speculation& speculation : plan.speculations) {
     if (frame.truth(speculation.buffer) != speculation.expected) return RunStatus::misspeculated;
   }
@@ -233,7 +247,7 @@ RunStatus run_work(const Plan& plan, Frame& frame, c10::TensorImpl* const* input
   TORCH_CHECK(!must_fail(Failure::executor), "a failure that a test has asked for");
   if (!plan.commit.empty()) {
     frame.check_writable();
-    run_steps(plan, frame, plan.commit, threads, committed, stream);
+    run_steps(plan, frame, plan.commit, threads, committed, stream, nullptr);
   }
   return RunStatus::ok;
 }
@@ -241,11 +255,11 @@ RunStatus run_work(const Plan& plan, Frame& frame, c10::TensorImpl* const* input
 // ATen's warnings become Python warnings at the program's present line, as in eager.
 // A filter may turn one into an error: then the handler's destructor throws, which it
 // must not do while another exception is under way.
-RunStatus run_with_warnings(const Plan& plan, Frame& frame, c10::TensorImpl* const* inputs,
-                            size_t& committed) {
+RunStatus run_with_warnings(const Executor& executor, Frame& frame,
+                            c10::TensorImpl* const* inputs, size_t& committed) {
   torch::PyWarningHandler warnings;
   try {
-    return run_work(plan, frame, inputs, committed);
+    return run_work(executor, frame, inputs, committed);
   } catch (...) {
     warnings.set_in_exception();
     throw;
@@ -262,7 +276,7 @@ RunStatus run_plan(const Executor& executor, c10::TensorImpl* const* inputs,
   GpuDraws drawn(plan.device, plan.draws);
   if (plan.draws) frame.set_stream(drawn.seed(), drawn.block());
   auto work = plan.externs.empty() ? run_work : run_with_warnings;
-  RunStatus status = work(plan, frame, inputs, committed);
+  RunStatus status = work(executor, frame, inputs, committed);
   if (status == RunStatus::ok) {
     frame.collect(outputs);
     random.keep_drawn();

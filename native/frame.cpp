@@ -201,10 +201,16 @@ void Frame::run_kernel(const KernelStep& kernel, long threads) {
 }
 
 void Frame::run_launch(const LaunchStep& launch, void* stream) {
-  values_.clear();
-  for (uint32_t id : launch.buffers) values_.push_back(reinterpret_cast<uint64_t>(pointers_[id]));
-  for (const LaunchNumber& number : launch.numbers) values_.push_back(value_of(number));
-  launch.kernel->launch(stream, launch.grid, values_, launch.buffers.size(), arguments_);
+  prepare_launch(launch, launch_);
+  launch.kernel->launch(stream, launch_, arguments_);
+}
+
+void Frame::prepare_launch(const LaunchStep& launch, KernelLaunch& prepared) const {
+  std::vector<uint64_t>& values = prepared.values;
+  values.clear();
+  for (uint32_t id : launch.buffers) values.push_back(reinterpret_cast<uint64_t>(pointers_[id]));
+  for (const LaunchNumber& number : launch.numbers) values.push_back(value_of(number));
+  launch.kernel->prepare(prepared, launch.grid, launch.buffers.size());
 }
 
 uint64_t Frame::value_of(const LaunchNumber& number) const {

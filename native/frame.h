@@ -29,6 +29,8 @@ class Frame {
 
   void run_kernel(const KernelStep& kernel, long threads);
   void run_launch(const LaunchStep& launch, void* stream);
+  // With what it is given in this run.
+  void prepare_launch(const LaunchStep& launch, KernelLaunch& prepared) const;
   void run_extern(const ExternStep& step);
   void free_dynamic(uint32_t id) { tensors_[id] = at::Tensor(); }
   bool truth(uint32_t id) const;
@@ -61,7 +63,7 @@ class Frame {
   std::vector<at::Tensor> tensors_;  // by buffer id; inputs are borrowed, see end()
   std::vector<std::pair<uint32_t, at::Tensor>> severed_;  // outputs of this run, see plan.h
   std::vector<void*> arguments_;     // of the kernel being called
-  std::vector<uint64_t> values_;     // of the kernel being launched
+  KernelLaunch launch_;              // the one being launched
   uint64_t seed_ = 0, block_ = 0;    // of the random numbers that launches are given
   c10::TensorImpl* const* inputs_ = nullptr;
 };

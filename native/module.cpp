@@ -9,7 +9,7 @@ PYBIND11_MODULE(_native, m) {
   PyObject* module = m.ptr();
   if (accel::init_tensors(module) < 0 || accel::init_executor(module) < 0 ||
       accel::init_cuda_driver(module) < 0 || accel::init_cuda_generator(module) < 0 ||
-      accel::init_hidden_gpus(module) < 0 ||
+      accel::init_launch_graphs(module) < 0 || accel::init_hidden_gpus(module) < 0 ||
       accel::init_gradients(module) < 0 || accel::init_optimizers(module) < 0 || accel::init_guards(module) < 0 ||
       accel::init_forced_failures(module) < 0 || accel::init_checkpoints(module) < 0 ||
       accel::init_dispatch(module) < 0 ||

@@ -12,6 +12,7 @@ int init_tensors(PyObject* module);
 int init_forced_failures(PyObject* module);
 int init_executor(PyObject* module);
 int init_cuda_driver(PyObject* module);
+int init_launch_graphs(PyObject* module);
 int init_cuda_generator(PyObject* module);
 int init_hidden_gpus(PyObject* module);
 int init_gradients(PyObject* module);

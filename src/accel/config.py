@@ -101,6 +101,11 @@ class Config:
         "kernel's result is another",
         True,
     )
+    cuda_graphs: bool = _setting(
+        "on a GPU, kernels of ours that follow each other are launched at once, as a CUDA graph; each GPU is tried "
+        "first, and launches kernels one by one where a graph's result is another",
+        False,
+    )
     checkpoints: bool = _setting(
         "functions given to torch.utils.checkpoint(use_reentrant=False) run compiled, both times; what "
         "they read must not change before their backward",

@@ -29,6 +29,7 @@ NAMES = (
     "backwards_compiled",
     "backwards_recomputed",
     "optimizer_steps",
+    "cuda_graphs_launched",
     "ops_compiled",
     "ops_eager",
     "seconds_recording",

@@ -526,7 +526,8 @@ class Driver:
         return bool(self.service.idle(timeout_s))
 
     def read_counters(self) -> dict[str, float]:
-        return self.counters.snapshot() | self.totals.read(self.roots)
+        launched = {"cuda_graphs_launched": runtime.native.cuda_graphs()["launched"]}
+        return self.counters.snapshot() | self.totals.read(self.roots) | launched
 
     def close(self) -> None:
         """Nothing new is recorded; installed variants go on."""

@@ -298,12 +298,36 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
 
 using Launch = int (*)(const char* image, const char* symbol, uint64_t grid, void** arguments);
 Launch launcher = nullptr;
+using Parameters = int (*)(const char* image, const char* symbol);
+Parameters parameters = nullptr;  // how many a kernel has
 int context = 0;
 thread_local void* current = nullptr;
 
 struct Function {
   std::string image, name;
 };
+
+// cuda.h's CUDA_KERNEL_NODE_PARAMS_v2.
+struct KernelNode {
+  Function* function;
+  unsigned grid[3], block[3], shared;
+  void **arguments, **extra;
+  void *kernel, *context;
+};
+// A kernel of a graph; its parameters are copied when they are given.
+struct Node {
+  Function* function;
+  uint64_t grid;
+  std::vector<uint64_t> values;
+
+  void set(const KernelNode* given) {
+    function = given->function, grid = given->grid[0];
+    values.resize(parameters(function->image.c_str(), function->name.c_str()));
+    for (size_t i = 0; i < values.size(); ++i) values[i] = *static_cast<uint64_t*>(given->arguments[i]);
+  }
+};
+using Graph = std::vector<Node*>;
+using Ready = std::vector<std::pair<Node*, Node>>;  // what it was made of, and what is launched
 
 struct Start {
   Start() { c10::SetAllocator(CUDA, &memory, /*priority=*/255); }
@@ -316,7 +340,7 @@ C10_REGISTER_CLASS(CUDAHooksRegistry, CUDAHooks, Hooks)
 }
 
 extern "C" {
-void simulated_gpu_launcher(Launch launch) { launcher = launch; }
+void simulated_gpu_launcher(Launch launch, Parameters count) { launcher = launch, parameters = count; }
 
 // Of torch's library for GPUs.
 void _ZN2at17CUDAGeneratorImpl28set_philox_offset_per_threadEm(void*, uint64_t offset) {
@@ -347,6 +371,38 @@ int cuLaunchKernel(void* function, unsigned grid, unsigned, unsigned, unsigned, 
                    void** arguments, void**) {
   auto* f = static_cast<Function*>(function);
   return launcher(f->image.c_str(), f->name.c_str(), grid, arguments);
+}
+int cuGraphCreate(void** graph, unsigned) { return *graph = new Graph, 0; }
+int cuGraphAddKernelNode_v2(void** node, void* graph, void* const*, size_t, const KernelNode* kernel) {
+  auto* made = new Node;
+  made->set(kernel);
+  static_cast<Graph*>(graph)->push_back(made);
+  return *node = made, 0;
+}
+int cuGraphInstantiateWithFlags(void** ready, void* graph, unsigned long long) {
+  auto* made = new Ready;
+  for (Node* node : *static_cast<Graph*>(graph)) made->push_back({node, *node});
+  return *ready = made, 0;
+}
+int cuGraphExecKernelNodeSetParams_v2(void* ready, void* node, const KernelNode* kernel) {
+  for (auto& [made_of, launched] : *static_cast<Ready*>(ready)) {
+    if (made_of == node) return launched.set(kernel), 0;
+  }
+  return 1;
+}
+int cuGraphLaunch(void* ready, void*) {
+  for (auto& [_, node] : *static_cast<Ready*>(ready)) {
+    std::vector<void*> arguments;
+    for (uint64_t& value : node.values) arguments.push_back(&value);
+    int error = launcher(node.function->image.c_str(), node.function->name.c_str(), node.grid, arguments.data());
+    if (error) return error;
+  }
+  return 0;
+}
+int cuGraphExecDestroy(void* ready) { return delete static_cast<Ready*>(ready), 0; }
+int cuGraphDestroy(void* graph) {
+  for (Node* node : *static_cast<Graph*>(graph)) delete node;
+  return delete static_cast<Graph*>(graph), 0;
 }
 int cuStreamIsCapturing(void*, int* status) { return *status = 0, 0; }
 int cuGetErrorName(int error, const char** text) {

@@ -164,6 +164,8 @@ def main() -> int:
         if seconds > 20:
             print(f"{seconds:.0f} s {parameters.id}", flush=True)
         accel.reset()
+    if graphs := accel.runtime.native.cuda_graphs()["launched"]:
+        print(f"{graphs} CUDA graphs launched")
     print(f"{count} programs, {found} differ, {served} launched kernels")
     return 1 if found else 0
 

@@ -32,6 +32,7 @@ _LAUNCHER = ctypes.CFUNCTYPE(
     ctypes.c_uint64,
     ctypes.POINTER(ctypes.c_void_p),
 )
+_PARAMETERS = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p)
 ASSERTED = 710
 launches: list[str] = []  # the names of kernels that have run
 _alive: list[Any] = []
@@ -44,9 +45,9 @@ def install() -> None:
     os.environ["PYTHONPATH"] = f"{_HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     keep_texts()
     library = load()
-    launcher = _LAUNCHER(_launch)
-    library.simulated_gpu_launcher(launcher)
-    _alive.extend([library, launcher])
+    launcher, parameters = _LAUNCHER(_launch), _PARAMETERS(_parameters)
+    library.simulated_gpu_launcher(launcher, parameters)
+    _alive.extend([library, launcher, parameters])
     _patch_torch()
 
 
@@ -186,6 +187,10 @@ def _launch(image: bytes, symbol: bytes, grid: int, arguments: Any) -> int:
     except Exception:
         traceback.print_exc()
         return 999
+
+
+def _parameters(image: bytes, symbol: bytes) -> int:
+    return len(json.loads(image.decode())["signature"])
 
 
 def _run(image: str, symbol: str, grid: int, arguments: Any) -> int:

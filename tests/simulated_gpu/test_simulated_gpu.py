@@ -268,3 +268,55 @@ print(with_gpu_number("cuda:1"), with_gpu_number("cpu"), with_gpu_number(torch.d
 """
     )
     assert printed == ["cuda:3 device(type='cuda', index=3)", "cuda:1 cpu cuda:0"]
+
+
+_REPEATED = """
+def steps(x):
+    for turn in range(5):
+        x = torch.cumsum(x, turn % 2) / 8
+    return x
+
+def replayed():
+    root, held = accel.optimize(steps), []
+    for turn in range(12):
+        x = torch.randn(6, 9, device="cuda")
+        held.append((x, root(x)))
+        accel.wait()
+    with accel.disable():
+        for x, y in held:
+            torch.testing.assert_close(y, steps(x))
+    return accel.counters()["calls_compiled"] >= 8, accel.counters()["cuda_graphs_launched"]
+"""
+
+
+def test_kernels_are_launched_as_graphs_where_wanted(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("ACCEL_CACHE_DIR", str(tmp_path))
+    (printed,) = script(_REPEATED + "print(*replayed())")
+    assert printed == "True 0"
+    monkeypatch.setenv("ACCEL_CUDA_GRAPHS", "1")
+    (printed,) = script(_REPEATED + "print(*replayed())")
+    served, launched = printed.split()
+    assert served == "True" and int(launched) > 5 + 3  # the trial's, and the program's
+
+
+def test_a_gpu_whose_graphs_are_wrong_launches_one_by_one(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("ACCEL_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("ACCEL_CUDA_GRAPHS", "1")
+    printed = script(
+        _REPEATED
+        + """
+from accel import runtime
+run, known = simulated_gpu._run, []
+def without_effect(*given):
+    if runtime.native.cuda_graphs()["made"]:  # the first launch of a graph
+        known.append(1)
+        if len(known) <= 6:
+            return 0
+    return run(*given)
+simulated_gpu._run = without_effect
+print(*replayed())
+"""
+    )
+    served, launched = printed[0].split()
+    assert served == "True" and int(launched) == 5
+    assert "kernels on cuda:0 are launched without CUDA graphs: a graph's result" in printed[1]

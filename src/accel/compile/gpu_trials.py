@@ -2,7 +2,8 @@
 
 In: graphs on GPUs, held until their GPU is known. Out: what is wrong with it, or nothing. Invariant: no kernel of
 accel runs for a program on a GPU where one of `trial_graphs` has given another result than eager, or has failed;
-where only random numbers differ, only graphs that draw are left to eager. The program's streams of random numbers stay
+where only random numbers differ, only graphs that draw are left to eager; where only CUDA graphs differ, or nobody
+has asked for them, kernels are launched one by one. The program's streams of random numbers stay
 where they are.
 """
 
@@ -15,13 +16,18 @@ from typing import Any, NamedTuple
 
 import torch
 
-from accel import log
+from accel import log, runtime
 from accel.compile import trial_graphs
 
 KINDS = (
     *(k for k in trial_graphs.KERNELS if k not in ("convolution", "ATen")),
     *trial_graphs.GPU_KERNELS,
 )
+_SUBJECTS = {
+    "wrong": "programs on {} stay eager",
+    "wrong_draws": "random numbers on {} stay eager",
+    "wrong_replays": "kernels on {} are launched without CUDA graphs",
+}
 
 
 class Refusal(NamedTuple):
@@ -41,13 +47,17 @@ class _Trial:
     is_over: bool = False
     wrong: Refusal = _NOTHING  # kernels
     wrong_draws: Refusal = _NOTHING  # random numbers
+    wrong_replays: Refusal = _NOTHING  # CUDA graphs
 
 
 class GpuTrials:
-    """`compile` compiles a graph and calls back."""
+    """`compile` compiles a graph and calls back; `cuda_graphs`: kernels may be launched as such."""
 
-    def __init__(self, compile_: Callable[[Any, Callable[[Any], None]], None]) -> None:
+    def __init__(
+        self, compile_: Callable[[Any, Callable[[Any], None]], None], cuda_graphs: bool
+    ) -> None:
         self._compile = compile_
+        self._cuda_graphs = cuda_graphs
         self._trials: dict[str, _Trial] = {}
 
     @property
@@ -84,6 +94,7 @@ class GpuTrials:
                 go_on()
 
     def _run(self, device: str, trial: _Trial) -> None:
+        runtime.native.set_cuda_graphs(torch.device(device).index, False)
         for kind, segment in trial.segments.items():
             fault = _fault(kind, device, segment)
             if segment.error and segment.is_missing:  # whoever has asked is told so
@@ -96,10 +107,13 @@ class GpuTrials:
                 trial.wrong_draws = Refusal(text)
             elif not trial.wrong.text:
                 trial.wrong = Refusal(text)
-        for what, wrong in (("programs", trial.wrong), ("random numbers", trial.wrong_draws)):
+        if self._cuda_graphs and not trial.wrong.text:
+            trial.wrong_replays = _replay(device, trial.segments[trial_graphs.REPLAYED])
+        for name, what in _SUBJECTS.items():
+            wrong: Refusal = getattr(trial, name)
             if wrong.text:
                 advice = "`python -m accel doctor` says more"
-                log.notice_once(f"{what} on {device} stay eager: {wrong.text}; {advice}")
+                log.notice_once(f"{what.format(device)}: {wrong.text}; {advice}")
                 break
 
 
@@ -113,6 +127,20 @@ def _fault(kind: str, device: str, segment: Any) -> str:
     except Exception as error:  # of the driver, of the executor, out of memory
         return f"{type(error).__name__}: {error}"
     return "a kernel's result is not eager's"
+
+
+def _replay(device: str, segment: Any) -> Refusal:
+    """Turns CUDA graphs on for a GPU, unless they do something else than launches there."""
+    index = torch.device(device).index
+    runtime.native.set_cuda_graphs(index, True)
+    try:
+        graph = trial_graphs.graph_of(trial_graphs.REPLAYED, device)
+        fault = trial_graphs.replay_fault(graph, segment.plan, segment.library_path)
+    except Exception as error:  # of the driver, of the executor, out of memory
+        fault = f"{type(error).__name__}: {error}"
+    if fault:
+        runtime.native.set_cuda_graphs(index, False)
+    return Refusal(fault)
 
 
 def _is_quiet(device: str) -> bool:

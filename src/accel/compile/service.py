@@ -156,7 +156,7 @@ class CompileService:
         self._started: dict[str, float] = {}
         self._plans: dict[str, CompiledSegment] = {}
         self._ready: deque[tuple[Done, CompiledSegment]] = deque()
-        self._gpu_trials = GpuTrials(self.compile)
+        self._gpu_trials = GpuTrials(self.compile, config.cuda_graphs)
         _SERVICES.add(self)
         atexit.register(_close, weakref.ref(self), os.getpid())
 

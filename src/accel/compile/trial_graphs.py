@@ -52,12 +52,18 @@ RANDOM: dict[str, Row] = {
     "dropout of 16 bits": ([_HALF], _DROPPED),
     "dropout of 64 bits": ([replace(_PLANE, dtype="float64")], _DROPPED),
 }
+REPLAYED = "several kernels"
+_REPLAYS = 8
 # On a GPU, besides: several programs to a row, several rows to a program, other types, additions in any order.
 GPU_KERNELS: dict[str, Row] = {
     "long rows": ([_LONG], [("torch.sum", (_A, -1), {}), ("torch.exp", (_T,), {})]),
     "many rows": ([_WIDE], [(_F + "softmax", (_A,), {"dim": -1})]),
     "16 bits": ([_HALF, _HALF], [("torch.matmul", (_A, _B), {}), (_F + "gelu", (_T,), {})]),
     "scatter": ([_W, _PLACES], [("torch.scatter_add", (_A, 0, _B, _A), {})]),
+    REPLAYED: (
+        [_WIDE],
+        [("torch.cumsum", (Ref(f"t{i - 1}" if i else "a0"), i % 2), {}) for i in range(6)],
+    ),
     **RANDOM,
 }
 
@@ -100,6 +106,26 @@ def agrees(graph: SegmentGraph, plan: dict[str, Any], library: str | None) -> bo
         (got,), (wanted,) = executor.run(inputs), graph.to_fx()(*inputs)
     error = 1e-5 if got.dtype == torch.float32 else 1e-2
     return bool(torch.allclose(got, wanted, rtol=error, atol=error))
+
+
+def replay_fault(graph: SegmentGraph, plan: dict[str, Any], library: str | None) -> str:
+    """What is wrong with runs whose launches are a CUDA graph, on inputs that change, while all results are held;
+    empty where nothing is. Errors: whatever running it raises.
+    """
+    executor = runtime.native.Executor(plan, library)
+    launched = runtime.native.cuda_graphs()["launched"]
+    # Not by the module's own call: called often, that would be compiled.
+    eager = torch.fx.Interpreter(graph.to_fx()).run
+    held: list[tuple[torch.Tensor, torch.Tensor]] = []
+    with torch.no_grad():
+        for turn in range(_REPLAYS):
+            inputs = [x * (turn + 1) for x in inputs_of(graph)]
+            held += zip(executor.run(inputs), eager(*inputs), strict=True)
+    if runtime.native.cuda_graphs()["launched"] == launched:
+        return "the driver has launched no graph"
+    if all(torch.allclose(got, wanted, rtol=1e-3, atol=1e-2) for got, wanted in held):
+        return ""
+    return "a graph's result is not eager's"
 
 
 def _draws_as_eager(executor: Any, graph: SegmentGraph, x: torch.Tensor) -> bool:

@@ -1,7 +1,9 @@
 // A stand-in for NVIDIA's driver: two GPUs, loads any image, writes down every call, and runs kernels
 // called `twice(from, to, count)` on the processor; of `draw(to, n, n, n)` it writes down the numbers,
 // of others only that they were launched.
-// While a stream is captured it loads nothing for a thread that has not said that it may.
+// A graph is run as its kernels, in the order of its nodes.
+// While a stream is captured it loads nothing, and makes and launches no graph, for a thread that has not
+// said that it may.
 #include <dlfcn.h>
 
 #include <cstdint>
@@ -16,6 +18,7 @@ std::string failing;
 int code = 0;
 int succeeding = 0;  // calls of what fails that do not
 int captured = 0;
+bool elsewhere = false;  // another stream is
 thread_local int mode = 0;
 
 void note(const std::string& line) {
@@ -47,6 +50,34 @@ std::string place(const Module* module) {
   return present() == &contexts[1] ? " on 1" : "";
 }
 thread_local void* streams[4];
+
+// cuda.h's CUDA_KERNEL_NODE_PARAMS_v2.
+struct KernelNode {
+  void* function;
+  unsigned grid[3], block[3], shared;
+  void **arguments, **extra;
+  void *kernel, *context;
+};
+struct Node {
+  KernelNode kernel;
+  std::vector<uint64_t> values;  // parameters are copied when they are given
+
+  void set(const KernelNode* given) {
+    kernel = *given;
+    const std::string& name = static_cast<Function*>(kernel.function)->name;
+    values.resize(name == "twice" ? 5 : name == "draw" ? 4 : 0);
+    for (size_t i = 0; i < values.size(); ++i) {
+      values[i] = *static_cast<uint64_t*>(given->arguments[i]);
+    }
+  }
+};
+struct Graph {
+  std::vector<Node*> nodes;
+};
+struct Ready {
+  std::vector<std::pair<Node*, Node>> nodes;  // what it was made of, and what is launched
+};
+bool forbidden() { return (captured || elsewhere) && mode != 2; }
 }  // namespace
 
 extern "C" {
@@ -56,6 +87,7 @@ int fake_capture_mode() { return mode; }
 int fake_contexts() { return static_cast<int>(current.size()); }
 
 void fake_capture(int status) { captured = status; }
+void fake_capture_elsewhere(int on) { elsewhere = on; }
 
 int cuInit(unsigned) {
   const char* result = std::getenv("FAKE_CUDA_INIT");
@@ -132,6 +164,62 @@ int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsign
     if (*static_cast<void**>(arguments[i])) note("a scratch pointer that is not null");
   }
   return 0;
+}
+int cuGraphCreate(void** graph, unsigned) {
+  if (int error = answer("cuGraphCreate")) return error;
+  note(std::string("graph") + (present() == &contexts[1] ? " on 1" : ""));
+  return *graph = new Graph, 0;
+}
+int cuGraphAddKernelNode_v2(void** node, void* graph, void* const* behind, size_t count,
+                            const KernelNode* kernel) {
+  if (int error = answer("cuGraphAddKernelNode_v2")) return error;
+  auto& nodes = static_cast<Graph*>(graph)->nodes;
+  if (count != !nodes.empty() || (count && behind[0] != nodes.back())) return 1;  // not in order
+  auto* made = new Node;
+  made->set(kernel);
+  nodes.push_back(made);
+  return *node = made, 0;
+}
+int cuGraphInstantiateWithFlags(void** ready, void* graph, unsigned long long) {
+  if (int error = answer("cuGraphInstantiateWithFlags")) return error;
+  if (forbidden()) return 900;
+  auto* made = new Ready;
+  for (Node* node : static_cast<Graph*>(graph)->nodes) made->nodes.push_back({node, *node});
+  note("instantiate " + std::to_string(made->nodes.size()));
+  return *ready = made, 0;
+}
+int cuGraphExecKernelNodeSetParams_v2(void* ready, void* node, const KernelNode* kernel) {
+  if (int error = answer("cuGraphExecKernelNodeSetParams_v2")) return error;
+  for (auto& [made_of, launched] : static_cast<Ready*>(ready)->nodes) {
+    if (made_of != node) continue;
+    note("set");
+    return launched.set(kernel), 0;
+  }
+  return 1;
+}
+int cuGraphLaunch(void* ready, void* stream) {
+  if (int error = answer("cuGraphLaunch")) return error;
+  if (forbidden()) return 900;
+  char line[64];
+  std::snprintf(line, sizeof line, "start graph stream %p", stream);
+  note(line);
+  for (auto& [_, node] : static_cast<Ready*>(ready)->nodes) {
+    std::vector<void*> arguments;
+    for (uint64_t& value : node.values) arguments.push_back(&value);
+    const KernelNode& k = node.kernel;
+    cuLaunchKernel(k.function, k.grid[0], k.grid[1], k.grid[2], k.block[0], k.block[1], k.block[2],
+                   k.shared, stream, arguments.data(), k.extra);
+  }
+  return 0;
+}
+int cuGraphExecDestroy(void* ready) {
+  note("destroy instance");
+  return delete static_cast<Ready*>(ready), 0;
+}
+int cuGraphDestroy(void* graph) {
+  note("destroy graph");
+  for (Node* node : static_cast<Graph*>(graph)->nodes) delete node;
+  return delete static_cast<Graph*>(graph), 0;
 }
 int cuStreamIsCapturing(void* stream, int* status) { return *status = captured, 0; }
 int cuGetErrorName(int error, const char** text) {
