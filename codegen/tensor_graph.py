@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from accel.codegen.symbols import SymbolSpace
+from accel.codegen.symbols import SymbolSpace, hint, surely
 
 _INTEGERS = {1: "uint8", 2: "int16", 4: "int32", 8: "int64"}  # by bytes
 
@@ -43,6 +43,19 @@ class View:
             return replace(self, dtype=_INTEGERS[bytes_])
         pairs = tuple(s * 2 for s in self.strides)
         return View(self.buffer, (*self.sizes, 2), (*pairs, 1), self.offset * 2, _INTEGERS[8])
+
+    @property
+    def may_overlap_itself(self) -> bool:
+        """Unless each element has a place of its own; what that asks of open sizes is assumed."""
+        reached: Any = 1
+        lines = zip(self.strides, self.sizes, strict=True)
+        for stride, size in sorted(lines, key=lambda line: hint(line[0])):
+            if surely("<=", size, 1):
+                continue
+            if reached > stride:
+                return True
+            reached = reached + (size - 1) * stride
+        return False
 
 
 @dataclass

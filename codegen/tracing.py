@@ -665,6 +665,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc]
         region = self.view_of(target)
         if region.dtype != state.dtype:
             raise CompileError("a write through a view of another dtype")
+        if region.may_overlap_itself:  # which of two values stays is eager's order; some warn
+            raise CompileError("a write to a tensor whose elements overlap one another")
         value = self._converted(_broadcast(value, region.sizes), region.dtype)
         before = self.graph.buffers[state.buffer]
         whole = _covers(region, before.numel)
